@@ -1,0 +1,25 @@
+"""LoRA fine-tuning of encoders for sentence classification with PyTorch Lightning."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_pl.classifier import LoRAClassifier
+    from lora_pl.data.datamodule import GlueDataModule
+    from lora_pl.lora import LoRAConfig
+
+__version__ = "0.1.0"
+__all__ = ["GlueDataModule", "LoRAClassifier", "LoRAConfig"]
+
+_HOMES = {
+    "GlueDataModule": "lora_pl.data.datamodule",
+    "LoRAClassifier": "lora_pl.classifier",
+    "LoRAConfig": "lora_pl.lora",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # on first use, so that `import lora_pl` costs nothing
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,341 @@
+"""The LightningModule: an encoder with LoRA, a head, one step for all stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_pl.checkpoint import BASE_KEY, check_base, read_checkpoint
+from lora_pl.data.batches import Batch, pad
+from lora_pl.data.tasks import CUSTOM, get_task
+from lora_pl.data.tokens import tokenize
+from lora_pl.encoder import EMBEDDED
+from lora_pl.encoder.fingerprint import vocabulary_fingerprint, weights_fingerprint
+from lora_pl.encoder.head import HeadKind, make_head, needs_pooler
+from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens
+from lora_pl.encoder.source import canonical_name
+from lora_pl.encoder.targets import module_names
+from lora_pl.errors import UserError
+from lora_pl.lora import (
+    LoRAConfig,
+    adapter_state_dict,
+    inject_lora,
+    load_adapter_state_dict,
+    mark_only_lora_as_trainable,
+)
+from lora_pl.metrics import as_predictions, task_metrics
+from lora_pl.schedule import Schedule, make_schedule
+
+Method = Literal["lora", "head", "full"]
+Prediction = dict[str, Any]
+"""`{"label", "score", "probabilities": {label: p}}`, or `{"score"}` for a regression."""
+
+
+class LoRAClassifier(LightningModule):
+    """A pretrained encoder with LoRA on chosen linear layers and a head on the first token's feature.
+
+    Example:
+        >>> model = LoRAClassifier.load_from_checkpoint("checkpoints/demo/best.ckpt")  # doctest: +SKIP
+        >>> model.predict(["This movie was absolutely trash!"])  # doctest: +SKIP
+        [{'label': 'negative', 'score': 0.99, 'probabilities': {'negative': 0.99, 'positive': 0.01}}]
+
+    Args:
+        encoder: A hub name, a folder, or package://NAME/PATH (a folder inside an installed package).
+        task: A GLUE task, or custom with label_names.
+        label_names: The classes in the order of their ids; by default the task's.
+        max_length: The longest sentence in tokens that `predict` doesn't cut.
+        lora: Rank, alpha, dropout, targets and initialization.
+        method: What is trained beside the head: lora (the adapters), head (nothing), full (the whole encoder).
+        head: linear (on the first token's feature), or architecture (the one Transformers gives this architecture).
+        learning_rate: AdamW's, at the schedule's height.
+        head_learning_rate: The head's own; by default learning_rate.
+        weight_decay: AdamW's, on all that is trained.
+        decay_bias: Whether weight_decay applies to biases and norms too.
+        schedule: constant or linear (to zero at the last step).
+        warmup_ratio: The share of all steps over which the learning rate rises from zero.
+    """
+
+    def __init__(
+        self,
+        encoder: str = EMBEDDED,
+        task: str = "sst2",
+        label_names: list[str] | None = None,
+        max_length: int = 64,
+        lora: LoRAConfig = LoRAConfig(),  # noqa: B008  frozen
+        method: Method = "lora",
+        head: HeadKind = "linear",
+        learning_rate: float = 1e-4,
+        head_learning_rate: float | None = None,
+        weight_decay: float = 0.01,
+        decay_bias: bool = True,
+        schedule: Schedule = "constant",
+        warmup_ratio: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _require_rates(learning_rate, head_learning_rate, weight_decay, warmup_ratio)
+        lora = LoRAConfig.of(lora)
+        self.task = get_task(task)
+        self.label_names = list(label_names if label_names is not None else self.task.labels)
+        if self.task.name == CUSTOM and len(self.label_names) < 2:
+            raise UserError("label_names: expected the classes of the custom task, at least two, got none")
+        # primitive values only, so that checkpoints load with weights_only=True
+        self.save_hyperparameters(
+            {
+                "encoder": canonical_name(encoder),
+                "task": task,
+                "label_names": self.label_names,
+                "max_length": max_length,
+                "lora": lora.to_dict(),
+                "method": method,
+                "head": head,
+                "learning_rate": learning_rate,
+                "head_learning_rate": head_learning_rate,
+                "weight_decay": weight_decay,
+                "decay_bias": decay_bias,
+                "schedule": schedule,
+                "warmup_ratio": warmup_ratio,
+            }
+        )
+        config = load_config(encoder)
+        self.max_length = min(max_length, max_tokens(config))
+        self.tokenizer = load_tokenizer(encoder)
+        self.encoder = load_encoder(encoder, with_pooler=needs_pooler(head, config))
+        self.head = make_head(head, self.encoder, len(self.label_names) or 1)
+        self.base = {
+            "encoder": canonical_name(encoder),
+            "weights": weights_fingerprint(self.encoder),
+            "vocabulary": vocabulary_fingerprint(self.tokenizer),
+        }
+        self.adapted = inject_lora(self.encoder, module_names(lora, config)) if method == "lora" else []
+        mark_only_lora_as_trainable(self, also=self.trained_modules)
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}/{split}": task_metrics(self.task, len(self.label_names))
+                for stage, splits in (("train", ("",)), ("val", self.task.validation), ("test", self.task.validation))
+                for split in splits
+            }
+        )
+
+    @property
+    def trained_modules(self) -> tuple[nn.Module, ...]:
+        """The modules that are trained as a whole, beside the adapters."""
+        return (self.encoder, self.head) if self.hparams["method"] == "full" else (self.head,)
+
+    @property
+    def monitor(self) -> str:
+        """The logged metric that chooses the best checkpoint; higher is better."""
+        return f"val/{self.task.metrics[0]}"
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits in fp32, (batch, classes), or (batch, 1) for a regression."""
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if getattr(self.encoder.config, "type_vocab_size", 1) > 1:
+            inputs["token_type_ids"] = batch.token_type_ids
+        features = self.encoder(**inputs).last_hidden_state  # (batch, length, hidden)
+        return self.head(features[:, 0]).float()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        loss = self._step(batch, "train", "")
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds a batch to the split's loss and metrics."""
+        self._evaluation_step(batch, "val", dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As `validation_step`."""
+        self._evaluation_step(batch, "test", dataloader_idx)
+
+    def predict_step(self, texts: Sequence[str | tuple[str, ...]], batch_idx: int = 0) -> list[Prediction]:
+        """`predict` without its care for the mode, which the trainer takes."""
+        return self._predictions(texts, batch_size=64)
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[str | tuple[str, ...]], batch_size: int = 64) -> list[Prediction]:
+        """What the model says of each text, in their order.
+
+        Args:
+            texts: Sentences, or pairs of sentences for a task on pairs.
+            batch_size: Sentences per forward pass; batches are made of like lengths.
+
+        Returns:
+            A dict per text: the label, its probability as `score`, and every label's probability; for a regression
+            the `score` alone.
+        """
+        if isinstance(texts, str):
+            raise UserError(f"predict: expected a list of texts, got one string; write predict([{texts[:20]!r}])")
+        with _evaluating(self):
+            return self._predictions(texts, batch_size)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on what is trained, and the schedule per optimizer step."""
+        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.hparams["learning_rate"])
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps) and self.hparams["schedule"] == "linear":
+            raise UserError("schedule: linear needs an end; give --trainer.max_epochs or --trainer.max_steps")
+        warmup = 0 if math.isinf(steps) else round(self.hparams["warmup_ratio"] * steps)
+        total = 0 if math.isinf(steps) else int(steps)
+        schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What is trained, and nothing else: adapters and head (`method: full`: encoder and head)."""
+        return adapter_state_dict(self, also=self.trained_modules)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The reverse of `state_dict`, always strict; a LoRAError lists every key that does not fit."""
+        load_adapter_state_dict(self, state_dict, also=self.trained_modules)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the base's name and fingerprints."""
+        checkpoint[BASE_KEY] = dict(self.base)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses an adapter that was trained on another base."""
+        check_base(checkpoint, self.base)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any
+    ) -> LoRAClassifier:
+        """The model of a checkpoint, on `map_location`, in eval mode.
+
+        Args:
+            checkpoint_path: `best.ckpt` or `last.ckpt` of a run.
+            map_location: The device.
+            overrides: Constructor arguments to change, such as `encoder` where the base has moved.
+
+        Raises:
+            UserError: the file is no checkpoint of lora_pl, or the base is not the one that it was trained on.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        model = cls(**{**checkpoint["hyper_parameters"], **overrides})
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+        return model.to(map_location).eval()
+
+    def _step(self, batch: Batch, stage: str, split: str) -> Tensor:
+        logits = self(batch)
+        self.metrics[f"{stage}/{split}"].update(as_predictions(self.task, logits), self._targets(batch))
+        if self.task.is_regression:
+            return F.mse_loss(logits.squeeze(-1), batch.labels)
+        return F.cross_entropy(logits, self._targets(batch))
+
+    def _targets(self, batch: Batch) -> Tensor:
+        return batch.labels if self.task.is_regression else batch.labels.long()
+
+    def _evaluation_step(self, batch: Batch, stage: str, index: int) -> None:
+        split = list(self.task.validation)[index]
+        loss = self._step(batch, stage, split)
+        self.log(
+            f"{stage}/loss{_suffix(split, index)}",
+            loss,
+            on_epoch=True,
+            batch_size=len(batch),
+            add_dataloader_idx=False,
+            sync_dist=True,
+        )
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's training metrics."""
+        self._log_metrics("train", [""])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the exact metrics of every validation split."""
+        self._log_metrics("val", self.task.validation)
+
+    def on_test_epoch_end(self) -> None:
+        """As `on_validation_epoch_end`."""
+        self._log_metrics("test", self.task.validation)
+
+    def _log_metrics(self, stage: str, splits: Any) -> None:
+        for index, split in enumerate(splits):
+            metrics = self.metrics[f"{stage}/{split}"]
+            for name, value in metrics.compute().items():
+                self.log(f"{stage}/{name}{_suffix(split, index)}", value, prog_bar=stage != "test")
+            metrics.reset()
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        head_rate = self.hparams["head_learning_rate"] or self.hparams["learning_rate"]
+        groups = []
+        for name, module, rate in (
+            ("encoder", self.encoder, self.hparams["learning_rate"]),
+            ("head", self.head, head_rate),
+        ):
+            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            decayed = [p for p in trained if p.ndim > 1 or self.hparams["decay_bias"]]
+            plain = [p for p in trained if p.ndim <= 1 and not self.hparams["decay_bias"]]
+            decay = self.hparams["weight_decay"]
+            groups.append({"name": name, "params": decayed, "lr": rate, "weight_decay": decay})
+            groups.append({"name": f"{name}_bias", "params": plain, "lr": rate, "weight_decay": 0.0})
+        return [group for group in groups if group["params"]]
+
+    def _predictions(self, texts: Sequence[str | tuple[str, ...]], batch_size: int) -> list[Prediction]:
+        if not len(texts):
+            return []
+        logits = self._logits(_columns(texts, len(self.task.columns)), batch_size)
+        if self.task.is_regression:
+            return [{"score": score} for score in logits.squeeze(-1).tolist()]
+        return [self._prediction(row) for row in logits.softmax(-1).tolist()]
+
+    def _logits(self, texts: Sequence[Sequence[str]], batch_size: int) -> Tensor:
+        """(texts, outputs) on the CPU in the texts' order, computed in batches of like lengths."""
+        tokens = tokenize(self.tokenizer, texts, self.max_length)
+        order = np.argsort(tokens.lengths, kind="stable")
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        logits = [self(pad(tokens, part.tolist(), self.tokenizer.pad_token_id).to(self.device)) for part in batches]
+        return torch.cat(logits).cpu()[torch.from_numpy(np.argsort(order))]
+
+    def _prediction(self, probabilities: list[float]) -> Prediction:
+        by_label = dict(zip(self.label_names, probabilities, strict=True))
+        label = max(by_label, key=by_label.__getitem__)
+        return {"label": label, "score": by_label[label], "probabilities": by_label}
+
+
+def _suffix(split: str, index: int) -> str:
+    """Nothing for a task's first split, `_mismatched` for MNLI's second."""
+    return f"_{split.removeprefix('validation_')}" if index else ""
+
+
+def _columns(texts: Sequence[str | tuple[str, ...]], count: int) -> list[list[str]]:
+    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+    width = len(rows[0])
+    if any(len(row) != width for row in rows) or width not in (1, 2):
+        raise UserError("predict: expected sentences, or pairs of sentences, all of one kind")
+    if count == 2 and width == 1:
+        raise UserError("predict: this task compares two sentences; give pairs: predict([(first, second), ...])")
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the context; every module's own mode afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def _require_rates(rate: float, head_rate: float | None, decay: float, warmup: float) -> None:
+    for name, holds, expected, given in (
+        ("learning_rate", rate > 0, "a number > 0", rate),
+        ("head_learning_rate", head_rate is None or head_rate > 0, "a number > 0", head_rate),
+        ("weight_decay", decay >= 0, "a number >= 0", decay),
+        ("warmup_ratio", 0 <= warmup < 1, "a share of the steps in [0, 1)", warmup),
+    ):
+        if not holds:
+            raise UserError(f"model.{name}: expected {expected}, got {given}")

@@ -1,0 +1,199 @@
+"""The sentences of one task as Lightning asks for them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lora_pl.data.batches import Batch, ExactBatches, RandomBatches, TokenDataset
+from lora_pl.data.examples import Examples
+from lora_pl.data.own_files import discover_labels, read_own_file
+from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
+from lora_pl.data.tasks import CUSTOM, Task, get_task
+from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
+from lora_pl.encoder import EMBEDDED
+from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
+from lora_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class GlueDataModule(LightningDataModule):
+    """A GLUE task from the hub, from a download's folder or from the embedded sample, or a user's own files.
+
+    Sentences are tokenized once and cached without padding; training draws random batches of them, padded to their
+    longest.
+
+    Args:
+        task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli) or custom; by default sst2, or custom
+            where own files are given.
+        source: hub (`nyu-mll/glue`), sample (2,500 sentences on films inside the package, for sst2), or a folder in
+            the layout of a GLUE download (train.tsv, dev.tsv).
+        train_file: Own training file instead of a source: CSV, TSV, JSON lines or Parquet, by its ending.
+        validation_file: Own validation file.
+        text_column: The text's column in own files; by default the task's, `text` for custom.
+        text_pair_column: The second text's column for a task on pairs.
+        label_column: The label's column in own files.
+        label_names: The classes in the order of their ids; by default the task's, or those in train_file.
+        encoder: Whose tokenizer to use: a hub name, a folder, or package://NAME/PATH.
+        max_length: The longest sentence in tokens; what is longer is cut and counted.
+        batch_size: Training sentences per step and process.
+        eval_batch_size: Sentences per step and process where nothing is trained.
+        num_workers: Processes that make batches; 0 makes them in the training process, which is fastest here.
+        cache_dir: Where tokenized sentences are kept; by default ~/.cache/lora_pl.
+        seed: Draws the random batches.
+    """
+
+    def __init__(
+        self,
+        task: str | None = None,
+        source: str = HUB,
+        train_file: str | None = None,
+        validation_file: str | None = None,
+        text_column: str | None = None,
+        text_pair_column: str | None = None,
+        label_column: str | None = None,
+        label_names: list[str] | None = None,
+        encoder: str = EMBEDDED,
+        max_length: int = 64,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # <s>, one token, </s>
+        _require_at_least(3, max_length=max_length)
+        _require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        _require_at_least(0, num_workers=num_workers)
+        self.save_hyperparameters()
+        self.own_files = {TRAIN: train_file, "validation": validation_file}
+        self.task: Task = get_task(task or (CUSTOM if any(self.own_files.values()) else "sst2"))
+        self.source = source
+        self.encoder, self.seed, self.num_workers = encoder, seed, num_workers
+        self.max_length, self.batch_size, self.eval_batch_size = max_length, batch_size, eval_batch_size
+        self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
+        self._given_label_names = label_names
+        self._text_columns = tuple(filter(None, (text_column or self.task.columns[0], text_pair_column)))
+        self._label_column = label_column or "label"
+        self._splits: dict[str, Tokens] = {}
+
+    @cached_property
+    def label_names(self) -> list[str]:
+        """The classes in the order of their ids; none for a regression."""
+        if self._given_label_names is not None:
+            return self._given_label_names
+        if self.task.name != CUSTOM:
+            return list(self.task.labels)
+        return list(discover_labels(self._own_file(TRAIN), self._label_column))
+
+    @property
+    def validation_splits(self) -> list[str]:
+        """The labelled splits that `validate` and `test` go over."""
+        return ["validation"] if any(self.own_files.values()) else list(self.task.validation)
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The text columns of own files."""
+        return self._text_columns
+
+    def prepare_data(self) -> None:
+        """Read and tokenize every split that training needs, into the cache; one process per machine does this."""
+        for split in self._needed(self.trainer.state.fn if self.trainer else "fit"):
+            self._tokens(split)
+
+    def setup(self, stage: str) -> None:
+        """Load the tokens of the stage's splits."""
+        for split in self._needed(stage):
+            if split not in self._splits:
+                self._splits[split] = self._tokens(split, report=True)
+        if stage == "test":
+            rank_zero_info(
+                f"test: on the labelled {' and '.join(self.validation_splits)} split"
+                f"{' (the labels of GLUE tests are not public)' if not any(self.own_files.values()) else ''}"
+            )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Random batches."""
+        data = self._dataset(TRAIN)
+        return self._loader(data, RandomBatches(data, self.batch_size, self.seed, *self._replicas()))
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """A loader per labelled split, every sentence once."""
+        return [
+            self._loader(data, ExactBatches(data, self.eval_batch_size, *self._replicas()))
+            for data in map(self._dataset, self.validation_splits)
+        ]
+
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """As `val_dataloader`."""
+        return self.val_dataloader()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The encoder's tokenizer."""
+        return load_tokenizer(self.encoder)
+
+    def _needed(self, stage: str | None) -> list[str]:
+        if stage == "predict":
+            return []
+        return [*([TRAIN] if stage == "fit" else []), *self.validation_splits]
+
+    def _tokens(self, split: str, report: bool = False) -> Tokens:
+        examples = self._read(split)
+        length = min(self.max_length, max_tokens(load_config(self.encoder)))
+        tokens = tokenize_cached(self.tokenizer, examples, length, self.cache)
+        if report:
+            _report(split, examples, tokens, length)
+        return tokens
+
+    def _read(self, split: str) -> Examples:
+        if not any(self.own_files.values()):
+            return read_split(self.source, self.task, split)
+        return read_own_file(
+            self._own_file(split), self.task, self._text_columns, self._label_column, self.label_names
+        )
+
+    def _own_file(self, split: str) -> str:
+        path = self.own_files[split]
+        if path is None:
+            raise UserError(f"data.{split}_file: expected a file beside the other one given, got none")
+        return path
+
+    def _dataset(self, split: str) -> TokenDataset:
+        return TokenDataset(self._splits[split], self.tokenizer.pad_token_id)
+
+    def _loader(self, data: TokenDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
+        # batch_size None: the sampler's lists are the batches
+        return DataLoader(
+            data,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _replicas(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+def _require_at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f"data.{name}: expected at least {least}, got {value}")
+
+
+def _report(split: str, examples: Examples, tokens: Tokens, length: int) -> None:
+    said = f"{split}: {len(tokens):,} sentences, {tokens.lengths.mean():.1f} tokens each"
+    if tokens.cut:
+        said += f"; {tokens.cut:,} of {len(tokens):,} sentences were cut at {length} tokens"
+    if examples.blank:
+        said += f"; {examples.blank:,} blank"
+    rank_zero_info(said)

@@ -1,0 +1,151 @@
+"""Tokenized sentences as one flat array, made once and cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_pl.data.examples import Examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 1000  # texts per call of the tokenizer, a step of the progress bar
+CACHE_FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sentence i is `ids[offsets[i]:offsets[i + 1]]`, special tokens included; no padding is stored."""
+
+    ids: NDArray[np.int32]
+    """(tokens,)"""
+    offsets: NDArray[np.int64]
+    """(sentences + 1,)"""
+    second: NDArray[np.int32]
+    """(sentences,): how many tokens at the end belong to the second text of a pair, by the tokenizer's type ids."""
+    labels: NDArray[np.float32]
+    """(sentences,): class ids or scores; empty where there are none."""
+    cut: int
+    """How many sentences were longer than the limit."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(sentences,): tokens per sentence."""
+        return np.diff(self.offsets)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], max_length: int, show_progress: bool = False
+) -> Tokens:
+    """Tokenize one text column, or two for pairs, cutting to `max_length` tokens from the longer text's end."""
+    ids: list[NDArray[np.int32]] = []
+    second: list[int] = []
+    cut = 0
+    for encoding in _encodings(tokenizer, texts, max_length, show_progress):
+        ids.append(np.asarray(encoding.ids, dtype=np.int32))
+        second.append(sum(encoding.type_ids))
+        cut += bool(encoding.overflowing)
+    offsets = np.concatenate([[0], np.cumsum([len(sentence) for sentence in ids], dtype=np.int64)])
+    flat = np.concatenate(ids) if ids else np.empty(0, np.int32)
+    return Tokens(flat, offsets.astype(np.int64), np.asarray(second, np.int32), np.empty(0, np.float32), cut)
+
+
+def tokenize_cached(
+    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, cache: Path | None
+) -> Tokens:
+    """`tokenize` with labels, kept in the folder `cache` under a name made of texts, labels, tokenizer and length.
+
+    An unreadable file in the cache is made again; a folder that can't be written to is done without.
+    """
+    if cache is None:
+        return _with_labels(tokenize(tokenizer, examples.texts, max_length, show_progress=True), examples)
+    path = cache / f"{_key(tokenizer, examples, max_length)}.safetensors"
+    tokens = _load(path)
+    if tokens is None:
+        tokens = _with_labels(tokenize(tokenizer, examples.texts, max_length, show_progress=True), examples)
+        _save(tokens, path)
+    return tokens
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/lora_pl`, by default `~/.cache/lora_pl`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_pl"
+
+
+def _encodings(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], max_length: int, show_progress: bool
+) -> Iterator[Any]:
+    from tqdm.auto import tqdm
+
+    count = len(texts[0])
+    hidden = None if show_progress and count > CHUNK else True  # None: hidden where stderr is no terminal
+    with tqdm(total=count, desc="Tokenizing", unit=" sentences", disable=hidden, leave=False) as bar:
+        for start in range(0, count, CHUNK):
+            columns = [list(column[start : start + CHUNK]) for column in texts]
+            yield from tokenizer(*columns, truncation=True, max_length=max_length).encodings or ()
+            bar.update(len(columns[0]))
+
+
+def _with_labels(tokens: Tokens, examples: Examples) -> Tokens:
+    return Tokens(tokens.ids, tokens.offsets, tokens.second, np.asarray(examples.labels, np.float32), tokens.cut)
+
+
+def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> str:
+    """SHA-256, 32 hexadecimal digits, over all that the tokens depend on."""
+    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, max_length, len(examples.texts)]).encode())
+    digest.update(_tokenizer_text(tokenizer).encode())
+    digest.update(np.asarray(examples.labels, np.float32).tobytes())
+    for column in examples.texts:
+        # lengths keep "a", "bc" apart from "ab", "c"
+        digest.update(np.asarray([len(text) for text in column], np.int64).tobytes())
+        digest.update("".join(column).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:32]
+
+
+def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's whole definition, less the limits that the last call set on it."""
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    return json.dumps({**definition, "truncation": None, "padding": None}, sort_keys=True)
+
+
+def _load(path: Path) -> Tokens | None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in ("ids", "offsets", "second", "labels")}
+            return Tokens(**arrays, cut=int((file.metadata() or {})["cut"]))
+    except (SafetensorError, KeyError, ValueError, OSError):
+        return None
+
+
+def _save(tokens: Tokens, path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    arrays = {name: getattr(tokens, name) for name in ("ids", "offsets", "second", "labels")}
+    write_beside(path, lambda beside: save_file(arrays, beside, metadata={"cut": str(tokens.cut)}))
+
+
+def write_beside(path: Path, write: Callable[[Path], None]) -> None:
+    """Write to a file beside `path`, then rename; a cache does without where the disk refuses."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(beside)
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,20 @@
+"""LoRA (Hu et al., 2021) for any model with linear layers; knows torch and nothing else of the project."""
+
+from lora_pl.lora.config import LoRAConfig
+from lora_pl.lora.errors import LoRAError
+from lora_pl.lora.injection import inject_lora, mark_only_lora_as_trainable, remove_lora
+from lora_pl.lora.layer import LoRALinear, disable_lora, lora_layers
+from lora_pl.lora.state import adapter_state_dict, load_adapter_state_dict
+
+__all__ = [
+    "LoRAConfig",
+    "LoRAError",
+    "LoRALinear",
+    "adapter_state_dict",
+    "disable_lora",
+    "inject_lora",
+    "load_adapter_state_dict",
+    "lora_layers",
+    "mark_only_lora_as_trainable",
+    "remove_lora",
+]

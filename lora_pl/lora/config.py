@@ -1,0 +1,63 @@
+"""The hyper-parameters of LoRA."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lora_pl.lora.errors import LoRAError
+
+Init = Literal["gaussian", "kaiming_uniform"]
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """What `inject_lora` puts where (Hu et al., 2021, Section 4.1).
+
+    Raises:
+        LoRAError: a field outside its range; the message begins with the field's name.
+    """
+
+    r: int = 4
+    """Rank of the update, at least 1: A is (r, in_features), B is (out_features, r)."""
+    lora_alpha: float = 16.0
+    """Numerator of the scaling alpha / r that multiplies the update, above 0."""
+    lora_dropout: float = 0.0
+    """Probability of dropping an entry of the branch's input while training, in [0, 1)."""
+    target_modules: tuple[str, ...] = ("query", "value")
+    """Linear layers to adapt: the last parts of their names (`query`, `attention.self.query`) or regular
+    expressions that match whole names."""
+    init: Init = "gaussian"
+    """How A starts: `gaussian` (std 0.02) or `kaiming_uniform` (loralib's). B always starts at zero."""
+
+    def __post_init__(self) -> None:
+        targets = self.target_modules
+        object.__setattr__(self, "target_modules", (targets,) if isinstance(targets, str) else tuple(targets))
+        self._require("r", isinstance(self.r, int) and not isinstance(self.r, bool) and self.r >= 1, "an integer >= 1")
+        self._require("lora_alpha", 0 < self.lora_alpha < float("inf"), "a number > 0")
+        self._require("lora_dropout", 0 <= self.lora_dropout < 1, "a probability in [0, 1)")
+        self._require("init", self.init in ("gaussian", "kaiming_uniform"), "gaussian or kaiming_uniform")
+        self._require("target_modules", bool(self.target_modules), "at least one name or pattern")
+        for pattern in self.target_modules:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise LoRAError(f"target_modules: {pattern!r} is no regular expression: {error}") from None
+
+    def _require(self, field: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise LoRAError(f"{field}: expected {expected}, got {getattr(self, field)!r}")
+
+    @property
+    def scaling(self) -> float:
+        """alpha / r."""
+        return self.lora_alpha / self.r
+
+    def to_dict(self) -> dict[str, Any]:
+        """Primitive values only, as a checkpoint stores them; `LoRAConfig(**d)` reads them back."""
+        return {**asdict(self), "target_modules": list(self.target_modules)}
+
+    @classmethod
+    def of(cls, value: "LoRAConfig | Mapping[str, Any]") -> "LoRAConfig":
+        """`value` itself, or the configuration that a mapping of its fields describes."""
+        return value if isinstance(value, cls) else cls(**dict(value))  # type: ignore[arg-type]

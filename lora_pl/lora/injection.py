@@ -1,0 +1,98 @@
+"""Putting LoRA into a model and taking it out again."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from lora_pl.lora.config import LoRAConfig
+from lora_pl.lora.errors import LoRAError
+from lora_pl.lora.layer import LoRALinear, lora_layers
+
+
+def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
+    """Replace every linear layer that `config.target_modules` names by a `LoRALinear` over the same weight.
+
+    A target matches a layer by the last parts of its name (`query` matches `encoder.layer.0.attention.self.query`,
+    not `my_query`) or as a regular expression over the whole name. Nothing is frozen: see
+    `mark_only_lora_as_trainable`.
+
+    Returns:
+        The names of the adapted layers, in the model's order.
+
+    Raises:
+        LoRAError: a target matches no linear layer, LoRA is injected already, or r exceeds a layer's size. The model
+            is then as it was.
+    """
+    if lora_layers(model):
+        raise LoRAError("LoRA is injected in this model already: call remove_lora(model) first")
+    names = _matching_names(model, config.target_modules)
+    layers = {name: model.get_submodule(name) for name in names}
+    for name, layer in layers.items():
+        _check_rank(name, layer, config.r)
+    for name, layer in layers.items():
+        _replace(model, name, LoRALinear(layer, config))  # type: ignore[arg-type]
+    return names
+
+
+def remove_lora(model: nn.Module) -> list[str]:
+    """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names."""
+    names = list(lora_layers(model))
+    for name in names:
+        _replace(model, name, _base_linear(model.get_submodule(name)))  # type: ignore[arg-type]
+    return names
+
+
+def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module] = ()) -> None:
+    """Freeze every parameter of `model` but those that its modules declare (`adapter_params`) and those in `also`."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        for name in declared_params(module):
+            module.get_parameter(name).requires_grad_(True)
+    for module in also:
+        module.requires_grad_(True)
+
+
+def declared_params(module: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters that `module` declares as its adapter, none where it declares nothing."""
+    declare: Callable[[], tuple[str, ...]] | None = getattr(module, "adapter_params", None)
+    return declare() if callable(declare) else ()
+
+
+def _matching_names(model: nn.Module, targets: Iterable[str]) -> list[str]:
+    # exactly nn.Linear: subclasses may be used without a call of their forward, and LoRA would silently do nothing
+    linear = [name for name, module in model.named_modules() if name and type(module) is nn.Linear]
+    matched: set[str] = set()
+    for target in targets:
+        found = [name for name in linear if _matches(name, target)]
+        if not found:
+            raise LoRAError(f"target_modules: {target!r} matches no linear layer; there are: {_summary(linear)}")
+        matched.update(found)
+    return [name for name in linear if name in matched]
+
+
+def _matches(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}") or re.fullmatch(target, name) is not None
+
+
+def _summary(names: Iterable[str]) -> str:
+    """The names with layer numbers folded: `encoder.layer.*.attention.self.query, ...`."""
+    return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)) or "none"
+
+
+def _check_rank(name: str, layer: nn.Module, r: int) -> None:
+    size = min(layer.in_features, layer.out_features)  # type: ignore[call-overload]
+    if r > size:
+        raise LoRAError(f"r: expected at most {size}, the smaller side of {name}, got {r}")
+
+
+def _base_linear(layer: LoRALinear) -> nn.Linear:
+    layer.unmerge()
+    base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    base.weight, base.bias = layer.weight, layer.bias
+    return base.train(layer.training)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
