@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lora_pl.data.batches import Batch, ExactBatches, RandomBatches, TokenDataset
@@ -19,9 +18,13 @@ from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
 from lora_pl.errors import UserError
+from lora_pl.reporting import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+PATHS = ("source", "train_file", "validation_file", "cache_dir")
 
 
 class GlueDataModule(LightningDataModule):
@@ -73,7 +76,9 @@ class GlueDataModule(LightningDataModule):
         _require_at_least(3, max_length=max_length)
         _require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         _require_at_least(0, num_workers=num_workers)
-        self.save_hyperparameters()
+        # logger=False: the model logs the settings that both share
+        self.save_hyperparameters(logger=False)
+        self.hparams.update({key: absolute(value) for key, value in self.hparams.items() if key in PATHS})
         self.own_files = {TRAIN: train_file, "validation": validation_file}
         self.task: Task = get_task(task or (CUSTOM if any(self.own_files.values()) else "sst2"))
         self.source = source
@@ -115,7 +120,7 @@ class GlueDataModule(LightningDataModule):
             if split not in self._splits:
                 self._splits[split] = self._tokens(split, report=True)
         if stage == "test":
-            rank_zero_info(
+            say(
                 f"test: on the labelled {' and '.join(self.validation_splits)} split"
                 f"{' (the labels of GLUE tests are not public)' if not any(self.own_files.values()) else ''}"
             )
@@ -184,6 +189,11 @@ class GlueDataModule(LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
 
+def absolute(path: str | None) -> str | None:
+    """A path as a checkpoint stores it, so that it holds in another folder; what is no path stays as it is."""
+    return path if path in (None, HUB, SAMPLE) else str(Path(path).expanduser().resolve())
+
+
 def _require_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
@@ -196,4 +206,4 @@ def _report(split: str, examples: Examples, tokens: Tokens, length: int) -> None
         said += f"; {tokens.cut:,} of {len(tokens):,} sentences were cut at {length} tokens"
     if examples.blank:
         said += f"; {examples.blank:,} blank"
-    rank_zero_info(said)
+    say(said)

@@ -1,0 +1,37 @@
+"""The HPARAMS tab of TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+
+class HparamsRecord(Callback):
+    """Writes the run's hyper-parameters with the task's metric as their outcome.
+
+    TensorBoard shows the metric's latest value, so that the tab is right while the run goes on and after it.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the hyper-parameters and the metrics that they lead to."""
+        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        data = trainer.datamodule.hparams if trainer.datamodule else {}  # type: ignore[attr-defined]
+        settings = _flat({"model": dict(pl_module.hparams), "data": dict(data)})
+        writer = trainer.logger.experiment._get_file_writer()
+        for summary in hparams(settings, {pl_module.monitor: 0.0, "val/loss": 0.0}):
+            writer.add_summary(summary)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"lora": {"r": 4}}}` -> `{"model.lora.r": 4}`, lists as text, empty values left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        elif value is not None:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
+    return flat

@@ -1,0 +1,60 @@
+"""Says at the start of fit what is trained and what is frozen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lora_pl.parameters import count_parameters, lora_by_module
+from lora_pl.reporting import say
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Row = tuple[str, int, float]
+
+
+class ParameterReport(Callback):
+    """Prints a table of LoRA, head and frozen parameters, and writes it to TensorBoard as text."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print and log the table."""
+        rows = parameter_rows(pl_module.encoder, pl_module.head)  # type: ignore[arg-type]
+        say(_table(rows))
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_text("parameters", _markdown(rows))
+
+
+def parameter_rows(encoder: nn.Module, head: nn.Module) -> list[Row]:
+    """What, how many parameters, and their percent of all; sums come last."""
+    counts = count_parameters(encoder, head)
+    parts = [
+        *((f"LoRA on {kind} ({layers} layers)", n) for kind, (layers, n) in lora_by_module(encoder).items()),
+        ("LoRA", counts.lora),
+        ("head", counts.head),
+        ("trainable", counts.trainable),
+        ("frozen", counts.frozen),
+        ("total", counts.total),
+    ]
+    return [(name, n, 100 * n / counts.total) for name, n in parts]
+
+
+def _table(rows: list[Row]) -> object:
+    from rich.table import Table
+
+    table = Table(title="Parameters", title_justify="left")
+    table.add_column("part", overflow="fold")
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("% of total", justify="right", no_wrap=True)
+    for name, n, percent in rows:
+        if name in ("LoRA", "trainable"):
+            table.add_section()
+        table.add_row(name, f"{n:,}", f"{percent:.3f}", style="bold" if name == "trainable" else None)
+    return table
+
+
+def _markdown(rows: list[Row]) -> str:
+    lines = [f"| {name} | {n:,} | {percent:.3f} |" for name, n, percent in rows]
+    return "\n".join(["| part | parameters | % of total |", "| --- | ---: | ---: |", *lines])

@@ -1,0 +1,82 @@
+"""Holds a run's precision to account."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lora_pl.errors import UserError
+from lora_pl.lora import lora_layers
+from lora_pl.reporting import say
+
+
+class PrecisionReport(Callback):
+    """Says at the start of fit what is computed in which type, and stops a run that would train wrongly.
+
+    Adapters, head and the optimizer's state are fp32; losses are scaled in 16-mixed on a GPU and nowhere else.
+
+    Raises:
+        UserError: a trainable parameter is not fp32, or the loss scaling does not fit the type.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check parameters and scaling, then report the types."""
+        check_trainable_types(pl_module)
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        check_loss_scaling(str(trainer.precision), str(pl_module.device.type), scaled)
+        with trainer.precision_plugin.forward_context():
+            computed = computed_type(pl_module)
+        say(
+            f"precision {trainer.precision} on {pl_module.device.type}: matrix products in {_short(computed)}, "
+            f"adapters, head and optimizer in fp32, frozen weights in {_frozen_types(pl_module)}, "
+            f"loss {'scaled' if scaled else 'not scaled'}"
+        )
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+        """Check the optimizer's state once it exists."""
+        if trainer.global_step == 1:
+            check_optimizer_state(optimizer)
+
+
+def check_trainable_types(model: nn.Module) -> None:
+    """Raise a UserError that names the first trainable parameter that is not fp32."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise UserError(
+                f"trainer.precision: {name} would be trained in {_short(parameter.dtype)}, in which small updates are "
+                "lost; take bf16-mixed, 16-mixed or 32-true"
+            )
+
+
+def check_loss_scaling(precision: str, device: str, scaled: bool) -> None:
+    """Raise a UserError unless the loss is scaled exactly where gradients are fp16: in 16-mixed on a GPU."""
+    if precision == "16-mixed" and device == "cpu":
+        raise UserError("trainer.precision: 16-mixed needs a GPU; on a CPU take bf16-mixed or 32-true")
+    if scaled != (precision == "16-mixed"):
+        raise UserError(f"trainer.precision: {precision} {'with' if scaled else 'without'} loss scaling trains wrongly")
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a UserError if a moment is kept in another type than fp32."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.dtype != torch.float32:
+                raise UserError(f"trainer.precision: the optimizer keeps {name} in {_short(value.dtype)}, not in fp32")
+
+
+@torch.no_grad()
+def computed_type(model: nn.Module) -> torch.dtype:
+    """The type in which the first adapted layer (else the head) answers within the current context."""
+    layers = [*lora_layers(model).values(), *(m for m in model.modules() if isinstance(m, nn.Linear))]
+    layer = layers[0]
+    return layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)).dtype
+
+
+def _frozen_types(model: nn.Module) -> str:
+    types = {_short(p.dtype) for p in model.parameters() if not p.requires_grad}
+    return " and ".join(sorted(types)) or "no type (none are frozen)"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, str(dtype))

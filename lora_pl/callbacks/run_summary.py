@@ -1,0 +1,51 @@
+"""The last thing that a person reads after fit."""
+
+from __future__ import annotations
+
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lora_pl.reporting import say
+
+
+class RunSummary(Callback):
+    """Prints the best result, where it lies, and what to do with it."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the summary."""
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+            say(_panel(trainer, pl_module, checkpoint, time.monotonic() - self._started))
+
+
+def _panel(trainer: Trainer, pl_module: LightningModule, checkpoint: ModelCheckpoint, seconds: float) -> object:
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    path = _short(checkpoint.best_model_path)
+    name = str(pl_module.monitor).removeprefix("val/")
+    lines = [
+        f"best {name}  {float(checkpoint.best_model_score or 0):.4f} on validation, in {seconds:.0f} s",
+        f"checkpoint  {path}",
+    ]
+    if isinstance(trainer.logger, TensorBoardLogger):
+        lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
+    lines.append(f"predict     echo 'A fine film.' | lora_pl predict --ckpt_path {path}")
+    # commands are folded by the terminal where they must be, never shortened
+    return Panel(Group(*(Text(line, overflow="fold") for line in lines)), title="Done", title_align="left")
+
+
+def _short(path: str) -> str:
+    """Relative to the current folder where it lies below it."""
+    from pathlib import Path
+
+    whole = Path(path).resolve()
+    return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

@@ -1,0 +1,1 @@
+"""The command `lora_pl VERB`."""

@@ -1,0 +1,100 @@
+"""Which verb runs, and how its errors are told. Light: a verb's own imports come with the verb."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+
+from lora_pl import __version__
+from lora_pl.errors import UserError
+
+USAGE = """\
+usage: lora_pl VERB [options]
+
+LoRA fine-tuning of encoders for sentence classification.
+
+verbs:
+{verbs}
+
+lora_pl VERB --help lists a verb's options, lora_pl --version prints the version.
+
+examples:
+  lora_pl fit --config configs/demo.yaml
+  lora_pl validate --ckpt_path checkpoints/NAME/best.ckpt
+  echo 'A fine film.' | lora_pl predict --ckpt_path checkpoints/NAME/best.ckpt
+"""
+
+
+def _trainer_verb(args: list[str]) -> None:
+    from lora_pl.cli.trainer import run
+
+    run(args)
+
+
+def _params(args: list[str]) -> None:
+    from lora_pl.cli.params import run
+
+    run(args)
+
+
+VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "fit": (_trainer_verb, "train, validate after each epoch, keep the best checkpoint"),
+    "validate": (_trainer_verb, "measure a checkpoint on the validation split"),
+    "test": (_trainer_verb, "measure a checkpoint on the labelled split that stands for the test"),
+    "predict": (_trainer_verb, "label the texts of a file or of standard input"),
+    "params": (_params, "count LoRA's, the head's and the encoder's parameters for several ranks"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `lora_pl ARGS`; the exit code is 0, 1 for a failed run, 2 for a command that can't be read."""
+    given = list(sys.argv[1:] if args is None else args)
+    if not given or given[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"lora_pl {__version__}")
+        return 0
+    if given[0] not in VERBS:
+        near = difflib.get_close_matches(given[0], VERBS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return _fail("lora_pl", f"verb: expected one of {', '.join(VERBS)}, got {given[0]!r}{hint}", 2)
+    return _run(given)
+
+
+def _run(given: list[str]) -> int:
+    verb = f"lora_pl {given[0]}"
+    try:
+        VERBS[given[0]][0](given)
+    except UserError as error:
+        return _fail(verb, str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone
+        return 1
+    except OSError as error:
+        return _fail(verb, str(error), 1)
+    except KeyboardInterrupt:
+        return _fail(verb, "interrupted", 130)
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        return _fail(verb, str(error), 1)
+    return 0
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether a library's error says what a user got wrong (an unknown device, a LoRA option out of range)."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from lora_pl.lora import LoRAError
+
+    return isinstance(error, LoRAError | MisconfigurationException)
+
+
+def _fail(who: str, message: str, code: int) -> int:
+    print(f"{who}: {message}", file=sys.stderr)
+    return code
+
+
+def _usage() -> str:
+    return USAGE.format(verbs="\n".join(f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items()))

@@ -1,0 +1,40 @@
+"""A parser whose errors name the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lora_pl.errors import UsageError
+
+# how jsonargparse names a key that it does not know, on the command line and in a file
+UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|Key ['\"])(?P<key>[\w.]+)")
+
+
+class Parser(LightningArgumentParser):
+    """`LightningArgumentParser` that raises a `UsageError` where jsonargparse prints its usage and exits."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message, with the nearest known key where one is misspelt."""
+        lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+        raise UsageError(" ".join(lines[:3]) + self._nearest(message)) from ex
+
+    def _nearest(self, message: str) -> str:
+        unknown = UNKNOWN_KEY.search(message)
+        if not unknown:
+            return ""
+        keys = list(self.known_keys())
+        wrong = unknown["key"]
+        near = difflib.get_close_matches(wrong, keys, n=1) or difflib.get_close_matches(
+            wrong.rpartition(".")[2], [key.rpartition(".")[2] for key in keys], n=1
+        )
+        return f"; did you mean --{near[0]}?" if near else ""
+
+    def known_keys(self) -> list[str]:
+        """Every key of this parser and of its verbs' parsers."""
+        own = [action.dest for action in self._actions if action.option_strings]
+        below = getattr(self._subcommands_action, "_name_parser_map", {}) if self._subcommands_action else {}
+        return own + [key for parser in below.values() for key in parser.known_keys()]

@@ -1,0 +1,43 @@
+"""A run's name and its two folders, `checkpoints/NAME` and `logs/NAME`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from lora_pl.errors import UserError
+
+CHECKPOINTS, LOGS = Path("checkpoints"), Path("logs")
+
+
+def run_name(given: str | None, config: str | None, ckpt_path: str | None) -> str:
+    """The name as given, that of the run that is resumed, or the configuration's name and the time.
+
+    Raises:
+        UserError: a run of the given name is there already and is not the one that is resumed.
+    """
+    resumed = _run_of(ckpt_path)
+    if given is None:
+        return resumed or f"{Path(config).stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+    if Path(given).name != given or given in (".", ".."):
+        raise UserError(f"run_name: expected a name without slashes, got {given!r}")
+    if given != resumed and rank_zero_only.rank == 0 and _taken(given):
+        raise UserError(
+            f"run_name: the run {given} exists ({CHECKPOINTS / given}); choose another name, or go on with it by "
+            f"--ckpt_path {CHECKPOINTS / given / 'last.ckpt'}"
+        )
+    return given
+
+
+def _run_of(ckpt_path: str | None) -> str | None:
+    """The run whose folder the checkpoint lies in, none where it lies elsewhere."""
+    if ckpt_path is None:
+        return None
+    folder = Path(ckpt_path).resolve().parent
+    return folder.name if folder.parent == CHECKPOINTS.resolve() else None
+
+
+def _taken(name: str) -> bool:
+    return any((root / name).exists() for root in (CHECKPOINTS, LOGS))

@@ -1,0 +1,60 @@
+"""Counting parameters: LoRA's, the head's, the frozen ones."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import nn
+
+from lora_pl.lora import lora_layers
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many parameters of a model are whose."""
+
+    lora: int
+    head: int
+    encoder: int
+    """The encoder's own, without LoRA."""
+    trainable: int
+
+    @property
+    def total(self) -> int:
+        """Encoder, LoRA and head."""
+        return self.encoder + self.lora + self.head
+
+    @property
+    def frozen(self) -> int:
+        """All that is not trained."""
+        return self.total - self.trainable
+
+    @property
+    def percent(self) -> float:
+        """Trainable parameters in percent of all."""
+        return 100 * self.trainable / self.total
+
+
+def count_parameters(encoder: nn.Module, head: nn.Module) -> ParameterCounts:
+    """The counts of an encoder, LoRA in it, and its head; works on the meta device."""
+    lora = sum(layer.get_parameter(name).numel() for layer in lora_layers(encoder).values() for name in layer.adapter_params())
+    every = [*encoder.parameters(), *head.parameters()]
+    return ParameterCounts(
+        lora=lora,
+        head=sum(p.numel() for p in head.parameters()),
+        encoder=sum(p.numel() for p in encoder.parameters()) - lora,
+        trainable=sum(p.numel() for p in every if p.requires_grad),
+    )
+
+
+def lora_by_module(encoder: nn.Module) -> dict[str, tuple[int, int]]:
+    """Layers and LoRA parameters per kind of module, layer numbers folded: `encoder.layer.*.attention.self.query`."""
+    layers: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    for name, layer in lora_layers(encoder).items():
+        kind = re.sub(r"\.\d+\.", ".*.", name)
+        layers[kind] += 1
+        parameters[kind] += sum(layer.get_parameter(own).numel() for own in layer.adapter_params())
+    return {kind: (layers[kind], parameters[kind]) for kind in layers}

@@ -1,0 +1,22 @@
+"""The numeric type that a device computes well in."""
+
+import torch
+from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
+
+
+def default_precision(accelerator: str = "auto") -> _PRECISION_INPUT:
+    """bf16-mixed where the GPU or the CPU has bf16 arithmetic, 16-mixed on older GPUs, else 32-true.
+
+    Args:
+        accelerator: Lightning's name of the accelerator; auto is the GPU where there is one.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
+    return "bf16-mixed" if on_cpu and cpu_has_bf16() else "32-true"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices in hardware (AVX512_BF16 or AMX)."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
