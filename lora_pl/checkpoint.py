@@ -40,6 +40,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+SHAPING = ("task", "label_names", "method", "head", "lora.r", "lora.target_modules")
+"""The settings that a checkpoint's tensors depend on."""
+
+
+def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
+    """Raise a UserError if the model was built with other settings than those its tensors depend on."""
+    for key in SHAPING:
+        stored, given = (_nested(values, key) for values in (checkpoint["hyper_parameters"], hparams))
+        if stored != given:
+            raise UserError(
+                f"checkpoint: trained with {key} = {stored}, but the model has {key} = {given}; leave the setting out "
+                "or give the checkpoint's"
+            )
+
+
 def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
     """Raise a UserError unless the checkpoint was trained on the encoder that `base` fingerprints."""
     stored = checkpoint[BASE_KEY]
@@ -76,8 +91,14 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
+def _nested(values: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
 def _why_refused(path: Path, error: pickle.UnpicklingError) -> str:
     text = str(error)
-    if "Unsupported" in text or "GLOBAL" in text or "WeightsUnpickler error" in text and "persistent" not in text:
+    if "Unsupported" in text or "GLOBAL" in text or ("WeightsUnpickler error" in text and "persistent" not in text):
         return f"{path}: refused, the file holds more than tensors and plain values and could run code when loaded"
     return f"{path}: truncated or no checkpoint: {text.splitlines()[0][:150]}"

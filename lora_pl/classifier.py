@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_pl.checkpoint import BASE_KEY, check_base, read_checkpoint
+from lora_pl.checkpoint import BASE_KEY, check_base, check_settings, read_checkpoint
 from lora_pl.data.batches import Batch, pad
 from lora_pl.data.tasks import CUSTOM, get_task
 from lora_pl.data.tokens import tokenize
@@ -202,7 +202,8 @@ class LoRAClassifier(LightningModule):
         checkpoint[BASE_KEY] = dict(self.base)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses an adapter that was trained on another base."""
+        """Refuses a checkpoint of other settings or of another base."""
+        check_settings(checkpoint, self.hparams)
         check_base(checkpoint, self.base)
 
     @classmethod

@@ -39,7 +39,9 @@ class ParameterCounts:
 
 def count_parameters(encoder: nn.Module, head: nn.Module) -> ParameterCounts:
     """The counts of an encoder, LoRA in it, and its head; works on the meta device."""
-    lora = sum(layer.get_parameter(name).numel() for layer in lora_layers(encoder).values() for name in layer.adapter_params())
+    lora = sum(
+        layer.get_parameter(name).numel() for layer in lora_layers(encoder).values() for name in layer.adapter_params()
+    )
     every = [*encoder.parameters(), *head.parameters()]
     return ParameterCounts(
         lora=lora,

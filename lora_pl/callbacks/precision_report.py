@@ -33,7 +33,9 @@ class PrecisionReport(Callback):
             f"loss {'scaled' if scaled else 'not scaled'}"
         )
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_zero_grad(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Check the optimizer's state once it exists."""
         if trainer.global_step == 1:
             check_optimizer_state(optimizer)

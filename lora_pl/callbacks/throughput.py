@@ -18,7 +18,7 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self._seconds = 0.0
-        self._sentences = self._tokens = 0
+        self._sentences = self._tokens = self._batches = 0
         self._started = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -31,15 +31,18 @@ class Throughput(Callback):
         """Stop the clock, and log at the trainer's interval."""
         self._sentences += len(batch)
         self._tokens += batch.tokens
-        logs = (batch_idx + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        self._batches += 1
+        logs = self._batches % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logs and pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # the steps so far are on their way, not done
         self._seconds += time.perf_counter() - self._started
         if logs:
-            self._log(pl_module, trainer.world_size)
+            self._log(trainer)
 
-    def _log(self, pl_module: LightningModule, processes: int) -> None:
-        rates = {"sentences": self._sentences, "tokens": self._tokens}
-        for unit, count in rates.items():
-            pl_module.log(f"throughput/{unit}_per_second", processes * count / self._seconds)
+    def _log(self, trainer: Trainer) -> None:
+        rate = trainer.world_size / self._seconds
+        rates = {"sentences": self._sentences * rate, "tokens": self._tokens * rate}
+        for logger in trainer.loggers:
+            named = {f"throughput/{unit}_per_second": value for unit, value in rates.items()}
+            logger.log_metrics(named, step=trainer.global_step)
         self._seconds, self._sentences, self._tokens = 0.0, 0, 0

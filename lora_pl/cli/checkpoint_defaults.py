@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_pl.checkpoint import read_checkpoint
-from lora_pl.data.tasks import CUSTOM
 
 FROM_DATA = ("task", "label_names", "max_length")  # the model gets these from the data
 OWN_FILES = ("train_file", "validation_file")
@@ -31,9 +30,7 @@ def checkpoint_defaults(path: str, args: Sequence[str]) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     model = checkpoint["hyper_parameters"]
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
-    data |= {"task": model["task"], "max_length": model["max_length"]}
-    if model["task"] == CUSTOM:
-        data["label_names"] = model["label_names"]
+    data |= {key: model[key] for key in FROM_DATA}
     if option_value(args, "data.source") is not None:
         data |= dict.fromkeys(OWN_FILES)
     defaults = {f"model.{key}": value for key, value in _flat(model).items() if key not in FROM_DATA}

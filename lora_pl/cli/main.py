@@ -67,6 +67,8 @@ def _run(given: list[str]) -> int:
     verb = f"lora_pl {given[0]}"
     try:
         VERBS[given[0]][0](given)
+    except SystemExit as done:  # --help and --print_config
+        return int(done.code or 0)
     except UserError as error:
         return _fail(verb, str(error), error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone

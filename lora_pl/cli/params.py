@@ -40,7 +40,7 @@ def make_parser() -> Parser:
     parser.add_class_arguments(LoRAConfig, "model.lora", skip={"r"})
     parser.add_argument("--model.head", type=HeadKind, default="linear", help="linear or architecture.")
     parser.add_argument("--data.task", default="sst2", help="Gives the number of classes.")
-    parser.add_argument("--ranks", type=list[int], nargs="+", default=[1, 2, 4, 8], help="The ranks to compare.")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="The ranks to compare.")
     return parser
 
 

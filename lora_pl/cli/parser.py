@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lora_pl.errors import UsageError
 
 # how jsonargparse names a key that it does not know, on the command line and in a file
-UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|Key ['\"])(?P<key>[\w.]+)")
+UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
 
 
 class Parser(LightningArgumentParser):
     """`LightningArgumentParser` that raises a `UsageError` where jsonargparse prints its usage and exits."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # the help of a dataclass's fields is the text below them
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message, with the nearest known key where one is misspelt."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from lora_pl.callbacks.best_checkpoint import BestCheckpoint
+from lora_pl.callbacks.epoch_lines import EpochLines
 from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.parameter_report import ParameterReport
 from lora_pl.callbacks.precision_report import PrecisionReport
@@ -86,7 +87,9 @@ class ClassifierCLI(LightningCLI):
                 "--run_name", type=str | None, help="Names the run's folders; by default configuration and time."
             )
         if self.verb == "predict":
-            parser.add_argument("--input", default=STDIN, help="A text file, CSV, TSV, JSON lines or Parquet; - is stdin.")
+            parser.add_argument(
+                "--input", default=STDIN, help="A text file, CSV, TSV, JSON lines or Parquet; - is stdin."
+            )
             parser.add_argument("--output", default=STDOUT, help="JSON lines, or Parquet by its ending; - is stdout.")
             parser.set_defaults({"trainer.devices": 1})
 
@@ -119,6 +122,7 @@ class ClassifierCLI(LightningCLI):
         elif config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(LOGS, name=name, version="", default_hp_metric=False)
         callbacks = self._callbacks(name, logs=bool(kwargs.get("logger", config.logger)))
+        kwargs["enable_progress_bar"] = self._shows_bar()
         kwargs["callbacks"] = [*(config.callbacks or []), *callbacks]
         kwargs["plugins"] = [*(config.plugins or []), WholeFileCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
@@ -137,8 +141,8 @@ class ClassifierCLI(LightningCLI):
     def _callbacks(self, name: str, logs: bool) -> list[Callback]:
         config = self._option("trainer")
         callbacks: list[Callback] = []
-        if config.enable_progress_bar is not False:
-            callbacks.append(TQDMProgressBar(leave=False))
+        if self.verb == "fit" and not self._shows_bar():
+            callbacks.append(EpochLines())
         if self.verb == "predict":
             self.writer = PredictionWriter(self._option("output"))
             callbacks.append(self.writer)
@@ -150,6 +154,11 @@ class ClassifierCLI(LightningCLI):
         if config.enable_checkpointing is not False and not config.fast_dev_run:
             callbacks.append(BestCheckpoint(CHECKPOINTS / name))
         return callbacks
+
+    def _shows_bar(self) -> bool:
+        """Where a terminal is there to redraw it, and predictions do not scroll through it."""
+        wanted = self._option("trainer").enable_progress_bar is not False
+        return wanted and sys.stderr.isatty() and self._option("output") != STDOUT
 
     def _run_name(self) -> str:
         return run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
@@ -182,9 +191,14 @@ def _label_names(data: GlueDataModule) -> list[str]:
 
 def _quiet_libraries() -> None:
     """Keep to what concerns the run: no advertisements, no advice on what is done on purpose."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in ("does not have many workers", "DistributedSampler", "LeafSpec", "sys.argv", "is not empty"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "does not have many workers",
+        "DistributedSampler",  # ours repeats no sentence
+        "LeafSpec",
+        "sys.argv",
+        "is not empty",
+        "callbacks used to create the checkpoint",
+    ):
         warnings.filterwarnings("ignore", f".*{message}.*")
-
-
-__all__: Sequence[str] = ["ClassifierCLI", "run"]

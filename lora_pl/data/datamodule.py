@@ -162,9 +162,7 @@ class GlueDataModule(LightningDataModule):
     def _read(self, split: str) -> Examples:
         if not any(self.own_files.values()):
             return read_split(self.source, self.task, split)
-        return read_own_file(
-            self._own_file(split), self.task, self._text_columns, self._label_column, self.label_names
-        )
+        return read_own_file(self._own_file(split), self.task, self._text_columns, self._label_column, self.label_names)
 
     def _own_file(self, split: str) -> str:
         path = self.own_files[split]

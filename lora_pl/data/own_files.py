@@ -44,8 +44,6 @@ def read_table(path: str | Path, columns: Sequence[str]) -> Dataset:
         raise UserError(f"{path}: the file is empty")
     table = _read(path, *READERS[ending])
     require_columns(columns, table.column_names, str(path))
-    if not len(table):
-        raise UserError(f"{path}: no row in the file")
     return table
 
 
@@ -98,6 +96,8 @@ def _read(path: Path, reader: str, options: dict[str, Any]) -> Dataset:
             )
         except Exception as error:  # pandas, pyarrow and datasets each raise their own
             cause = error.__cause__ or error
+            if "corresponds to no data" in str(cause):
+                raise UserError(f"{path}: no row in the file") from None
             raise UserError(f"{path}: could not be read as {reader}: {str(cause).strip().splitlines()[0]}") from error
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,10 @@ def tokenize(
     ids: list[NDArray[np.int32]] = []
     second: list[int] = []
     cut = 0
+    typed = "token_type_ids" in tokenizer.model_input_names
     for encoding in _encodings(tokenizer, texts, max_length, show_progress):
         ids.append(np.asarray(encoding.ids, dtype=np.int32))
-        second.append(sum(encoding.type_ids))
+        second.append(sum(encoding.type_ids) if typed else 0)
         cut += bool(encoding.overflowing)
     offsets = np.concatenate([[0], np.cumsum([len(sentence) for sentence in ids], dtype=np.int64)])
     flat = np.concatenate(ids) if ids else np.empty(0, np.int32)
@@ -148,4 +150,5 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
         write(beside)
         os.replace(beside, path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()

@@ -1,0 +1,17 @@
+"""Progress where no terminal shows a bar."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lora_pl.reporting import say
+
+
+class EpochLines(Callback):
+    """Prints a line of metrics after each epoch's validation, for log files and pipes."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's metrics."""
+        metrics = trainer.progress_bar_metrics
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "v_num")
+        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  {shown}")

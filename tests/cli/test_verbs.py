@@ -1,0 +1,195 @@
+"""The verbs as a user types them, on a tiny encoder, mostly in fresh processes."""
+
+import csv
+import json
+import re
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from lora_pl.cli.main import VERBS, main
+from tests.conftest import run_cli
+
+LINES = ["the film is good", "", "the plot is dull"]
+
+
+@pytest.fixture
+def run_folder(checkpoint):
+    return checkpoint.parents[2]
+
+
+def scalars(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return events
+
+
+def test_fit_leaves_checkpoints_configuration_and_logs(run_folder):
+    folder = run_folder / "checkpoints" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["head_learning_rate"] == 0.1
+    assert config["data"]["batch_size"] == 8
+
+
+def test_tensorboard_shows_the_run(run_folder):
+    events = scalars(run_folder / "logs" / "tiny")
+    tags = events.Tags()
+    assert {
+        "train/loss", "train/accuracy", "val/loss", "val/accuracy",
+        "throughput/sentences_per_second", "throughput/tokens_per_second", "lr-AdamW/encoder", "lr-AdamW/head",
+    } <= set(tags["scalars"])  # fmt: skip
+    assert {"parameters/text_summary", "config/text_summary"} <= set(tags["tensors"])
+    assert "hp_metric" not in tags["scalars"]
+    assert events.Scalars("throughput/sentences_per_second")[-1].value > 0
+    assert len(events.Scalars("val/accuracy")) == 4
+
+
+def test_the_hparams_tab_holds_the_settings_and_the_real_metric(run_folder):
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    content = scalars(run_folder / "logs" / "tiny").SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["model.lora.r"].number_value == 4
+    assert settings["data.batch_size"].number_value == 8
+    content = scalars(run_folder / "logs" / "tiny").SummaryMetadata("_hparams_/experiment").plugin_data.content
+    metrics = plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos
+    assert [metric.name.tag for metric in metrics] == ["val/accuracy", "val/loss"]
+
+
+def test_validate_and_test_need_nothing_but_the_checkpoint(run_folder, checkpoint, glue_folder):
+    done = run_cli(["validate", "--ckpt_path", str(checkpoint)], run_folder.parent, check=True)
+    accuracy = float(re.search(r"val/accuracy\D+([\d.]+)", done.stdout).group(1))
+    assert accuracy == pytest.approx(
+        max(e.value for e in scalars(run_folder / "logs" / "tiny").Scalars("val/accuracy"))
+    )
+    done = run_cli(["test", "--ckpt_path", str(checkpoint)], run_folder.parent, check=True)
+    assert "test/accuracy" in done.stdout
+    assert "labelled validation split" in done.stderr
+
+
+def test_flags_win_over_the_checkpoint(checkpoint, tmp_path, glue_folder):
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\nfine\t1\n")
+    done = run_cli(["validate", "--ckpt_path", str(checkpoint), "--data.source", str(tmp_path)], tmp_path, check=True)
+    assert "validation: 3 sentences" in done.stderr
+
+
+@pytest.mark.parametrize("given", ["lines", "csv", "stdin"])
+def test_predict_reads_lines_tables_and_standard_input(given, checkpoint, tmp_path):
+    text = "\n".join(LINES) + "\n"
+    arguments = ["predict", "--ckpt_path", str(checkpoint)]
+    if given == "lines":
+        (tmp_path / "x.txt").write_text(text)
+        arguments += ["--input", "x.txt"]
+    elif given == "csv":
+        with (tmp_path / "x.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["id", "sentence"], *enumerate(LINES)])
+        arguments += ["--input", "x.csv"]
+    done = run_cli(arguments, tmp_path, check=True, text_input=text if given == "stdin" else None)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["text"] for row in rows] == LINES
+    assert all(set(row) == {"text", "label", "score", "probabilities"} for row in rows)
+    from lora_pl import LoRAClassifier
+
+    expected = LoRAClassifier.load_from_checkpoint(checkpoint).predict(LINES)
+    assert [row["label"] for row in rows] == [row["label"] for row in expected]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_predict_writes_files(name, checkpoint, tmp_path):
+    (tmp_path / "x.txt").write_text("\n".join(LINES * 400))
+    done = run_cli(
+        ["predict", "--ckpt_path", str(checkpoint), "--input", "x.txt", "--output", name], tmp_path, check=True
+    )
+    assert done.stdout == ""
+    assert f"1,200 predictions in {name}" in done.stderr
+    path = tmp_path / name
+    rows = pq.read_table(path).to_pylist() if name.endswith("parquet") else map(json.loads, path.open())
+    assert [row["text"] for row in rows] == LINES * 400
+    assert {p.name for p in tmp_path.iterdir()} == {"x.txt", name}
+
+
+def test_resume_goes_on_in_the_same_run(run_folder, tmp_path, tiny_encoder, glue_folder):
+    from shutil import copytree
+
+    copytree(run_folder, tmp_path / "copy")
+    last = "checkpoints/tiny/last.ckpt"
+    done = run_cli(["fit", "--ckpt_path", last, "--trainer.max_epochs", "6"], tmp_path / "copy", check=True)
+    assert "epoch 5/6  step 30" in done.stderr
+    assert "epoch 3/6" not in done.stderr
+    assert [path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()] == ["tiny"]
+
+
+def test_a_second_run_never_overwrites_a_first(run_folder, glue_folder, tiny_encoder):
+    before = (run_folder / "checkpoints" / "tiny" / "best.ckpt").read_bytes()
+    again = ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--run_name", "tiny"]
+    done = run_cli(again, run_folder)
+    assert done.returncode == 1
+    assert "the run tiny exists" in done.stderr
+    assert (run_folder / "checkpoints" / "tiny" / "best.ckpt").read_bytes() == before
+
+
+def test_a_custom_task_goes_the_whole_way(tiny_encoder, tmp_path):
+    with (tmp_path / "mine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["review", "stars"], ["good", "happy"], ["bad", "sad"], ["is", "neither"]])
+    own = ["--data.train_file", "mine.csv", "--data.validation_file", "mine.csv", "--data.text_column", "review"]
+    arguments = ["fit", "--model.encoder", tiny_encoder(), *own, "--data.label_column", "stars", "--run_name", "own"]
+    done = run_cli([*arguments, "--trainer.max_epochs", "1"], tmp_path, check=True)
+    assert "lora_pl predict --ckpt_path" in done.stderr
+    checkpoint = str(tmp_path / "checkpoints" / "own" / "best.ckpt")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run_cli(["validate", "--ckpt_path", checkpoint], elsewhere, check=True)
+    done = run_cli(["predict", "--ckpt_path", checkpoint], elsewhere, check=True, text_input="good\n")
+    assert set(json.loads(done.stdout)["probabilities"]) == {"happy", "neither", "sad"}
+
+
+def test_the_demos_configuration_is_the_real_thing_but_small(tmp_path):
+    """configs/demo.yaml itself, cut to two steps."""
+    from pathlib import Path
+
+    config = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+    limits = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    done = run_cli(["fit", "--config", str(config), *limits], tmp_path, check=True)
+    assert re.search(r"checkpoints/demo-\d{8}-\d{6}/best.ckpt", done.stderr)
+    assert "best accuracy" in done.stderr
+    assert "frozen │  5,282,048" in re.sub(r" +", " ", done.stderr).replace("frozen │ ", "frozen │  ")
+
+
+@pytest.mark.parametrize("config", ["sst2_roberta_base.yaml", "sst2_paper.yaml", "demo.yaml"])
+def test_configurations_parse(config, capsys):
+    from pathlib import Path
+
+    path = Path(__file__).resolve().parents[2] / "configs" / config
+    assert main(["fit", "--config", str(path), "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load(path.read_text())
+    for section, values in given.items():
+        for key, value in values.items():
+            expected = {**printed[section][key], **value} if isinstance(value, dict) else value
+            assert printed[section][key] == (float(value) if isinstance(printed[section][key], float) else expected)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert "--model.lora.target_modules" in capsys.readouterr().out
+
+
+def test_params_prints_the_seeds_table(tiny_encoder, capsys):
+    assert main(["params", "--model.encoder", tiny_encoder(), "--ranks", "1", "2"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"│ 2 │ +256 │ +34 │ +290 │", said)
+    assert "unused pooler" in said
+
+
+def test_main_page_and_version(capsys):
+    assert main(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(verb in page for verb in VERBS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("lora_pl 0.")
+    assert main([]) == 2

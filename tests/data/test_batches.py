@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+import torch
+
+from lora_pl.data.batches import ExactBatches, RandomBatches, TokenDataset, pad
+from lora_pl.data.tokens import Tokens
+from lora_pl.errors import UserError
+
+
+def make_tokens(lengths: list[int], second: list[int] | None = None) -> Tokens:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    labels = np.arange(len(lengths), dtype=np.float32)
+    types = np.asarray(second or [0] * len(lengths), np.int32)
+    return Tokens(np.arange(offsets[-1], dtype=np.int32) + 100, offsets, types, labels, 0)
+
+
+def test_padding_keeps_every_token_in_its_place():
+    batch = pad(make_tokens([2, 4, 1], second=[0, 2, 0]), [1, 2], pad_token_id=7)
+    assert batch.input_ids.tolist() == [[102, 103, 104, 105], [106, 7, 7, 7]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    assert batch.token_type_ids.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+    assert batch.labels.tolist() == [1, 2]
+    assert batch.tokens == 5
+    assert len(batch) == 2
+    assert batch.input_ids.dtype == torch.int64
+    assert batch.to("meta").labels.device.type == "meta"
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
+def test_random_batches_draw_every_sentence_once_an_epoch_and_anew_each_epoch(count):
+    data = TokenDataset(make_tokens([3] * count), 0)
+    sampler = RandomBatches(data, 32, seed=5)
+    epochs = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == -(-count // 32)
+        assert all(len(batch) == 32 for batch in batches[:-1])
+        epochs.append([index for batch in batches for index in batch])
+        assert sorted(epochs[-1]) == list(range(count))
+    assert count < 31 or epochs[0] != epochs[1]
+    sampler.set_epoch(0)
+    assert [index for batch in sampler for index in batch] == epochs[0]
+
+
+@pytest.mark.parametrize("count", [2, 3, 64, 65, 127, 872])
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_exact_batches_cover_a_split_once_over_all_processes(count, replicas, batch_size):
+    data = TokenDataset(make_tokens(np.random.default_rng(0).integers(1, 9, count).tolist()), 0)
+    shares = [list(ExactBatches(data, batch_size, replicas, rank)) for rank in range(replicas)]
+    assert sorted(index for share in shares for batch in share for index in batch) == list(range(count))
+    assert len({len(share) for share in shares}) == 1, "a process would wait for ever"
+    assert all(batch for share in shares for batch in share)
+    assert max(len(batch) for share in shares for batch in share) <= batch_size + (replicas > 1)
+
+
+def test_too_few_sentences_for_the_processes():
+    with pytest.raises(UserError, match="1 sentences are too few for 2"):
+        ExactBatches(TokenDataset(make_tokens([3]), 0), 8, replicas=2)

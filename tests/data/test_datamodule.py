@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.errors import UserError
+
+
+def module(tiny_encoder, glue_folder, **changes) -> GlueDataModule:
+    return GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), **changes)
+
+
+def test_batches_of_a_folder(tiny_encoder, glue_folder):
+    data = module(tiny_encoder, glue_folder, batch_size=5)
+    data.prepare_data()
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert sum(len(batch) for batch in batches) == 48
+    assert len(batches[0]) == 5
+    assert set(torch.cat([batch.labels for batch in batches]).tolist()) == {0.0, 1.0}
+    assert sum(len(batch) for batch in data.val_dataloader()[0]) == 48
+
+
+def test_validation_alone_needs_no_training_file(tiny_encoder, glue_folder, tmp_path):
+    (tmp_path / "dev.tsv").write_bytes((glue_folder / "dev.tsv").read_bytes())
+    data = module(tiny_encoder, tmp_path)
+    data.setup("validate")
+    assert len(data.val_dataloader()) == 1
+
+
+def test_cut_and_blank_sentences_are_reported(tiny_encoder, tmp_path, capsys):
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("sentence\tlabel\nthe film is very very good\t1\n \t0\n")
+    module(tiny_encoder, tmp_path, max_length=5).setup("fit")
+    said = capsys.readouterr().err
+    assert "train: 2 sentences" in said
+    assert "1 of 2 sentences were cut at 5 tokens" in said
+    assert "1 blank" in said
+
+
+def test_the_encoders_positions_are_the_limit(tiny_encoder, tmp_path, capsys):
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text(f"sentence\tlabel\n{'very ' * 60}good\t1\nbad\t0\n")
+    data = module(tiny_encoder, tmp_path, max_length=512)
+    data.setup("fit")
+    assert "cut at 38 tokens" in capsys.readouterr().err
+    assert max(batch.input_ids.shape[1] for batch in data.train_dataloader()) == 38
+
+
+def test_test_says_that_it_is_the_validation_split(tiny_encoder, glue_folder, capsys):
+    data = module(tiny_encoder, glue_folder)
+    data.setup("test")
+    assert "on the labelled validation split" in capsys.readouterr().err
+    assert len(data.test_dataloader()) == 1
+
+
+def test_mnli_has_two_validation_splits(tiny_encoder, tmp_path):
+    from tests.data.test_glue_files import LAYOUTS
+
+    for name in ("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"):
+        (tmp_path / name).write_text("\n".join(LAYOUTS["mnli"][0]) + "\n")
+    data = GlueDataModule(task="mnli", source=str(tmp_path), encoder=tiny_encoder("bert"))
+    data.setup("fit")
+    assert len(data.val_dataloader()) == 2
+    (batch,) = data.train_dataloader()
+    assert batch.token_type_ids.sum() > 0
+
+
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "max_length"])
+def test_sizes_below_the_least(name):
+    with pytest.raises(UserError, match=f"data.{name}: expected at least"):
+        GlueDataModule(**{name: 0})
+
+
+def test_worker_processes_give_the_same_batches(tiny_encoder, glue_folder):
+    plain, worker = (module(tiny_encoder, glue_folder, num_workers=n) for n in (0, 1))
+    for data in (plain, worker):
+        data.setup("fit")
+    for a, b in zip(plain.train_dataloader(), worker.train_dataloader(), strict=True):
+        assert torch.equal(a.input_ids, b.input_ids)

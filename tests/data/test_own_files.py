@@ -1,0 +1,109 @@
+import json
+
+import pytest
+
+from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.own_files import discover_labels, iterate_texts, read_own_file
+from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS
+from lora_pl.errors import UserError
+
+ROWS = [("fine, really", "good"), ("NA", "bad"), ('a "bad" one', "bad"), ("", "good")]
+
+
+def write(path, rows, header=("review", "stars")):
+    import csv
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *rows])
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(header)}), path)
+    else:
+        path.write_text("\n".join(json.dumps(dict(zip(header, row, strict=True))) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same(ending, tmp_path):
+    path = write(tmp_path / f"mine{ending}", ROWS)
+    assert discover_labels(path, "stars") == ("bad", "good")
+    examples = read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("bad", "good"))
+    assert examples.texts == ([text for text, _ in ROWS],)
+    assert examples.labels == [1, 0, 0, 1]
+    assert examples.blank == 1
+    assert list(iterate_texts(path, ["review"])) == [(text,) for text, _ in ROWS]
+
+
+def test_numeric_classes_are_in_numeric_order(tmp_path):
+    path = write(tmp_path / "mine.csv", [("a", 10), ("b", 9), ("c", 1)])
+    assert discover_labels(path, "stars") == ("1", "9", "10")
+    assert read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("1", "9", "10")).labels == [2, 1, 0]
+
+
+def test_scores_and_pairs(tmp_path):
+    path = write(tmp_path / "mine.csv", [("a", "b", 1.5), ("c", "d", 2)], ("one", "two", "stars"))
+    examples = read_own_file(path, GLUE_TASKS["stsb"], ["one", "two"], "stars", ())
+    assert examples.texts == (["a", "c"], ["b", "d"])
+    assert examples.labels == [1.5, 2.0]
+
+
+BAD = [
+    ("mine.csv", b"", "empty"),
+    ("mine.csv", b"review,stars\n", "no row"),
+    ("mine.csv", b"text,stars\na,good\n", "no column 'review'; there are: text, stars"),
+    ("mine.csv", b"review,stars\na,good\nb,bad,x\n", "line 3"),
+    ("mine.csv", b"review,stars\ncaf\xe9,good\n", "line 2: not UTF-8"),
+    ("mine.csv", b"review,stars\na,good\nb,ugly\n", "row 2: label 'ugly' is outside.*0 or bad, 1 or good"),
+    ("mine.csv", b"review,stars\na,good\nb,\n", "row 2: label ''"),
+    ("mine.csv", b"review,stars\na,good\nb\n", "row 2: label ''"),
+    ("mine.jsonl", b'{"review": "a", "stars": null}\n{"review": "b", "stars": "good"}\n', "row 1: label 'NaN'"),
+    ("mine.jsonl", b"{not json\n", "could not be read as json"),
+    ("mine.parquet", b"not parquet", "could not be read as parquet"),
+    ("mine.xlsx", b"x", "expected a name that ends in .csv"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BAD)
+def test_bad_files_are_told(name, content, said, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("bad", "good"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([("a", "x"), ("b", "x")], "1 distinct"),
+        ([("a", 1.5), ("b", 2.0)], "--data.task stsb"),
+        ([("a", "x"), ("b", "")], "row 2: the label is missing"),
+    ],
+)
+def test_labels_that_are_no_classes(rows, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        discover_labels(write(tmp_path / "mine.csv", rows), "stars")
+
+
+def test_a_missing_file_or_half_a_pair(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        discover_labels(tmp_path / "none.csv", "stars")
+    half = GlueDataModule(
+        train_file=str(write(tmp_path / "mine.csv", ROWS)), text_column="review", label_column="stars"
+    )
+    with pytest.raises(UserError, match="data.validation_file: expected a file"):
+        half.prepare_data()
+
+
+def test_own_files_with_a_glue_task_take_its_labels(tmp_path, tiny_encoder):
+    path = str(write(tmp_path / "mine.csv", [("fine", "positive"), ("dull", 0)]))
+    data = GlueDataModule(
+        task="sst2", train_file=path, validation_file=path, text_column="review", label_column="stars",
+        encoder=tiny_encoder(),
+    )  # fmt: skip
+    assert data.label_names == ["negative", "positive"]
+    data.setup("fit")
+    (batch,) = data.val_dataloader()[0]
+    assert sorted(batch.labels.tolist()) == [0, 1]

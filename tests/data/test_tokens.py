@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from lora_pl.data import tokens as tokens_module
+from lora_pl.data.examples import Examples
+from lora_pl.data.tokens import Tokens, tokenize, tokenize_cached
+from lora_pl.encoder.loading import load_tokenizer
+
+TEXTS = ["the film is good", "", "the plot is very very dull and the cast is bad", "fine"]
+EXAMPLES = Examples((TEXTS,), [1.0, 0.0, 0.0, 1.0])
+
+
+@pytest.fixture
+def tokenizer(tiny_encoder):
+    return load_tokenizer(tiny_encoder())
+
+
+def sentence(tokens: Tokens, index: int) -> list[int]:
+    return tokens.ids[tokens.offsets[index] : tokens.offsets[index + 1]].tolist()
+
+
+def test_the_flat_array_holds_what_the_tokenizer_says(tokenizer):
+    tokens = tokenize(tokenizer, [TEXTS], 38)
+    assert [sentence(tokens, i) for i in range(4)] == [tokenizer(text).input_ids for text in TEXTS]
+    assert tokens.cut == 0
+    assert tokens.lengths.tolist() == [6, 2, 13, 3]
+
+
+def test_long_sentences_are_cut_and_counted(tokenizer):
+    tokens = tokenize(tokenizer, [TEXTS], 6)
+    assert tokens.cut == 1
+    assert tokens.lengths.max() == 6
+    assert sentence(tokens, 2)[-1] == tokenizer.sep_token_id
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert"])
+def test_pairs_and_where_their_second_text_begins(kind, tiny_encoder):
+    tokenizer = load_tokenizer(tiny_encoder(kind))
+    tokens = tokenize(tokenizer, [["the film"], ["good cast"]], 38)
+    encoded = tokenizer("the film", "good cast")
+    assert sentence(tokens, 0) == encoded.input_ids
+    assert tokens.second.tolist() == [sum(encoded.get("token_type_ids", []))]
+    assert tokens.second.tolist() == [3 if kind == "bert" else 0]
+
+
+def test_chunks_join_without_a_seam(tokenizer, monkeypatch):
+    whole = tokenize(tokenizer, [TEXTS], 38)
+    monkeypatch.setattr(tokens_module, "CHUNK", 3)
+    parts = tokenize(tokenizer, [TEXTS], 38)
+    assert np.array_equal(whole.ids, parts.ids)
+    assert np.array_equal(whole.offsets, parts.offsets)
+
+
+def test_the_cache_answers_without_the_tokenizer(tokenizer, tmp_path, monkeypatch):
+    first = tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
+    assert first.cut == 1
+    monkeypatch.setattr(tokens_module, "tokenize", lambda *args, **kwargs: pytest.fail("tokenized again"))
+    again = tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
+    assert again.cut == 1
+    for name in ("ids", "offsets", "second", "labels"):
+        assert np.array_equal(getattr(first, name), getattr(again, name))
+
+
+def test_the_cache_tells_contents_lengths_and_tokenizers_apart(tokenizer, tiny_encoder, tmp_path):
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["film"])
+    tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
+    tokenize_cached(tokenizer, EXAMPLES, 7, tmp_path)
+    tokenize_cached(tokenizer, Examples((TEXTS,), [0.0] * 4), 6, tmp_path)
+    tokenize_cached(tokenizer, Examples((["x", *TEXTS[1:]],), EXAMPLES.labels), 6, tmp_path)
+    tokenize_cached(other, EXAMPLES, 6, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+    tokenizer("x", truncation=True, max_length=3)  # a limit left on the tokenizer is not part of the key
+    tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("damage", [b"", b"not tensors"])
+def test_a_damaged_cache_is_made_again(tokenizer, tmp_path, damage):
+    tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(damage)
+    assert len(tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)) == 4
+    assert path.read_bytes() != damage
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tokenizer, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    assert len(tokenize_cached(tokenizer, EXAMPLES, 6, blocked / "cache")) == 4

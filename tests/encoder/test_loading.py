@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+
+from lora_pl.encoder import EMBEDDED
+from lora_pl.encoder.fingerprint import vocabulary_fingerprint, weights_fingerprint
+from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens
+from lora_pl.encoder.source import canonical_name, local_path
+from lora_pl.errors import UserError
+
+KINDS = ["roberta", "xlm-roberta", "bert", "distilbert", "electra"]
+
+
+def test_the_embedded_encoder_loads_in_fp32_in_train_mode_without_a_pooler():
+    encoder = load_encoder(EMBEDDED)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    assert encoder.training
+    assert encoder.pooler is None
+    assert encoder.num_parameters() == 5_282_048
+    assert max_tokens(encoder.config) == 96
+
+
+def test_golden_ids_of_the_embedded_tokenizer():
+    ids = load_tokenizer(EMBEDDED)("This movie was absolutely trash!").input_ids
+    assert ids[0] == 0
+    assert ids[-1] == 2
+    assert load_tokenizer(EMBEDDED).decode(ids, skip_special_tokens=True).strip() == "this movie was absolutely trash!"
+
+
+@pytest.mark.shared
+def test_golden_ids_of_roberta_base(shared):
+    tokenizer = load_tokenizer(str(shared / "models" / "roberta-base"))
+    expected = [0, 713, 1569, 21, 3668, 8875, 328, 2]
+    assert tokenizer("This movie was absolutely trash!").input_ids == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architecture_loads(kind, tiny_encoder):
+    encoder = load_encoder(tiny_encoder(kind))
+    assert encoder.config.model_type == kind
+    assert encoder.training
+    assert getattr(encoder, "pooler", None) is None
+    limit = max_tokens(encoder.config)
+    assert limit == (38 if "roberta" in kind else 40)
+    assert encoder(torch.full((1, limit), 5)).last_hidden_state.shape == (1, limit, 16)
+
+
+def test_fingerprints_tell_weights_and_vocabularies_apart(tiny_encoder):
+    encoder, again = load_encoder(tiny_encoder()), load_encoder(tiny_encoder())
+    print_ = weights_fingerprint(encoder)
+    assert weights_fingerprint(again) == print_
+    with torch.no_grad():
+        again.encoder.layer[1].output.dense.weight[0, 0] += 1e-6
+    assert weights_fingerprint(again) != print_
+    tokenizer = load_tokenizer(tiny_encoder())
+    before = vocabulary_fingerprint(tokenizer)
+    tokenizer.add_tokens(["new"])
+    assert vocabulary_fingerprint(tokenizer) != before
+
+
+def test_names(tmp_path, tiny_encoder):
+    assert local_path("roberta-base") == canonical_name("roberta-base") == "roberta-base"
+    assert local_path("owner/name") == "owner/name"
+    assert local_path(EMBEDDED).endswith("mini")
+    assert canonical_name(EMBEDDED) == EMBEDDED
+    assert canonical_name("./x").startswith("/")
+    assert local_path(tiny_encoder()) == tiny_encoder()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("./nowhere", "is no folder"),
+        ("package://no_such_package/x", "not installed"),
+        ("package://lora_pl/encoder/maxi", "is no folder"),
+        ("package://lora_pl/data", "has no config.json"),
+        ("no-such/encoder", "demo.yaml"),
+    ],
+)
+def test_a_name_that_leads_nowhere(name, said):
+    with pytest.raises(UserError, match=said):
+        load_config(name)
+
+
+def test_a_folder_without_weights_or_with_damaged_ones(tiny_encoder, tmp_path):
+    from shutil import copytree
+
+    folder = tmp_path / "damaged"
+    copytree(tiny_encoder(), folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        load_encoder(str(folder))
+    weights.unlink()
+    with pytest.raises(UserError, match="damaged"):
+        load_encoder(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
+    with pytest.raises(UserError, match="damaged"):
+        load_config(str(folder))
+
+
+def test_a_model_that_is_no_text_encoder(tmp_path):
+    from transformers import ViTConfig
+
+    ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(UserError):
+        load_tokenizer(str(tmp_path))

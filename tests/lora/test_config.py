@@ -1,0 +1,28 @@
+import dataclasses
+
+import pytest
+
+from lora_pl.lora import LoRAConfig, LoRAError
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("r", 0), ("r", -1), ("r", 1.5), ("r", True),
+        ("lora_alpha", 0), ("lora_alpha", float("inf")), ("lora_alpha", float("nan")),
+        ("lora_dropout", 1.0), ("lora_dropout", -0.1),
+        ("init", "zeros"), ("target_modules", ()), ("target_modules", ("query[",)),
+    ],
+)  # fmt: skip
+def test_a_field_out_of_range_is_named(field, value):
+    with pytest.raises(LoRAError, match=f"^{field}: "):
+        LoRAConfig(**{field: value})
+
+
+def test_is_frozen_and_round_trips_through_primitive_values():
+    config = LoRAConfig(r=2, lora_alpha=8, target_modules=["query", r".*\.dense"])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.r = 3
+    assert LoRAConfig.of(config.to_dict()) == config
+    assert config.scaling == 4
+    assert LoRAConfig(target_modules="query").target_modules == ("query",)

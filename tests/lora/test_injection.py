@@ -1,0 +1,146 @@
+import pytest
+import torch
+from torch import nn
+
+from lora_pl.lora import (
+    LoRAConfig,
+    LoRAError,
+    LoRALinear,
+    adapter_state_dict,
+    inject_lora,
+    load_adapter_state_dict,
+    lora_layers,
+    mark_only_lora_as_trainable,
+    remove_lora,
+)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.value, self.my_query = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.my_query(self.query(x) + self.value(x))
+
+
+class Model(nn.Module):
+    """Names with letters A and B, and a head, none of which is LoRA's."""
+
+    def __init__(self):
+        super().__init__()
+        self.ABlayers = nn.ModuleList(Attention() for _ in range(2))
+        self.Bnorm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        for layer in self.ABlayers:
+            x = layer(x)
+        return self.head(self.Bnorm(x))
+
+
+NAMES = [f"ABlayers.{n}.{kind}" for n in range(2) for kind in ("query", "value")]
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+def test_injects_at_the_named_layers_and_nowhere_else(model):
+    x = torch.randn(3, 8)
+    before = model(x)
+    assert inject_lora(model, LoRAConfig()) == NAMES
+    assert list(lora_layers(model)) == NAMES
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize(
+    ("target", "count"), [("query", 2), ("0.query", 1), (r"ABlayers\.1\..*", 3), (".*query", 4), ("head", 1)]
+)
+def test_targets_are_last_parts_or_whole_patterns(model, target, count):
+    assert len(inject_lora(model, LoRAConfig(r=2, target_modules=(target,)))) == count
+
+
+def test_a_target_without_a_match_lists_what_there_is(model):
+    with pytest.raises(LoRAError, match=r"'quary'.*ABlayers\.\*\.query.*head"):
+        inject_lora(model, LoRAConfig(target_modules=("query", "quary")))
+    assert not lora_layers(model), "the model was left half-injected"
+
+
+def test_a_layer_whose_forward_may_not_be_called_is_no_target():
+    attention = nn.ModuleDict({"mha": nn.MultiheadAttention(8, 2)})
+    with pytest.raises(LoRAError, match="there are: none"):
+        inject_lora(attention, LoRAConfig(target_modules=("out_proj",)))
+
+
+def test_double_injection_is_an_error(model):
+    inject_lora(model, LoRAConfig())
+    with pytest.raises(LoRAError, match="already"):
+        inject_lora(model, LoRAConfig())
+
+
+def test_a_rank_above_the_layer_is_an_error(model):
+    with pytest.raises(LoRAError, match="at most 8.*got 9"):
+        inject_lora(model, LoRAConfig(r=9))
+    assert not lora_layers(model)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_remove_gives_the_base_back_bit_for_bit(model, merged):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    inject_lora(model.eval(), LoRAConfig())
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B)
+        if merged:
+            layer.merge()
+    assert remove_lora(model) == NAMES
+    assert not any(isinstance(module, LoRALinear) for module in model.modules())
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    inject_lora(model, LoRAConfig())  # and once more
+
+
+def test_only_declared_parameters_are_trainable(model):
+    inject_lora(model, LoRAConfig())
+    mark_only_lora_as_trainable(model, also=(model.head,))
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == {f"{n}.{p}" for n in NAMES for p in ("lora_A", "lora_B")} | {"head.weight", "head.bias"}
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model(torch.randn(4, 8)).square().sum().backward()
+        optimizer.step()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == trainable
+
+
+def test_state_round_trips_with_the_head(model):
+    inject_lora(model, LoRAConfig())
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B)
+    state = {name: tensor.clone() for name, tensor in adapter_state_dict(model, also=(model.head,)).items()}
+    assert len(state) == 2 * len(NAMES) + 2
+    other = Model()
+    other.load_state_dict({k: v for k, v in model.state_dict().items() if "lora" not in k})
+    inject_lora(other, LoRAConfig())
+    nn.init.normal_(other.head.weight)
+    load_adapter_state_dict(other, state, also=(other.head,))
+    x = torch.randn(3, 8)
+    assert torch.equal(other(x), model(x))
+
+
+def test_a_strict_load_lists_every_misfit_and_changes_nothing(model):
+    inject_lora(model, LoRAConfig())
+    state = {name: torch.ones_like(tensor) for name, tensor in adapter_state_dict(model).items()}
+    gone = state.popitem()[0]
+    state["ABlayers.7.query.lora_A"] = torch.zeros(1)
+    state["ABlayers.0.query.lora_A"] = torch.zeros(2, 8)
+    with pytest.raises(LoRAError) as error:
+        load_adapter_state_dict(model, state)
+    message = str(error.value)
+    assert f"1 missing: {gone}" in message
+    assert "1 unexpected: ABlayers.7.query.lora_A" in message
+    assert "1 of another shape: ABlayers.0.query.lora_A (expected (4, 8), got (2, 8))" in message
+    assert not any((layer.lora_A == 1).all() for layer in lora_layers(model).values())

@@ -1,0 +1,230 @@
+import copy
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from lora_pl import GlueDataModule, LoRAClassifier, LoRAConfig
+from lora_pl.data.batches import pad
+from lora_pl.data.tokens import tokenize
+from lora_pl.errors import UserError
+from lora_pl.lora import LoRAError, lora_layers
+from tests.encoder.test_loading import KINDS
+
+TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
+
+
+def trainer(tmp_path, **changes) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=tmp_path, enable_model_summary=False, **{**quiet, "max_steps": 3, **changes})
+
+
+def batch_of(model: LoRAClassifier, texts=TEXTS):
+    return pad(tokenize(model.tokenizer, [texts], 38), range(len(texts)), model.tokenizer.pad_token_id)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["linear", "architecture"])
+def test_every_architecture_trains_adapters_and_head_alone(kind, head, tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(kind), head=head, learning_rate=1e-2)
+    assert len(model.adapted) == 4
+    before = copy.deepcopy(dict(model.named_parameters()))
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(kind))
+    trainer(tmp_path, max_epochs=3, max_steps=-1).fit(model, data)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert changed == trained
+    assert all("lora_" in name or name.startswith("head.") for name in trained)
+    assert changed == set(model.state_dict())
+
+
+def test_starts_as_the_base(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder()).eval()
+    bare = LoRAClassifier(encoder=tiny_encoder(), method="head").eval()
+    bare.head.load_state_dict(model.head.state_dict())
+    assert torch.equal(model(batch_of(model)), bare(batch_of(bare)))
+
+
+def test_padding_does_not_change_a_sentence(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder()).eval()
+    together = model(batch_of(model))
+    alone = torch.cat([model(batch_of(model, [text])) for text in TEXTS])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_is_active_in_fit(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    seen = []
+
+    def watch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        seen.append((module.training, bool((output == 0).any())))
+
+    model.encoder.embeddings.dropout.register_forward_hook(watch)
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    trainer(tmp_path, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
+    assert seen == [(True, True)]
+
+
+@pytest.mark.parametrize(("method", "trained"), [("lora", 4 * 2 * 16 * 4 + 34), ("head", 34), ("full", None)])
+def test_methods(method, trained, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder(), method=method)
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert count == (trained or sum(parameter.numel() for parameter in model.parameters()))
+    assert bool(lora_layers(model)) == (method == "lora")
+
+
+def groups(model, tmp_path, **changes):
+    model.trainer = trainer(tmp_path, **changes)
+    return model.configure_optimizers()["optimizer"].param_groups
+
+
+def test_the_head_has_its_own_rate_and_biases_may_go_without_decay(tiny_encoder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1)
+    assert [(g["name"], g["initial_lr"], g["weight_decay"]) for g in groups(model, tmp_path)] == [
+        ("encoder", 1e-3, 0.1), ("head", 1e-2, 0.1)]  # fmt: skip
+    model = LoRAClassifier(encoder=tiny_encoder(), weight_decay=0.1, decay_bias=False)
+    found = {g["name"]: (g["weight_decay"], len(g["params"])) for g in groups(model, tmp_path)}
+    assert found == {"encoder": (0.1, 8), "head": (0.1, 1), "head_bias": (0.0, 1)}
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 1 / 9)])
+def test_the_schedule_goes_by_optimizer_steps(schedule, last, tiny_encoder, glue_folder, tmp_path):
+    """48 sentences, batches of 8, 2 epochs, gradients of one batch a step: 12 steps, a quarter of them warm-up."""
+    model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=1.0, schedule=schedule, warmup_ratio=0.25)
+    rates = []
+
+    def note(optimizer, *args):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    configure = model.configure_optimizers
+
+    def watched():
+        configured = configure()
+        configured["optimizer"].register_step_pre_hook(note)
+        return configured
+
+    model.configure_optimizers = watched
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    trainer(tmp_path, max_steps=-1, max_epochs=2, limit_val_batches=0).fit(model, data)
+    assert len(rates) == 12
+    assert rates[:4] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert rates[-1] == pytest.approx(last)
+
+
+def test_accumulated_batches_are_one_step_of_the_schedule(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    runner = trainer(tmp_path, max_steps=-1, max_epochs=2, accumulate_grad_batches=3, limit_val_batches=0)
+    runner.fit(model, data)
+    assert runner.global_step == 4
+    assert runner.lr_scheduler_configs[0].scheduler.last_epoch == 4
+    assert runner.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_a_linear_schedule_needs_an_end(tiny_encoder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
+    model.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf})()
+    with pytest.raises(UserError, match="max_epochs"):
+        model.configure_optimizers()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_accuracy_is_exact_over_the_split(batch_size, tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), eval_batch_size=batch_size)
+    (logged,) = trainer(tmp_path).validate(model, data, verbose=False)
+    lines = (glue_folder / "dev.tsv").read_text().splitlines()[1:]
+    texts, labels = zip(*(line.split("\t") for line in lines), strict=True)
+    right = sum((p["label"] == "positive") == (y == "1") for p, y in zip(model.predict(texts), labels, strict=True))
+    assert logged["val/accuracy"] == pytest.approx(right / len(labels), abs=1e-7)
+    logits = model.eval()(batch_of(model, list(texts)))
+    loss = nn.functional.cross_entropy(logits, torch.tensor([int(y) for y in labels]))
+    assert logged["val/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder()).train()
+    model.encoder.embeddings.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    few, many = model.predict(TEXTS, batch_size=2), model.predict(TEXTS * 20)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    for one, other in zip(few * 20, many, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-6)
+        assert list(one["probabilities"]) == ["negative", "positive"]
+        assert sum(one["probabilities"].values()) == pytest.approx(1)
+        assert one["probabilities"][one["label"]] == one["score"] == max(one["probabilities"].values())
+    assert model.predict([]) == []
+
+
+def test_predict_refuses_what_is_no_list_of_texts(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    with pytest.raises(UserError, match=r"predict\(\['fine'\]\)"):
+        model.predict("fine")
+    with pytest.raises(UserError, match="all of one kind"):
+        model.predict(["fine", ("a", "b")])
+    with pytest.raises(UserError, match="give pairs"):
+        LoRAClassifier(encoder=tiny_encoder(), task="rte").predict(["fine"])
+
+
+def test_pairs_regression_and_own_classes(tiny_encoder):
+    pairs = [("the film", "is good"), ("the plot", "is dull")]
+    assert {p["label"] for p in LoRAClassifier(encoder=tiny_encoder("bert"), task="rte").predict(pairs)} <= {
+        "entailment", "not_entailment"}  # fmt: skip
+    (score,) = LoRAClassifier(encoder=tiny_encoder(), task="stsb").predict(pairs[:1])
+    assert list(score) == ["score"]
+    own = LoRAClassifier(encoder=tiny_encoder(), task="custom", label_names=["a", "b", "c"])
+    assert list(own.predict(["fine"])[0]["probabilities"]) == ["a", "b", "c"]
+    with pytest.raises(UserError, match="at least two"):
+        LoRAClassifier(encoder=tiny_encoder(), task="custom")
+
+
+def test_type_ids_reach_an_encoder_that_has_types(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder("bert"), task="rte").eval()
+    tokens = tokenize(model.tokenizer, [["the film"], ["is good"]], 38)
+    batch = pad(tokens, [0], 1)
+    assert batch.token_type_ids.sum() == 3
+    encoded = model.tokenizer("the film", "is good", return_tensors="pt")
+    expected = model.head(model.encoder(**encoded).last_hidden_state[:, 0])
+    torch.testing.assert_close(model(batch), expected)
+
+
+@pytest.mark.parametrize("kind", ["cola", "mrpc", "stsb", "mnli"])
+def test_every_metric_and_split_is_logged(kind, tiny_encoder, tmp_path):
+    from tests.data.test_glue_files import LAYOUTS
+
+    lines = LAYOUTS[kind][0]
+    body = lines if kind == "cola" else lines[1:]
+    body = [*body, *(line.replace("3.800", "1.0") for line in body)]
+    header = [] if kind == "cola" else lines[:1]
+    for name in ("train.tsv", "dev.tsv", "dev_matched.tsv", "dev_mismatched.tsv"):
+        (tmp_path / name).write_text("\n".join(header + body) + "\n")
+    data = GlueDataModule(task=kind, source=str(tmp_path), encoder=tiny_encoder())
+    model = LoRAClassifier(encoder=tiny_encoder(), task=kind)
+    runner = trainer(tmp_path, max_steps=1)
+    runner.fit(model, data)
+    expected = {
+        "cola": {"matthews", "accuracy"}, "mrpc": {"accuracy", "f1"}, "stsb": {"pearson", "spearman"},
+        "mnli": {"accuracy", "accuracy_mismatched", "loss_mismatched"},
+    }[kind]  # fmt: skip
+    logged = {name.removeprefix("val/") for name in runner.callback_metrics if name.startswith("val/")}
+    assert logged == expected | {"loss"}
+    assert model.monitor in runner.callback_metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", 0.0), ("head_learning_rate", -1.0), ("weight_decay", -0.1), ("warmup_ratio", 1.0)],
+)
+def test_rates_out_of_range_are_named(name, value, tiny_encoder):
+    with pytest.raises(UserError, match=f"model.{name}: expected"):
+        LoRAClassifier(encoder=tiny_encoder(), **{name: value})
+
+
+def test_roles_become_the_architectures_names(tiny_encoder):
+    lora = LoRAConfig(target_modules=("query", "key"))
+    model = LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=lora)
+    assert [name.rpartition(".")[2] for name in model.adapted[:2]] == ["q_lin", "k_lin"]
+    with pytest.raises(LoRAError, match=r"'q_linn' matches no.*q_lin"):
+        LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=LoRAConfig(target_modules=("q_linn",)))
