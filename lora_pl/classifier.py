@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
 
 from lora_pl.checkpoint import BASE_KEY, check_base, check_settings, read_checkpoint
 from lora_pl.data.batches import Batch, pad
@@ -36,6 +37,7 @@ from lora_pl.metrics import as_predictions, task_metrics
 from lora_pl.schedule import Schedule, make_schedule
 
 Method = Literal["lora", "head", "full"]
+STAGES = ("train", "val", "test")
 Prediction = dict[str, Any]
 """`{"label", "score", "probabilities": {label: p}}`, or `{"score"}` for a regression."""
 
@@ -120,10 +122,16 @@ class LoRAClassifier(LightningModule):
         self.metrics = nn.ModuleDict(
             {
                 f"{stage}/{split}": task_metrics(self.task, len(self.label_names))
-                for stage, splits in (("train", ("",)), ("val", self.task.validation), ("test", self.task.validation))
-                for split in splits
+                for stage in STAGES
+                for split in self._splits(stage)
             }
         )
+
+    def _splits(self, stage: str) -> list[str]:
+        return [""] if stage == "train" else list(self.task.validation)
+
+    def _metrics(self, stage: str, split: str) -> MetricCollection:
+        return cast(MetricCollection, self.metrics[f"{stage}/{split}"])
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
@@ -141,7 +149,8 @@ class LoRAClassifier(LightningModule):
         if getattr(self.encoder.config, "type_vocab_size", 1) > 1:
             inputs["token_type_ids"] = batch.token_type_ids
         features = self.encoder(**inputs).last_hidden_state  # (batch, length, hidden)
-        return self.head(features[:, 0]).float()
+        logits: Tensor = self.head(features[:, 0])
+        return logits.float()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -189,7 +198,7 @@ class LoRAClassifier(LightningModule):
         schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What is trained, and nothing else: adapters and head (`method: full`: encoder and head)."""
         return adapter_state_dict(self, also=self.trained_modules)
 
@@ -228,7 +237,7 @@ class LoRAClassifier(LightningModule):
 
     def _step(self, batch: Batch, stage: str, split: str) -> Tensor:
         logits = self(batch)
-        self.metrics[f"{stage}/{split}"].update(as_predictions(self.task, logits), self._targets(batch))
+        self._metrics(stage, split).update(as_predictions(self.task, logits), self._targets(batch))
         if self.task.is_regression:
             return F.mse_loss(logits.squeeze(-1), batch.labels)
         return F.cross_entropy(logits, self._targets(batch))
@@ -237,7 +246,7 @@ class LoRAClassifier(LightningModule):
         return batch.labels if self.task.is_regression else batch.labels.long()
 
     def _evaluation_step(self, batch: Batch, stage: str, index: int) -> None:
-        split = list(self.task.validation)[index]
+        split = self._splits(stage)[index]
         loss = self._step(batch, stage, split)
         self.log(
             f"{stage}/loss{_suffix(split, index)}",
@@ -250,19 +259,19 @@ class LoRAClassifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's training metrics."""
-        self._log_metrics("train", [""])
+        self._log_metrics("train")
 
     def on_validation_epoch_end(self) -> None:
         """Logs the exact metrics of every validation split."""
-        self._log_metrics("val", self.task.validation)
+        self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         """As `on_validation_epoch_end`."""
-        self._log_metrics("test", self.task.validation)
+        self._log_metrics("test")
 
-    def _log_metrics(self, stage: str, splits: Any) -> None:
-        for index, split in enumerate(splits):
-            metrics = self.metrics[f"{stage}/{split}"]
+    def _log_metrics(self, stage: str) -> None:
+        for index, split in enumerate(self._splits(stage)):
+            metrics = self._metrics(stage, split)
             for name, value in metrics.compute().items():
                 self.log(f"{stage}/{name}{_suffix(split, index)}", value, prog_bar=stage != "test")
             metrics.reset()

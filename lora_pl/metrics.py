@@ -24,5 +24,5 @@ def task_metrics(task: Task, classes: int) -> MetricCollection:
 
 
 def as_predictions(task: Task, logits: Tensor) -> Tensor:
-    """What the metrics compare with the labels: class ids, or the scores of a regression; (batch, outputs) -> (batch,)."""
+    """What the metrics compare with the labels, class ids or scores; (batch, outputs) -> (batch,)."""
     return logits.squeeze(-1) if task.is_regression else logits.argmax(-1)

@@ -9,7 +9,29 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-WORDS = ["a", "the", "film", "is", "was", "not", "good", "bad", "fine", "awful", "great", "dull", "bright", "slow", "plot", "cast", "and", "but", "very", "never", "ever"]
+WORDS = [
+    "a",
+    "the",
+    "film",
+    "is",
+    "was",
+    "not",
+    "good",
+    "bad",
+    "fine",
+    "awful",
+    "great",
+    "dull",
+    "bright",
+    "slow",
+    "plot",
+    "cast",
+    "and",
+    "but",
+    "very",
+    "never",
+    "ever",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

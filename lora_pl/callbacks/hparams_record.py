@@ -22,7 +22,8 @@ class HparamsRecord(Callback):
         data = trainer.datamodule.hparams if trainer.datamodule else {}  # type: ignore[attr-defined]
         settings = _flat({"model": dict(pl_module.hparams), "data": dict(data)})
         writer = trainer.logger.experiment._get_file_writer()
-        for summary in hparams(settings, {pl_module.monitor: 0.0, "val/loss": 0.0}):
+        outcomes = {str(pl_module.monitor): 0.0, "val/loss": 0.0}
+        for summary in hparams(settings, outcomes):  # type: ignore[no-untyped-call]
             writer.add_summary(summary)
 
 

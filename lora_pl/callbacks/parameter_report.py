@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich.table import Table
+from torch import nn
 
 from lora_pl.parameters import count_parameters, lora_by_module
 from lora_pl.reporting import say
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Row = tuple[str, int, float]
 
@@ -41,9 +38,7 @@ def parameter_rows(encoder: nn.Module, head: nn.Module) -> list[Row]:
     return [(name, n, 100 * n / counts.total) for name, n in parts]
 
 
-def _table(rows: list[Row]) -> object:
-    from rich.table import Table
-
+def _table(rows: list[Row]) -> Table:
     table = Table(title="Parameters", title_justify="left")
     table.add_column("part", overflow="fold")
     table.add_column("parameters", justify="right", no_wrap=True)

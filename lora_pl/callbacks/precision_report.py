@@ -70,9 +70,10 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
 @torch.no_grad()
 def computed_type(model: nn.Module) -> torch.dtype:
     """The type in which the first adapted layer (else the head) answers within the current context."""
-    layers = [*lora_layers(model).values(), *(m for m in model.modules() if isinstance(m, nn.Linear))]
-    layer = layers[0]
-    return layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)).dtype
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    layer = next(iter([*lora_layers(model).values(), *linear]))
+    y: Tensor = layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device))
+    return y.dtype
 
 
 def _frozen_types(model: nn.Module) -> str:

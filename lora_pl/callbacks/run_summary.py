@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Group
+from rich.panel import Panel
+from rich.text import Text
 
 from lora_pl.reporting import say
 
@@ -25,11 +29,7 @@ class RunSummary(Callback):
             say(_panel(trainer, pl_module, checkpoint, time.monotonic() - self._started))
 
 
-def _panel(trainer: Trainer, pl_module: LightningModule, checkpoint: ModelCheckpoint, seconds: float) -> object:
-    from rich.console import Group
-    from rich.panel import Panel
-    from rich.text import Text
-
+def _panel(trainer: Trainer, pl_module: LightningModule, checkpoint: ModelCheckpoint, seconds: float) -> Panel:
     path = _short(checkpoint.best_model_path)
     name = str(pl_module.monitor).removeprefix("val/")
     lines = [
@@ -45,7 +45,5 @@ def _panel(trainer: Trainer, pl_module: LightningModule, checkpoint: ModelCheckp
 
 def _short(path: str) -> str:
     """Relative to the current folder where it lies below it."""
-    from pathlib import Path
-
     whole = Path(path).resolve()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

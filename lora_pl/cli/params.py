@@ -58,7 +58,7 @@ def pooler_parameters(config: Any) -> int:
     """The parameters of the pooler that `AutoModel` adds by default and that is left out here."""
     with torch.device("meta"):
         with_pooler, without = (build_encoder(config, with_pooler=pooler) for pooler in (True, False))
-    return with_pooler.num_parameters() - without.num_parameters()
+    return int(with_pooler.num_parameters() - without.num_parameters())
 
 
 def _table(counts: dict[int, ParameterCounts], encoder: str) -> Any:

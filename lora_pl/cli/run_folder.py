@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.utilities.rank_zero import _get_rank
 
 from lora_pl.errors import UserError
 
@@ -23,7 +23,7 @@ def run_name(given: str | None, config: str | None, ckpt_path: str | None) -> st
         return resumed or f"{Path(config).stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
     if Path(given).name != given or given in (".", ".."):
         raise UserError(f"run_name: expected a name without slashes, got {given!r}")
-    if given != resumed and rank_zero_only.rank == 0 and _taken(given):
+    if given != resumed and not _get_rank() and _taken(given):
         raise UserError(
             f"run_name: the run {given} exists ({CHECKPOINTS / given}); choose another name, or go on with it by "
             f"--ckpt_path {CHECKPOINTS / given / 'last.ckpt'}"

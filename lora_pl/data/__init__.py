@@ -1,0 +1,1 @@
+"""Tasks, sentences, tokens and batches."""

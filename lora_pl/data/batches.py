@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,16 +34,16 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""
-        ids, mask, types, labels = (
-            tensor.to(device, non_blocking=non_blocking)
-            for tensor in (self.input_ids, self.attention_mask, self.token_type_ids, self.labels)
-        )
-        return Batch(ids, mask, types, labels, self.tokens)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, as a data loader asks for."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = (self.input_ids, self.attention_mask, self.token_type_ids, self.labels)
-        return Batch(*(tensor.pin_memory() for tensor in tensors), self.tokens)
+        ids, mask, types, labels = map(change, tensors)
+        return Batch(ids, mask, types, labels, self.tokens)
 
 
 def pad(tokens: Tokens, indices: Sequence[int], pad_token_id: int) -> Batch:
@@ -90,7 +90,7 @@ class RandomBatches(DistributedSampler[list[int]]):
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         indices: list[int] = list(super().__iter__())  # type: ignore[arg-type]
         for start in range(0, len(indices), self.batch_size):
             yield indices[start : start + self.batch_size]
@@ -116,5 +116,5 @@ class ExactBatches(DistributedSampler[list[int]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

@@ -118,7 +118,7 @@ def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
 
 def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
     """The tokenizer's whole definition, less the limits that the last call set on it."""
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({**definition, "truncation": None, "padding": None}, sort_keys=True)
 
 

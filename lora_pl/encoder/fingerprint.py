@@ -32,4 +32,4 @@ def vocabulary_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def _tensor_digest(name: str, tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous()
     header = f"{name} {tuple(flat.shape)} {flat.dtype}".encode()
-    return hashlib.sha256(header + b"\0" + memoryview(flat.numpy()).cast("B")).digest()
+    return hashlib.sha256(header + b"\0" + flat.numpy().tobytes()).digest()

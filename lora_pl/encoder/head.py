@@ -69,7 +69,8 @@ class ArchitectureHead(nn.Module):
         """(batch, hidden) -> (batch, outputs)."""
         if self.shape.drops_input:
             h = self.dropout(h)
-        return self.out_proj(self.dropout(self.shape.activation(self.dense(h))))
+        z: Tensor = self.out_proj(self.dropout(self.shape.activation(self.dense(h))))
+        return z
 
 
 def head_shape(config: PretrainedConfig) -> HeadShape:

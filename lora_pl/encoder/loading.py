@@ -61,7 +61,7 @@ def max_tokens(config: PretrainedConfig) -> int:
     """The longest sequence, special tokens included, that the encoder has positions for."""
     positions = int(getattr(config, "max_position_embeddings", 512))
     if config.model_type in POSITIONS_AFTER_PADDING:
-        return positions - config.pad_token_id - 1
+        return positions - int(config.pad_token_id) - 1
     return positions
 
 

@@ -27,20 +27,20 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     if lora_layers(model):
         raise LoRAError("LoRA is injected in this model already: call remove_lora(model) first")
     names = _matching_names(model, config.target_modules)
-    layers = {name: model.get_submodule(name) for name in names}
-    for name, layer in layers.items():
-        _check_rank(name, layer, config.r)
-    for name, layer in layers.items():
-        _replace(model, name, LoRALinear(layer, config))  # type: ignore[arg-type]
+    layers = _linear_layers(model)
+    for name in names:
+        _check_rank(name, layers[name], config.r)
+    for name in names:
+        _replace(model, name, LoRALinear(layers[name], config))
     return names
 
 
 def remove_lora(model: nn.Module) -> list[str]:
     """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names."""
-    names = list(lora_layers(model))
-    for name in names:
-        _replace(model, name, _base_linear(model.get_submodule(name)))  # type: ignore[arg-type]
-    return names
+    layers = lora_layers(model)
+    for name, layer in layers.items():
+        _replace(model, name, _base_linear(layer))
+    return list(layers)
 
 
 def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module] = ()) -> None:
@@ -60,8 +60,7 @@ def declared_params(module: nn.Module) -> tuple[str, ...]:
 
 
 def _matching_names(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    # exactly nn.Linear: subclasses may be used without a call of their forward, and LoRA would silently do nothing
-    linear = [name for name, module in model.named_modules() if name and type(module) is nn.Linear]
+    linear = _linear_layers(model)
     matched: set[str] = set()
     for target in targets:
         found = [name for name in linear if _matches(name, target)]
@@ -69,6 +68,11 @@ def _matching_names(model: nn.Module, targets: Iterable[str]) -> list[str]:
             raise LoRAError(f"target_modules: {target!r} matches no linear layer; there are: {_summary(linear)}")
         matched.update(found)
     return [name for name in linear if name in matched]
+
+
+def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    # exactly nn.Linear: subclasses may be used without a call of their forward, and LoRA would silently do nothing
+    return {n: m for n, m in model.named_modules() if n and type(m) is nn.Linear}
 
 
 def _matches(name: str, target: str) -> bool:
@@ -80,8 +84,8 @@ def _summary(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)) or "none"
 
 
-def _check_rank(name: str, layer: nn.Module, r: int) -> None:
-    size = min(layer.in_features, layer.out_features)  # type: ignore[call-overload]
+def _check_rank(name: str, layer: nn.Linear, r: int) -> None:
+    size = min(layer.in_features, layer.out_features)
     if r > size:
         raise LoRAError(f"r: expected at most {size}, the smaller side of {name}, got {r}")
 

@@ -107,6 +107,7 @@ class LoRALinear(nn.Linear):
         self.base_weight = None
 
     def extra_repr(self) -> str:
+        """Sizes, rank and alpha."""
         return f"{super().extra_repr()}, r={self.r}, lora_alpha={self.lora_alpha:g}"
 
 
