@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 
 from lora_pl.checkpoint import BASE_KEY, check_base, check_settings, read_checkpoint
 from lora_pl.data.batches import Batch, pad
@@ -119,19 +119,17 @@ class LoRAClassifier(LightningModule):
         }
         self.adapted = inject_lora(self.encoder, module_names(lora, config)) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
-        self.metrics = nn.ModuleDict(
-            {
-                f"{stage}/{split}": task_metrics(self.task, len(self.label_names))
-                for stage in STAGES
-                for split in self._splits(stage)
-            }
-        )
+        keys = [f"{stage}/{split}" for stage in STAGES for split in self._splits(stage)]
+        self.metrics = nn.ModuleDict({key: task_metrics(self.task, len(self.label_names)) for key in keys})
+        # over processes Lightning's own mean divides by a rounded count of sentences
+        self.losses = nn.ModuleDict({key: MeanMetric() for key in keys})
 
     def _splits(self, stage: str) -> list[str]:
         return [""] if stage == "train" else list(self.task.validation)
 
-    def _metrics(self, stage: str, split: str) -> MetricCollection:
-        return cast(MetricCollection, self.metrics[f"{stage}/{split}"])
+    def _totals(self, stage: str, split: str) -> tuple[MetricCollection, MeanMetric]:
+        key = f"{stage}/{split}"
+        return cast(MetricCollection, self.metrics[key]), cast(MeanMetric, self.losses[key])
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
@@ -160,11 +158,11 @@ class LoRAClassifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the split's loss and metrics."""
-        self._evaluation_step(batch, "val", dataloader_idx)
+        self._step(batch, "val", self._splits("val")[dataloader_idx])
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As `validation_step`."""
-        self._evaluation_step(batch, "test", dataloader_idx)
+        self._step(batch, "test", self._splits("test")[dataloader_idx])
 
     def predict_step(self, texts: Sequence[str | tuple[str, ...]], batch_idx: int = 0) -> list[Prediction]:
         """`predict` without its care for the mode, which the trainer takes."""
@@ -237,25 +235,29 @@ class LoRAClassifier(LightningModule):
 
     def _step(self, batch: Batch, stage: str, split: str) -> Tensor:
         logits = self(batch)
-        self._metrics(stage, split).update(as_predictions(self.task, logits), self._targets(batch))
+        loss, targets = self._loss(logits, batch.labels)
+        metrics, losses = self._totals(stage, split)
+        metrics.update(as_predictions(self.task, logits), targets)
+        losses.update(loss.detach(), len(batch))
+        return loss
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared error or cross-entropy, and the targets as it takes them."""
         if self.task.is_regression:
-            return F.mse_loss(logits.squeeze(-1), batch.labels)
-        return F.cross_entropy(logits, self._targets(batch))
+            return F.mse_loss(logits.squeeze(-1), labels), labels
+        return F.cross_entropy(logits, labels.long()), labels.long()
 
-    def _targets(self, batch: Batch) -> Tensor:
-        return batch.labels if self.task.is_regression else batch.labels.long()
+    def on_train_epoch_start(self) -> None:
+        """Starts the epoch's totals."""
+        self._reset_totals("train")
 
-    def _evaluation_step(self, batch: Batch, stage: str, index: int) -> None:
-        split = self._splits(stage)[index]
-        loss = self._step(batch, stage, split)
-        self.log(
-            f"{stage}/loss{_suffix(split, index)}",
-            loss,
-            on_epoch=True,
-            batch_size=len(batch),
-            add_dataloader_idx=False,
-            sync_dist=True,
-        )
+    def on_validation_epoch_start(self) -> None:
+        """As `on_train_epoch_start`."""
+        self._reset_totals("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As `on_train_epoch_start`."""
+        self._reset_totals("test")
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's training metrics."""
@@ -269,12 +271,19 @@ class LoRAClassifier(LightningModule):
         """As `on_validation_epoch_end`."""
         self._log_metrics("test")
 
+    def _reset_totals(self, stage: str) -> None:
+        # at the start: sums that were reset in another run's inference mode can't be added to in this one
+        for split in self._splits(stage):
+            for totals in self._totals(stage, split):
+                totals.reset()
+
     def _log_metrics(self, stage: str) -> None:
         for index, split in enumerate(self._splits(stage)):
-            metrics = self._metrics(stage, split)
+            metrics, losses = self._totals(stage, split)
+            if stage != "train":  # the training loss is logged by step
+                self.log(f"{stage}/loss{_suffix(split, index)}", losses.compute())
             for name, value in metrics.compute().items():
                 self.log(f"{stage}/{name}{_suffix(split, index)}", value, prog_bar=stage != "test")
-            metrics.reset()
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         head_rate = self.hparams["head_learning_rate"] or self.hparams["learning_rate"]

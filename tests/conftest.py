@@ -141,3 +141,10 @@ def run_cli(
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def run_script(script: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A Python script in a fresh process; from a file, so that Lightning can start it again for each device."""
+    path = cwd / "script.py"
+    path.write_text(script, encoding="utf-8")
+    return subprocess.run([sys.executable, str(path), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)

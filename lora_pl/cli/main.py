@@ -69,28 +69,27 @@ def _run(given: list[str]) -> int:
         VERBS[given[0]][0](given)
     except SystemExit as done:  # --help and --print_config
         return int(done.code or 0)
-    except UserError as error:
-        return _fail(verb, str(error), error.exit_code)
-    except BrokenPipeError:  # the reader of our output has gone
-        return 1
-    except OSError as error:
-        return _fail(verb, str(error), 1)
     except KeyboardInterrupt:
         return _fail(verb, "interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone
+        return 1
     except Exception as error:
-        if not _is_users(error):
+        mistake = _users_mistake(error)
+        if mistake is None:
             raise
-        return _fail(verb, str(error), 1)
+        return _fail(verb, str(mistake), getattr(mistake, "exit_code", 1))
     return 0
 
 
-def _is_users(error: Exception) -> bool:
-    """Whether a library's error says what a user got wrong (an unknown device, a LoRA option out of range)."""
+def _users_mistake(error: BaseException | None) -> BaseException | None:
+    """The error, or the one that it wraps, that tells what a user can mend; none for a defect of ours."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from lora_pl.lora import LoRAError
 
-    return isinstance(error, LoRAError | MisconfigurationException)
+    while error is not None and not isinstance(error, UserError | LoRAError | MisconfigurationException | OSError):
+        error = error.__cause__
+    return error
 
 
 def _fail(who: str, message: str, code: int) -> int:

@@ -14,12 +14,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from lora_pl.callbacks.best_checkpoint import BestCheckpoint
 from lora_pl.callbacks.epoch_lines import EpochLines
 from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.parameter_report import ParameterReport
 from lora_pl.callbacks.precision_report import PrecisionReport
 from lora_pl.callbacks.prediction_writer import STDOUT, PredictionWriter
+from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
 from lora_pl.checkpoint import WholeFileCheckpointIO
@@ -152,7 +152,7 @@ class ClassifierCLI(LightningCLI):
         if logs:
             callbacks += [HparamsRecord(), LearningRateMonitor("step")]
         if config.enable_checkpointing is not False and not config.fast_dev_run:
-            callbacks.append(BestCheckpoint(CHECKPOINTS / name))
+            callbacks += [BestCheckpoint(CHECKPOINTS / name), LastCheckpoint(CHECKPOINTS / name)]
         return callbacks
 
     def _shows_bar(self) -> bool:
