@@ -10,7 +10,7 @@ from lora_pl.cli.main import main
 
 def fails(capsys, *arguments: str, code: int = 1) -> str:
     """What the command says when it fails as it should."""
-    before = {path for path in Path.cwd().rglob("*")}
+    before = set(Path.cwd().rglob("*"))
     assert main(list(arguments)) == code
     said = capsys.readouterr().err
     message = said[said.index("lora_pl") :]
