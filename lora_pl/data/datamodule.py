@@ -36,7 +36,7 @@ class GlueDataModule(LightningDataModule):
     Args:
         task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli) or custom; by default sst2, or custom
             where own files are given.
-        source: hub (`nyu-mll/glue`), sample (2,500 sentences on films inside the package, for sst2), or a folder in
+        source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), or a folder in
             the layout of a GLUE download (train.tsv, dev.tsv).
         train_file: Own training file instead of a source: CSV, TSV, JSON lines or Parquet, by its ending.
         validation_file: Own validation file.

@@ -37,15 +37,23 @@ def load_encoder(name: str, with_pooler: bool = False) -> PreTrainedModel:
     """The pretrained encoder in fp32 and in train mode, without a pooler unless it is asked for.
 
     Raises:
-        UserError: the name leads nowhere, the hub can't be reached, or the folder holds no readable weights.
+        UserError: the name leads nowhere, the hub can't be reached, or the folder's weights can't be read or do not
+            cover the encoder (Transformers would fill the gaps at random).
     """
     from transformers import AutoModel
 
     config = load_config(name)
     with _quiet_transformers():
-        encoder = _from_pretrained(
-            AutoModel.from_pretrained, name, dtype=torch.float32, **_pooler_argument(config, with_pooler)
+        encoder, report = _from_pretrained(
+            AutoModel.from_pretrained,
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **_pooler_argument(config, with_pooler),
         )
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise UserError(f"encoder: {name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ...")
     # Transformers hands models over in eval mode, which would train without dropout
     return encoder.train()
 

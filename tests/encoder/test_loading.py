@@ -100,6 +100,20 @@ def test_a_folder_without_weights_or_with_damaged_ones(tiny_encoder, tmp_path):
         load_config(str(folder))
 
 
+def test_weights_that_do_not_cover_the_encoder(tiny_encoder, tmp_path):
+    from shutil import copytree
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "gaps"
+    copytree(tiny_encoder(), folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no weights for 1 tensors: encoder\.layer\.1\.output\.dense\.weight"):
+        load_encoder(str(folder))
+
+
 def test_a_model_that_is_no_text_encoder(tmp_path):
     from transformers import ViTConfig
 
