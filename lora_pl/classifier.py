@@ -58,6 +58,7 @@ class LoRAClassifier(LightningModule):
         lora: Rank, alpha, dropout, targets and initialization.
         method: What is trained beside the head: lora (the adapters), head (nothing), full (the whole encoder).
         head: linear (on the first token's feature), or architecture (the one Transformers gives this architecture).
+        dropout: The encoder's, on hidden states and attention, while training; by default its configuration's.
         learning_rate: AdamW's, at the schedule's height.
         head_learning_rate: The head's own; by default learning_rate.
         weight_decay: AdamW's, on all that is trained.
@@ -75,6 +76,7 @@ class LoRAClassifier(LightningModule):
         lora: LoRAConfig = LoRAConfig(),  # noqa: B008  frozen
         method: Method = "lora",
         head: HeadKind = "linear",
+        dropout: float | None = None,
         learning_rate: float = 1e-4,
         head_learning_rate: float | None = None,
         weight_decay: float = 0.01,
@@ -83,7 +85,7 @@ class LoRAClassifier(LightningModule):
         warmup_ratio: float = 0.0,
     ) -> None:
         super().__init__()
-        _require_rates(learning_rate, head_learning_rate, weight_decay, warmup_ratio)
+        _require_rates(learning_rate, head_learning_rate, weight_decay, warmup_ratio, dropout)
         lora = LoRAConfig.of(lora)
         self.task = get_task(task)
         self.label_names = list(label_names if label_names is not None else self.task.labels)
@@ -99,6 +101,7 @@ class LoRAClassifier(LightningModule):
                 "lora": lora.to_dict(),
                 "method": method,
                 "head": head,
+                "dropout": dropout,
                 "learning_rate": learning_rate,
                 "head_learning_rate": head_learning_rate,
                 "weight_decay": weight_decay,
@@ -110,7 +113,7 @@ class LoRAClassifier(LightningModule):
         config = load_config(encoder)
         self.max_length = min(max_length, max_tokens(config))
         self.tokenizer = load_tokenizer(encoder)
-        self.encoder = load_encoder(encoder, with_pooler=needs_pooler(head, config))
+        self.encoder = load_encoder(encoder, with_pooler=needs_pooler(head, config), dropout=dropout)
         self.head = make_head(head, self.encoder, len(self.label_names) or 1)
         self.base = {
             "encoder": canonical_name(encoder),
@@ -349,12 +352,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _require_rates(rate: float, head_rate: float | None, decay: float, warmup: float) -> None:
+def _require_rates(rate: float, head_rate: float | None, decay: float, warmup: float, dropout: float | None) -> None:
     for name, holds, expected, given in (
         ("learning_rate", rate > 0, "a number > 0", rate),
         ("head_learning_rate", head_rate is None or head_rate > 0, "a number > 0", head_rate),
         ("weight_decay", decay >= 0, "a number >= 0", decay),
         ("warmup_ratio", 0 <= warmup < 1, "a share of the steps in [0, 1)", warmup),
+        ("dropout", dropout is None or 0 <= dropout < 1, "a probability in [0, 1)", dropout),
     ):
         if not holds:
             raise UserError(f"model.{name}: expected {expected}, got {given}")

@@ -60,7 +60,7 @@ def test_size_on_roberta_bases_shape(shared, tmp_path, monkeypatch):
     from lora_pl.encoder.loading import build_encoder, load_config
 
     folder = str(shared / "models" / "roberta-base")
-    monkeypatch.setattr(classifier, "load_encoder", lambda name, with_pooler: build_encoder(load_config(name)).train())
+    monkeypatch.setattr(classifier, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
     model = LoRAClassifier(encoder=folder)
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")

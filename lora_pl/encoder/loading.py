@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # these embed positions padding_idx + 1, padding_idx + 2, ...: the first rows of the table are never used
 POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "xmod", "data2vec-text"})
 
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+
 
 def load_config(name: str) -> PretrainedConfig:
     """The encoder's configuration."""
@@ -33,8 +35,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return _from_pretrained(AutoTokenizer.from_pretrained, name)
 
 
-def load_encoder(name: str, with_pooler: bool = False) -> PreTrainedModel:
+def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = None) -> PreTrainedModel:
     """The pretrained encoder in fp32 and in train mode, without a pooler unless it is asked for.
+
+    Args:
+        name: A hub name, a folder, or package://NAME/PATH.
+        with_pooler: Whether to load the pooler too, where the architecture has one.
+        dropout: On hidden states and on attention; by default what the encoder's configuration says.
 
     Raises:
         UserError: the name leads nowhere, the hub can't be reached, or the folder's weights can't be read or do not
@@ -43,10 +50,13 @@ def load_encoder(name: str, with_pooler: bool = False) -> PreTrainedModel:
     from transformers import AutoModel
 
     config = load_config(name)
+    if dropout is not None:
+        _set_dropout(config, dropout)
     with _quiet_transformers():
         encoder, report = _from_pretrained(
             AutoModel.from_pretrained,
             name,
+            config=config,
             dtype=torch.float32,
             output_loading_info=True,
             **_pooler_argument(config, with_pooler),
@@ -71,6 +81,14 @@ def max_tokens(config: PretrainedConfig) -> int:
     if config.model_type in POSITIONS_AFTER_PADDING:
         return positions - int(config.pad_token_id) - 1
     return positions
+
+
+def _set_dropout(config: PretrainedConfig, p: float) -> None:
+    names = [name for name in DROPOUTS if hasattr(config, name)]
+    if not names:
+        raise UserError(f"model.dropout: no dropout is known in the architecture {config.model_type}; leave it out")
+    for name in names:
+        setattr(config, name, p)
 
 
 def _pooler_argument(config: PretrainedConfig, with_pooler: bool) -> dict[str, bool]:
