@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
 
 from lora_pl.checkpoint import BASE_KEY, check_base, check_settings, read_checkpoint
 from lora_pl.data.batches import Batch, pad
@@ -33,13 +31,13 @@ from lora_pl.lora import (
     load_adapter_state_dict,
     mark_only_lora_as_trainable,
 )
-from lora_pl.metrics import as_predictions, task_metrics
+from lora_pl.metrics import SplitMetrics
+from lora_pl.optimizer import parameter_groups
+from lora_pl.prediction import Prediction, Text, as_columns, as_prediction, evaluating
 from lora_pl.schedule import Schedule, make_schedule
 
 Method = Literal["lora", "head", "full"]
 STAGES = ("train", "val", "test")
-Prediction = dict[str, Any]
-"""`{"label", "score", "probabilities": {label: p}}`, or `{"score"}` for a regression."""
 
 
 class LoRAClassifier(LightningModule):
@@ -123,16 +121,13 @@ class LoRAClassifier(LightningModule):
         self.adapted = inject_lora(self.encoder, module_names(lora, config)) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
         keys = [f"{stage}/{split}" for stage in STAGES for split in self._splits(stage)]
-        self.metrics = nn.ModuleDict({key: task_metrics(self.task, len(self.label_names)) for key in keys})
-        # over processes Lightning's own mean divides by a rounded count of sentences
-        self.losses = nn.ModuleDict({key: MeanMetric() for key in keys})
+        self.metrics = nn.ModuleDict({key: SplitMetrics(self.task, len(self.label_names)) for key in keys})
 
     def _splits(self, stage: str) -> list[str]:
         return [""] if stage == "train" else list(self.task.validation)
 
-    def _totals(self, stage: str, split: str) -> tuple[MetricCollection, MeanMetric]:
-        key = f"{stage}/{split}"
-        return cast(MetricCollection, self.metrics[key]), cast(MeanMetric, self.losses[key])
+    def _metrics(self, stage: str, split: str) -> SplitMetrics:
+        return cast(SplitMetrics, self.metrics[f"{stage}/{split}"])
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
@@ -167,12 +162,12 @@ class LoRAClassifier(LightningModule):
         """As `validation_step`."""
         self._step(batch, "test", self._splits("test")[dataloader_idx])
 
-    def predict_step(self, texts: Sequence[str | tuple[str, ...]], batch_idx: int = 0) -> list[Prediction]:
+    def predict_step(self, texts: Sequence[Text], batch_idx: int = 0) -> list[Prediction]:
         """`predict` without its care for the mode, which the trainer takes."""
         return self._predictions(texts, batch_size=64)
 
     @torch.inference_mode()
-    def predict(self, texts: Sequence[str | tuple[str, ...]], batch_size: int = 64) -> list[Prediction]:
+    def predict(self, texts: Sequence[Text], batch_size: int = 64) -> list[Prediction]:
         """What the model says of each text, in their order.
 
         Args:
@@ -185,12 +180,12 @@ class LoRAClassifier(LightningModule):
         """
         if isinstance(texts, str):
             raise UserError(f"predict: expected a list of texts, got one string; write predict([{texts[:20]!r}])")
-        with _evaluating(self):
+        with evaluating(self):
             return self._predictions(texts, batch_size)
 
     def configure_optimizers(self) -> Any:
         """AdamW on what is trained, and the schedule per optimizer step."""
-        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.hparams["learning_rate"])
+        optimizer = torch.optim.AdamW(self._parameter_groups())
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps) and self.hparams["schedule"] == "linear":
             raise UserError("schedule: linear needs an end; give --trainer.max_epochs or --trainer.max_steps")
@@ -239,9 +234,7 @@ class LoRAClassifier(LightningModule):
     def _step(self, batch: Batch, stage: str, split: str) -> Tensor:
         logits = self(batch)
         loss, targets = self._loss(logits, batch.labels)
-        metrics, losses = self._totals(stage, split)
-        metrics.update(as_predictions(self.task, logits), targets)
-        losses.update(loss.detach(), len(batch))
+        self._metrics(stage, split).update(logits, targets, loss)
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,16 +244,16 @@ class LoRAClassifier(LightningModule):
         return F.cross_entropy(logits, labels.long()), labels.long()
 
     def on_train_epoch_start(self) -> None:
-        """Starts the epoch's totals."""
-        self._reset_totals("train")
+        """Starts the epoch's metrics."""
+        self._reset_metrics("train")
 
     def on_validation_epoch_start(self) -> None:
         """As `on_train_epoch_start`."""
-        self._reset_totals("val")
+        self._reset_metrics("val")
 
     def on_test_epoch_start(self) -> None:
         """As `on_train_epoch_start`."""
-        self._reset_totals("test")
+        self._reset_metrics("test")
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's training metrics."""
@@ -274,42 +267,29 @@ class LoRAClassifier(LightningModule):
         """As `on_validation_epoch_end`."""
         self._log_metrics("test")
 
-    def _reset_totals(self, stage: str) -> None:
+    def _reset_metrics(self, stage: str) -> None:
         # at the start: sums that were reset in another run's inference mode can't be added to in this one
         for split in self._splits(stage):
-            for totals in self._totals(stage, split):
-                totals.reset()
+            self._metrics(stage, split).reset()
 
     def _log_metrics(self, stage: str) -> None:
         for index, split in enumerate(self._splits(stage)):
-            metrics, losses = self._totals(stage, split)
-            if stage != "train":  # the training loss is logged by step
-                self.log(f"{stage}/loss{_suffix(split, index)}", losses.compute())
-            for name, value in metrics.compute().items():
-                self.log(f"{stage}/{name}{_suffix(split, index)}", value, prog_bar=stage != "test")
+            for name, value in self._metrics(stage, split).compute().items():
+                if (stage, name) != ("train", "loss"):  # logged by step
+                    self.log(f"{stage}/{name}{_suffix(split, index)}", value, prog_bar=name != "loss")
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        head_rate = self.hparams["head_learning_rate"] or self.hparams["learning_rate"]
-        groups = []
-        for name, module, rate in (
-            ("encoder", self.encoder, self.hparams["learning_rate"]),
-            ("head", self.head, head_rate),
-        ):
-            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-            decayed = [p for p in trained if p.ndim > 1 or self.hparams["decay_bias"]]
-            plain = [p for p in trained if p.ndim <= 1 and not self.hparams["decay_bias"]]
-            decay = self.hparams["weight_decay"]
-            groups.append({"name": name, "params": decayed, "lr": rate, "weight_decay": decay})
-            groups.append({"name": f"{name}_bias", "params": plain, "lr": rate, "weight_decay": 0.0})
-        return [group for group in groups if group["params"]]
+        rate = self.hparams["learning_rate"]
+        modules = {"encoder": (self.encoder, rate), "head": (self.head, self.hparams["head_learning_rate"] or rate)}
+        return parameter_groups(modules, self.hparams["weight_decay"], self.hparams["decay_bias"])
 
-    def _predictions(self, texts: Sequence[str | tuple[str, ...]], batch_size: int) -> list[Prediction]:
+    def _predictions(self, texts: Sequence[Text], batch_size: int) -> list[Prediction]:
         if not len(texts):
             return []
-        logits = self._logits(_columns(texts, len(self.task.columns)), batch_size)
+        logits = self._logits(as_columns(texts, len(self.task.columns)), batch_size)
         if self.task.is_regression:
             return [{"score": score} for score in logits.squeeze(-1).tolist()]
-        return [self._prediction(row) for row in logits.softmax(-1).tolist()]
+        return [as_prediction(self.label_names, row) for row in logits.softmax(-1).tolist()]
 
     def _logits(self, texts: Sequence[Sequence[str]], batch_size: int) -> Tensor:
         """(texts, outputs) on the CPU in the texts' order, computed in batches of like lengths."""
@@ -319,37 +299,10 @@ class LoRAClassifier(LightningModule):
         logits = [self(pad(tokens, part.tolist(), self.tokenizer.pad_token_id).to(self.device)) for part in batches]
         return torch.cat(logits).cpu()[torch.from_numpy(np.argsort(order))]
 
-    def _prediction(self, probabilities: list[float]) -> Prediction:
-        by_label = dict(zip(self.label_names, probabilities, strict=True))
-        label = max(by_label, key=by_label.__getitem__)
-        return {"label": label, "score": by_label[label], "probabilities": by_label}
-
 
 def _suffix(split: str, index: int) -> str:
     """Nothing for a task's first split, `_mismatched` for MNLI's second."""
     return f"_{split.removeprefix('validation_')}" if index else ""
-
-
-def _columns(texts: Sequence[str | tuple[str, ...]], count: int) -> list[list[str]]:
-    rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    width = len(rows[0])
-    if any(len(row) != width for row in rows) or width not in (1, 2):
-        raise UserError("predict: expected sentences, or pairs of sentences, all of one kind")
-    if count == 2 and width == 1:
-        raise UserError("predict: this task compares two sentences; give pairs: predict([(first, second), ...])")
-    return [list(column) for column in zip(*rows, strict=True)]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the context; every module's own mode afterwards."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def _require_rates(rate: float, head_rate: float | None, decay: float, warmup: float, dropout: float | None) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
@@ -18,11 +18,28 @@ METRICS: dict[MetricName, Callable[[int], Metric]] = {
 }
 
 
-def task_metrics(task: Task, classes: int) -> MetricCollection:
-    """What `task.metrics` names; they add up over batches and processes and are exact over a split."""
-    return MetricCollection({name: METRICS[name](classes) for name in task.metrics})
+class SplitMetrics(nn.Module):
+    """The loss and the task's metrics over a whole split, exact over batches of any size and over processes.
 
+    The loss is a metric too: over processes the mean that Lightning logs divides by a rounded count of sentences.
+    """
 
-def as_predictions(task: Task, logits: Tensor) -> Tensor:
-    """What the metrics compare with the labels, class ids or scores; (batch, outputs) -> (batch,)."""
-    return logits.squeeze(-1) if task.is_regression else logits.argmax(-1)
+    def __init__(self, task: Task, classes: int) -> None:
+        super().__init__()
+        self.is_regression = task.is_regression
+        self.metrics = MetricCollection({name: METRICS[name](classes) for name in task.metrics})
+        self.loss = MeanMetric()
+
+    def update(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
+        """Add a batch: logits (batch, outputs), targets (batch,), and the batch's mean loss."""
+        self.metrics.update(logits.squeeze(-1) if self.is_regression else logits.argmax(-1), targets)
+        self.loss.update(loss.detach(), len(targets))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The loss and every metric, by name."""
+        return {"loss": self.loss.compute(), **self.metrics.compute()}
+
+    def reset(self) -> None:
+        """Start anew."""
+        self.metrics.reset()
+        self.loss.reset()
