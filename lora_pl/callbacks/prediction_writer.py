@@ -11,6 +11,8 @@ from typing import Any, Protocol, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lora_pl.errors import UserError
+
 STDOUT = "-"
 
 
@@ -25,6 +27,8 @@ class PredictionWriter(Callback):
     path ends in .parquet. A file is written beside its place and renamed when all is there."""
 
     def __init__(self, path: str) -> None:
+        if not Path(path).parent.is_dir():
+            raise UserError(f"output: {path}: there is no folder {Path(path).parent}")
         self.path = path
         self.written = 0
         self._beside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
@@ -82,6 +86,8 @@ class _JsonLines:
 
 class _Parquet:
     def __init__(self, path: Path) -> None:
+        if not Path(path).parent.is_dir():
+            raise UserError(f"output: {path}: there is no folder {Path(path).parent}")
         self.path = path
         self.writer: Any = None
 

@@ -11,14 +11,13 @@ FROM_DATA = ("task", "label_names", "max_length")  # the model gets these from t
 OWN_FILES = ("train_file", "validation_file")
 
 
-def option_value(args: Sequence[str], option: str) -> str | None:
-    """The value of `--option VALUE` or `--option=VALUE`, the last one where there are several."""
+def option_value(args: Sequence[str], *options: str) -> str | None:
+    """The value of `OPTION VALUE` or `OPTION=VALUE`, the last one where there are several."""
     value = None
     for argument, following in zip(args, [*args[1:], None], strict=True):
-        if argument == f"--{option}":
-            value = following
-        elif argument.startswith(f"--{option}="):
-            value = argument.partition("=")[2]
+        name, equals, rest = argument.partition("=")
+        if name in options:
+            value = rest if equals else following
     return value
 
 
@@ -31,7 +30,7 @@ def checkpoint_defaults(path: str, args: Sequence[str]) -> dict[str, Any]:
     model = checkpoint["hyper_parameters"]
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data |= {key: model[key] for key in FROM_DATA}
-    if option_value(args, "data.source") is not None:
+    if option_value(args, "--data.source") is not None:
         data |= dict.fromkeys(OWN_FILES)
     defaults = {f"model.{key}": value for key, value in _flat(model).items() if key not in FROM_DATA}
     return defaults | {f"data.{key}": value for key, value in data.items() if key not in ("encoder", "seed")}

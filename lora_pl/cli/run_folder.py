@@ -40,4 +40,5 @@ def _run_of(ckpt_path: str | None) -> str | None:
 
 
 def _taken(name: str) -> bool:
-    return any((root / name).exists() for root in (CHECKPOINTS, LOGS))
+    """Whether the run has come as far as a checkpoint; one that failed before may be started again."""
+    return any((CHECKPOINTS / name).glob("*.ckpt"))

@@ -96,8 +96,8 @@ class ClassifierCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
-        self.config_file = option_value(given, "config") or option_value(given, "c")
-        checkpoint = option_value(given, "ckpt_path")
+        self.config_file = option_value(given, "--config", "-c")
+        checkpoint = option_value(given, "--ckpt_path")
         if checkpoint is not None:
             self._subcommand_parsers[self.verb].set_defaults(checkpoint_defaults(checkpoint, given))
         self.config = parser.parse_args(given)

@@ -132,7 +132,9 @@ def test_texts_to_predict(capsys, checkpoint, tmp_path):
     assert "no column 'sentence'; there are: text" in fails(capsys, *predict, str(tmp_path / "x.csv"))
     (tmp_path / "x.txt").write_bytes(b"fine\n" * 600 + b"\xff\n")
     assert "line 601: not UTF-8" in fails(capsys, *predict, str(tmp_path / "x.txt"))
-    assert "out.jsonl" in fails(capsys, *predict[:4], "nowhere/out.jsonl", "--input", str(tmp_path / "x.txt"))
+    assert "there is no folder nowhere" in fails(
+        capsys, *predict[:4], "nowhere/out.jsonl", "--input", str(tmp_path / "x.txt")
+    )
 
 
 def test_a_full_disk_while_fitting(capsys, fit, monkeypatch):
