@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from lora_pl.checkpoint import BASE_KEY, check_base, check_settings, read_checkpoint
 from lora_pl.data.batches import Batch, pad
-from lora_pl.data.tasks import CUSTOM, get_task
+from lora_pl.data.tasks import CUSTOM, Task, get_task
+from lora_pl.data.texts import Text
 from lora_pl.data.tokens import tokenize
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.fingerprint import vocabulary_fingerprint, weights_fingerprint
@@ -33,7 +34,7 @@ from lora_pl.lora import (
 )
 from lora_pl.metrics import SplitMetrics
 from lora_pl.optimizer import parameter_groups
-from lora_pl.prediction import Prediction, Text, as_columns, as_prediction, evaluating
+from lora_pl.prediction import Prediction, as_columns, as_prediction, evaluating
 from lora_pl.schedule import Schedule, make_schedule
 
 Method = Literal["lora", "head", "full"]
@@ -52,6 +53,7 @@ class LoRAClassifier(LightningModule):
         encoder: A hub name, a folder, or package://NAME/PATH (a folder inside an installed package).
         task: A GLUE task, or custom with label_names.
         label_names: The classes in the order of their ids; by default the task's.
+        pairs: Whether an example is two texts; by default as the task says.
         max_length: The longest sentence in tokens that `predict` doesn't cut.
         lora: Rank, alpha, dropout, targets and initialization.
         method: What is trained beside the head: lora (the adapters), head (nothing), full (the whole encoder).
@@ -70,6 +72,7 @@ class LoRAClassifier(LightningModule):
         encoder: str = EMBEDDED,
         task: str = "sst2",
         label_names: list[str] | None = None,
+        pairs: bool | None = None,
         max_length: int = 64,
         lora: LoRAConfig = LoRAConfig(),  # noqa: B008  frozen
         method: Method = "lora",
@@ -87,14 +90,15 @@ class LoRAClassifier(LightningModule):
         lora = LoRAConfig.of(lora)
         self.task = get_task(task)
         self.label_names = list(label_names if label_names is not None else self.task.labels)
-        if self.task.name == CUSTOM and len(self.label_names) < 2:
-            raise UserError("label_names: expected the classes of the custom task, at least two, got none")
+        _require_label_names(self.task, self.label_names)
+        self.pairs = len(self.task.columns) > 1 if pairs is None else pairs
         # primitive values only, so that checkpoints load with weights_only=True
         self.save_hyperparameters(
             {
                 "encoder": canonical_name(encoder),
                 "task": task,
                 "label_names": self.label_names,
+                "pairs": self.pairs,
                 "max_length": max_length,
                 "lora": lora.to_dict(),
                 "method": method,
@@ -108,6 +112,7 @@ class LoRAClassifier(LightningModule):
                 "warmup_ratio": warmup_ratio,
             }
         )
+        self.predict_batch_size = 64
         config = load_config(encoder)
         self.max_length = min(max_length, max_tokens(config))
         self.tokenizer = load_tokenizer(encoder)
@@ -164,7 +169,7 @@ class LoRAClassifier(LightningModule):
 
     def predict_step(self, texts: Sequence[Text], batch_idx: int = 0) -> list[Prediction]:
         """`predict` without its care for the mode, which the trainer takes."""
-        return self._predictions(texts, batch_size=64)
+        return self._predictions(texts, self.predict_batch_size)
 
     @torch.inference_mode()
     def predict(self, texts: Sequence[Text], batch_size: int = 64) -> list[Prediction]:
@@ -274,6 +279,8 @@ class LoRAClassifier(LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         for index, split in enumerate(self._splits(stage)):
+            if not self._metrics(stage, split).seen:  # own files have one split for MNLI's two
+                continue
             for name, value in self._metrics(stage, split).compute().items():
                 if (stage, name) != ("train", "loss"):  # logged by step
                     self.log(f"{stage}/{name}{_suffix(split, index)}", value, prog_bar=name != "loss")
@@ -286,7 +293,7 @@ class LoRAClassifier(LightningModule):
     def _predictions(self, texts: Sequence[Text], batch_size: int) -> list[Prediction]:
         if not len(texts):
             return []
-        logits = self._logits(as_columns(texts, len(self.task.columns)), batch_size)
+        logits = self._logits(as_columns(texts, self.pairs), batch_size)
         if self.task.is_regression:
             return [{"score": score} for score in logits.squeeze(-1).tolist()]
         return [as_prediction(self.label_names, row) for row in logits.softmax(-1).tolist()]
@@ -303,6 +310,13 @@ class LoRAClassifier(LightningModule):
 def _suffix(split: str, index: int) -> str:
     """Nothing for a task's first split, `_mismatched` for MNLI's second."""
     return f"_{split.removeprefix('validation_')}" if index else ""
+
+
+def _require_label_names(task: Task, names: Sequence[str]) -> None:
+    expected = len(task.labels) if task.name != CUSTOM else max(2, len(names))
+    if len(names) != expected or len(set(names)) != len(names):
+        what = "at least two classes" if task.name == CUSTOM else f"{expected} classes"
+        raise UserError(f"label_names: expected {what} for the task {task.name}, all different, got {list(names)}")
 
 
 def _require_rates(rate: float, head_rate: float | None, decay: float, warmup: float, dropout: float | None) -> None:

@@ -35,6 +35,11 @@ class SplitMetrics(nn.Module):
         self.metrics.update(logits.squeeze(-1) if self.is_regression else logits.argmax(-1), targets)
         self.loss.update(loss.detach(), len(targets))
 
+    @property
+    def seen(self) -> bool:
+        """Whether a batch was added since the last reset."""
+        return self.loss.update_called
+
     def compute(self) -> dict[str, Tensor]:
         """The loss and every metric, by name."""
         return {"loss": self.loss.compute(), **self.metrics.compute()}

@@ -6,26 +6,27 @@ from typing import Any
 
 from torch import nn
 
+from lora_pl.data.texts import Text
 from lora_pl.errors import UserError
 
-Text = str | tuple[str, ...]
-"""A sentence, or a pair of them."""
 Prediction = dict[str, Any]
 """`{"label", "score", "probabilities": {label: p}}`, or `{"score"}` for a regression."""
 
 
-def as_columns(texts: Sequence[Text], count: int) -> list[list[str]]:
-    """One list per text column, for a task on `count` of them.
+def as_columns(texts: Sequence[Text], pairs: bool) -> list[list[str]]:
+    """One list per text column.
 
     Raises:
-        UserError: sentences and pairs are mixed, or a task on pairs is given sentences.
+        UserError: sentences and pairs are mixed, or a model of the one kind is given the other.
     """
     rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
     width = len(rows[0])
     if any(len(row) != width for row in rows) or width not in (1, 2):
         raise UserError("predict: expected sentences, or pairs of sentences, all of one kind")
-    if width < count:
-        raise UserError("predict: this task compares two sentences; give pairs: predict([(first, second), ...])")
+    if pairs and width == 1:
+        raise UserError("predict: this model compares two sentences; give pairs: predict([(first, second), ...])")
+    if not pairs and width == 2:
+        raise UserError("predict: this model reads single sentences, got pairs; give predict([sentence, ...])")
     return [list(column) for column in zip(*rows, strict=True)]
 
 

@@ -123,7 +123,7 @@ def damaged(kind: str, whole: Path, path: Path) -> Path:
     if kind == "truncated":
         path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     elif kind == "text":
-        path.write_text("not a checkpoint")
+        path.write_text("sentence\tlabel")
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "foreign":

@@ -185,8 +185,14 @@ def test_pairs_regression_and_own_classes(tiny_encoder):
     assert list(score) == ["score"]
     own = LoRAClassifier(encoder=tiny_encoder(), task="custom", label_names=["a", "b", "c"])
     assert list(own.predict(["fine"])[0]["probabilities"]) == ["a", "b", "c"]
-    with pytest.raises(UserError, match="at least two"):
+    with pytest.raises(UserError, match="at least two classes"):
         LoRAClassifier(encoder=tiny_encoder(), task="custom")
+    with pytest.raises(UserError, match="2 classes for the task sst2"):
+        LoRAClassifier(encoder=tiny_encoder(), label_names=["one"])
+    single = LoRAClassifier(encoder=tiny_encoder(), task="stsb", pairs=False)
+    assert list(single.predict(["fine"])[0]) == ["score"]
+    with pytest.raises(UserError, match="single sentences"):
+        single.predict(pairs)
 
 
 def test_type_ids_reach_an_encoder_that_has_types(tiny_encoder):

@@ -12,6 +12,7 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's metrics."""
-        metrics = trainer.progress_bar_metrics
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if name != "v_num")
+        # the epoch's other training metrics come after this hook
+        metrics = {n: v for n, v in trainer.progress_bar_metrics.items() if n == "train/loss" or n.startswith("val/")}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {trainer.global_step}  {shown}")

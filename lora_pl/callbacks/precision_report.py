@@ -22,6 +22,7 @@ class PrecisionReport(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check parameters and scaling, then report the types."""
+        self._checked = False
         check_trainable_types(pl_module)
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         check_loss_scaling(str(trainer.precision), str(pl_module.device.type), scaled)
@@ -37,8 +38,9 @@ class PrecisionReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Check the optimizer's state once it exists."""
-        if trainer.global_step == 1:
+        if not self._checked and optimizer.state:
             check_optimizer_state(optimizer)
+            self._checked = True
 
 
 def check_trainable_types(model: nn.Module) -> None:

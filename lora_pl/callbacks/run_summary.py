@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Group
 from rich.panel import Panel
 from rich.text import Text
 
+from lora_pl.callbacks.run_checkpoints import BestCheckpoint
 from lora_pl.reporting import say
 
 
@@ -24,12 +24,12 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary."""
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
-            say(_panel(trainer, pl_module, checkpoint, time.monotonic() - self._started))
+        for checkpoint in trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, BestCheckpoint) and checkpoint.best_model_score is not None:
+                say(_panel(trainer, pl_module, checkpoint, time.monotonic() - self._started))
 
 
-def _panel(trainer: Trainer, pl_module: LightningModule, checkpoint: ModelCheckpoint, seconds: float) -> Panel:
+def _panel(trainer: Trainer, pl_module: LightningModule, checkpoint: BestCheckpoint, seconds: float) -> Panel:
     path = _short(checkpoint.best_model_path)
     name = str(pl_module.monitor).removeprefix("val/")
     lines = [

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class Throughput(Callback):
     """Logs `throughput/sentences_per_second` and `throughput/tokens_per_second` over the steps between two logs.
 
-    Only real tokens count, no padding; all processes together. The time is the training loop's own: validation and
-    checkpoints are left out.
+    Only real tokens count, no padding; all processes together. The time is that of the steps: making batches,
+    validation and checkpoints are left out.
     """
 
     def __init__(self) -> None:

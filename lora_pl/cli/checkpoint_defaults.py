@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_pl.checkpoint import read_checkpoint
 
-FROM_DATA = ("task", "label_names", "max_length")  # the model gets these from the data
+FROM_DATA = ("task", "label_names", "max_length", "pairs")  # the model gets these from the data
 OWN_FILES = ("train_file", "validation_file")
 
 
@@ -29,7 +29,7 @@ def checkpoint_defaults(path: str, args: Sequence[str]) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     model = checkpoint["hyper_parameters"]
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
-    data |= {key: model[key] for key in FROM_DATA}
+    data |= {key: model[key] for key in FROM_DATA if key != "pairs"}
     if option_value(args, "--data.source") is not None:
         data |= dict.fromkeys(OWN_FILES)
     defaults = {f"model.{key}": value for key, value in _flat(model).items() if key not in FROM_DATA}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -67,11 +68,14 @@ def _run(given: list[str]) -> int:
     verb = f"lora_pl {given[0]}"
     try:
         VERBS[given[0]][0](given)
-    except SystemExit as done:  # --help and --print_config
+    except SystemExit as done:  # --help and --print_config, and Lightning on Ctrl-C
+        if isinstance(done.__context__, KeyboardInterrupt):
+            return _fail(verb, "interrupted", 130)
         return int(done.code or 0)
     except KeyboardInterrupt:
         return _fail(verb, "interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output has gone; what is buffered for it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         mistake = _users_mistake(error)

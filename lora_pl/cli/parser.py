@@ -21,7 +21,8 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # the help of a dataclass's fields is the text below them
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
-        super().__init__(*args, **kwargs)
+        # `--ckpt` for `--ckpt_path` would be read by the parser and missed by what looks for the option
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message, with the nearest known key where one is misspelt."""

@@ -29,10 +29,11 @@ from lora_pl.cli.parser import Parser
 from lora_pl.cli.run_folder import CHECKPOINTS, LOGS, run_name
 from lora_pl.data.datamodule import GlueDataModule
 from lora_pl.data.texts import STDIN, TextStream
-from lora_pl.errors import UsageError
+from lora_pl.errors import UsageError, UserError
 from lora_pl.precision import default_precision
 from lora_pl.reporting import say
 
+CONFIG = "config.yaml"
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
     "fit": {*SKIPPED, "train_dataloaders", "val_dataloaders"},
@@ -82,6 +83,7 @@ class ClassifierCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data", "model.task", compute_fn=_task_name, apply_on="instantiate")
         parser.link_arguments("data", "model.label_names", compute_fn=_label_names, apply_on="instantiate")
+        parser.link_arguments("data", "model.pairs", compute_fn=_pairs, apply_on="instantiate")
         if self.verb == "fit":
             parser.add_argument(
                 "--run_name", type=str | None, help="Names the run's folders; by default configuration and time."
@@ -100,9 +102,17 @@ class ClassifierCLI(LightningCLI):
         checkpoint = option_value(given, "--ckpt_path")
         if checkpoint is not None:
             self._subcommand_parsers[self.verb].set_defaults(checkpoint_defaults(checkpoint, given))
+            given = self._with_saved_configuration(given, checkpoint)
         self.config = parser.parse_args(given)
         if self.verb != "fit" and not self._option("ckpt_path"):
             raise UsageError("ckpt_path: expected --ckpt_path checkpoints/NAME/best.ckpt, got none")
+
+    def _with_saved_configuration(self, given: list[str], checkpoint: str) -> list[str]:
+        """A run that is resumed without `--config` goes on with the configuration beside its checkpoint."""
+        saved = Path(checkpoint).with_name(CONFIG)
+        if self.verb != "fit" or self.config_file or not saved.is_file():
+            return given
+        return [self.verb, "--config", str(saved), *given[1:]]
 
     def _parse_ckpt_path(self) -> None:
         """Done in `parse_arguments`, where flags win; LightningCLI would let the checkpoint win."""
@@ -112,10 +122,11 @@ class ClassifierCLI(LightningCLI):
         trainer = self._option("trainer")
         if trainer.precision is None:
             trainer.precision = default_precision(str(trainer.accelerator))
+            say(f"precision {trainer.precision}, what the device does well; --trainer.precision overrides it")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the project's callbacks, logger and way of writing checkpoints."""
-        config = self._option("trainer")
+        config = self._get(self.config_init, "trainer")
         name = self._run_name() if self.verb == "fit" else ""
         if self.verb != "fit":
             kwargs["logger"] = False
@@ -123,13 +134,17 @@ class ClassifierCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(LOGS, name=name, version="", default_hp_metric=False)
         callbacks = self._callbacks(name, logs=bool(kwargs.get("logger", config.logger)))
         kwargs["enable_progress_bar"] = self._shows_bar()
-        kwargs["callbacks"] = [*(config.callbacks or []), *callbacks]
-        kwargs["plugins"] = [*(config.plugins or []), WholeFileCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        kwargs["callbacks"] = [*_as_list(config.callbacks), *callbacks]
+        kwargs["plugins"] = [*_as_list(config.plugins), WholeFileCheckpointIO()]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError) as error:  # an unknown accelerator, strategy, ...
+            raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
     def predict(self, model: LightningModule, datamodule: GlueDataModule, **kwargs: Any) -> None:
         """Run instead of the trainer's `predict`: the texts come from `--input`."""
         stream = TextStream(self._option("input"), datamodule.text_columns)
+        self.model.predict_batch_size = datamodule.eval_batch_size
         # batch_size None: the stream's lists are the batches
         self.trainer.predict(model, DataLoader(stream, batch_size=None), return_predictions=False, **kwargs)
 
@@ -175,14 +190,30 @@ class RunConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
-        if trainer.checkpoint_callback is not None:
-            folder = Path(str(trainer.checkpoint_callback.dirpath))  # type: ignore[attr-defined]
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(text, encoding="utf-8")
+        for checkpoint in trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, BestCheckpoint):
+                _write_whole(Path(str(checkpoint.dirpath)) / CONFIG, text)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _task_name(data: GlueDataModule) -> str:
     return data.task.name
+
+
+def _pairs(data: GlueDataModule) -> bool:
+    return len(data.text_columns) > 1
 
 
 def _label_names(data: GlueDataModule) -> list[str]:

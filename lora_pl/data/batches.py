@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,15 +34,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, as a data loader asks for."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = (self.input_ids, self.attention_mask, self.token_type_ids, self.labels)
-        ids, mask, types, labels = map(change, tensors)
+        ids, mask, types, labels = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
         return Batch(ids, mask, types, labels, self.tokens)
 
 
@@ -73,8 +66,9 @@ class TokenDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, indices: Sequence[int]) -> Batch:
-        return pad(self.tokens, indices, self.pad_token_id)
+    def __getitem__(self, indices: Sequence[int] | int) -> Batch:
+        # a single one where Lightning puts a sampler of its own (--trainer.overfit_batches)
+        return pad(self.tokens, [indices] if isinstance(indices, int) else indices, self.pad_token_id)
 
 
 class RandomBatches(DistributedSampler[list[int]]):
@@ -111,7 +105,10 @@ class ExactBatches(DistributedSampler[list[int]]):
         # no process may be left with an empty batch, so one sentence more than batch_size where shares are uneven
         count = min(-(-share // batch_size), len(dataset) // replicas)
         by_length = np.argsort(dataset.tokens.lengths, kind="stable")[rank::replicas]
-        self.batches = [part.tolist() for part in np.array_split(by_length, count)]
+        # in random order, so that the first batches stand for all (--trainer.limit_val_batches)
+        order = np.random.default_rng(0).permutation(count)
+        parts = np.array_split(by_length, count)
+        self.batches = [parts[index].tolist() for index in order]
 
     def __len__(self) -> int:
         return len(self.batches)

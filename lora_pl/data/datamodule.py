@@ -86,7 +86,7 @@ class GlueDataModule(LightningDataModule):
         self.max_length, self.batch_size, self.eval_batch_size = max_length, batch_size, eval_batch_size
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self._given_label_names = label_names
-        self._text_columns = tuple(filter(None, (text_column or self.task.columns[0], text_pair_column)))
+        self.text_columns = _text_columns(self.task, text_column, text_pair_column)
         self._label_column = label_column or "label"
         self._splits: dict[str, Tokens] = {}
 
@@ -103,11 +103,6 @@ class GlueDataModule(LightningDataModule):
     def validation_splits(self) -> list[str]:
         """The labelled splits that `validate` and `test` go over."""
         return ["validation"] if any(self.own_files.values()) else list(self.task.validation)
-
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        """The text columns of own files."""
-        return self._text_columns
 
     def prepare_data(self) -> None:
         """Read and tokenize every split that training needs, into the cache; one process per machine does this."""
@@ -162,7 +157,7 @@ class GlueDataModule(LightningDataModule):
     def _read(self, split: str) -> Examples:
         if not any(self.own_files.values()):
             return read_split(self.source, self.task, split)
-        return read_own_file(self._own_file(split), self.task, self._text_columns, self._label_column, self.label_names)
+        return read_own_file(self._own_file(split), self.task, self.text_columns, self._label_column, self.label_names)
 
     def _own_file(self, split: str) -> str:
         path = self.own_files[split]
@@ -185,6 +180,15 @@ class GlueDataModule(LightningDataModule):
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, ...]:
+    """The text columns of own files: as given, else the task's."""
+    if text is None and pair is None:
+        return task.columns
+    if pair is None and len(task.columns) > 1 and not task.is_regression:
+        raise UserError(f"data.text_pair_column: the task {task.name} compares two sentences; name the second's column")
+    return (text or task.columns[0],) if pair is None else (text or task.columns[0], pair)
 
 
 def absolute(path: str | None) -> str | None:

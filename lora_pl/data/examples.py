@@ -38,7 +38,8 @@ def parse_label(task: Task, label_names: Sequence[str], cell: object, where: str
         return _score(text, where)
     if text in label_names:
         return float(label_names.index(text))
-    if text.isdecimal() and int(text) < len(label_names):
+    # a number is an id unless the names are numbers themselves
+    if text.isdecimal() and int(text) < len(label_names) and not any(name.isdecimal() for name in label_names):
         return float(int(text))
     expected = ", ".join(f"{index} or {name}" if name != str(index) else name for index, name in enumerate(label_names))
     hint = " (-1 marks an unlabelled split)" if text == "-1" else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 AS_WRITTEN = {"keep_default_na": False}
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", AS_WRITTEN),
-    ".tsv": ("csv", {"sep": "\t", **AS_WRITTEN}),
+    ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE, **AS_WRITTEN}),
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
     ".parquet": ("parquet", {}),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lora_pl.data.examples import Examples, by_column, parse_label
 from lora_pl.data.glue_files import glue_folder, read_glue_file
-from lora_pl.data.tasks import Task
+from lora_pl.data.tasks import CUSTOM, Task
 from lora_pl.errors import UserError
 
 HUB, SAMPLE = "hub", "sample"
@@ -19,6 +19,10 @@ def read_split(source: str, task: Task, split: str) -> Examples:
     Raises:
         UserError: the source can't be reached, or what it gives is not the task's.
     """
+    if task.name == CUSTOM:
+        raise UserError(
+            "data.source: the task custom reads own files; give --data.train_file and --data.validation_file"
+        )
     if source == HUB:
         return _read_hub(task, split)
     folder = sample_folder(task) if source == SAMPLE else glue_folder(source, task)

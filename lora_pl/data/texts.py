@@ -15,6 +15,7 @@ STDIN = "-"
 CHUNK = 512  # texts at a time: enough to make batches of like length, little enough to keep in memory
 
 Text = str | tuple[str, ...]
+"""A sentence, or a pair of them."""
 
 
 class TextStream(IterableDataset[list[Text]]):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from lora_pl.data.examples import Examples
 
@@ -64,15 +65,11 @@ def tokenize(
     return Tokens(flat, offsets.astype(np.int64), np.asarray(second, np.int32), np.empty(0, np.float32), cut)
 
 
-def tokenize_cached(
-    tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, cache: Path | None
-) -> Tokens:
+def tokenize_cached(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, cache: Path) -> Tokens:
     """`tokenize` with labels, kept in the folder `cache` under a name made of texts, labels, tokenizer and length.
 
     An unreadable file in the cache is made again; a folder that can't be written to is done without.
     """
-    if cache is None:
-        return _with_labels(tokenize(tokenizer, examples.texts, max_length, show_progress=True), examples)
     path = cache / f"{_key(tokenizer, examples, max_length)}.safetensors"
     tokens = _load(path)
     if tokens is None:
@@ -96,7 +93,7 @@ def _encodings(
     with tqdm(total=count, desc="Tokenizing", unit=" sentences", disable=hidden, leave=False) as bar:
         for start in range(0, count, CHUNK):
             columns = [list(column[start : start + CHUNK]) for column in texts]
-            yield from tokenizer(*columns, truncation=True, max_length=max_length).encodings or ()
+            yield from tokenizer(*columns, truncation=True, max_length=max_length).encodings
             bar.update(len(columns[0]))
 
 
@@ -123,7 +120,7 @@ def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _load(path: Path) -> Tokens | None:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not path.is_file():
         return None
@@ -149,6 +146,6 @@ def write_beside(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(beside)
         os.replace(beside, path)
-    except OSError:
+    except (OSError, SafetensorError):
         with suppress(OSError):
             beside.unlink()

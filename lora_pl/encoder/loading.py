@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lora_pl.encoder.source import local_path
+from lora_pl.encoder.source import is_folder_name, local_path
 from lora_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
 
 
 def _why_not(name: str, path: str, error: Exception) -> str:
-    if path == name:
+    if path == name and not is_folder_name(name):
         return (
             f"encoder: the hub's {name!r} could not be loaded ({_first_line(error)}); without a network take the "
             "embedded encoder and sentences (--config configs/demo.yaml, --data.source sample) or give a folder"

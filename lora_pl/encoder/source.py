@@ -11,7 +11,7 @@ PACKAGE_SCHEME = "package://"
 
 def canonical_name(name: str) -> str:
     """The name as a checkpoint stores it: a folder's absolute path, any other name as it is."""
-    return str(Path(name).resolve()) if _is_folder_name(name) else name
+    return str(Path(name).expanduser().resolve()) if is_folder_name(name) else name
 
 
 def local_path(name: str) -> str:
@@ -22,7 +22,7 @@ def local_path(name: str) -> str:
     """
     if name.startswith(PACKAGE_SCHEME):
         folder = _package_folder(name)
-    elif _is_folder_name(name):
+    elif is_folder_name(name):
         folder = Path(name).expanduser()
     else:
         return name
@@ -35,7 +35,8 @@ def local_path(name: str) -> str:
     return str(folder)
 
 
-def _is_folder_name(name: str) -> bool:
+def is_folder_name(name: str) -> bool:
+    """Whether the name can only be a folder's, or a folder of this name is there."""
     if name.startswith(PACKAGE_SCHEME):
         return False
     # hub names are `name` or `owner/name`

@@ -52,6 +52,8 @@ def test_verbs_and_keys(capsys, fit):
         (["--data.train_file", "none.csv", "--data.validation_file", "none.csv"], "none.csv: no such file"),
         (["--model.encoder", "./nowhere"], "encoder: ./nowhere is no folder"),
         (["--trainer.accelerator", "gpu"], "gpu"),
+        (["--trainer.accelerator", "gpuu"], "gpuu"),
+        (["--trainer.strategy", "dpp"], "dpp"),
         (["--trainer.precision", "16-true"], "would be trained in fp16"),
         (["--run_name", "a/b"], "run_name: expected a name without slashes"),
     ],

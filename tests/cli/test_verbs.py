@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -119,8 +120,23 @@ def test_resume_goes_on_in_the_same_run(run_folder, tmp_path, tiny_encoder, glue
     last = "checkpoints/tiny/last.ckpt"
     done = run_cli(["fit", "--ckpt_path", last, "--trainer.max_epochs", "6"], tmp_path / "copy", check=True)
     assert "epoch 5/6  step 30" in done.stderr
+    config = yaml.safe_load((tmp_path / "copy" / "checkpoints" / "tiny" / "config.yaml").read_text())
+    assert (config["trainer"]["max_epochs"], config["data"]["batch_size"]) == (6, 8)
     assert "epoch 3/6" not in done.stderr
     assert [path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()] == ["tiny"]
+
+
+def test_callbacks_of_ones_own(tiny_encoder, glue_folder, tmp_path):
+    """And a validation loss that can't fall by 10 stops the run after two epochs."""
+    Path("own.yaml").write_text(
+        "trainer:\n  max_epochs: 9\n  callbacks:\n  - class_path: EarlyStopping\n    init_args:\n"
+        "      {monitor: val/loss, patience: 1, min_delta: 10}\n"
+    )
+    own = ["fit", "-c", "own.yaml", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder)]
+    assert main([*own, "--run_name", "own"]) == 0
+    import torch
+
+    assert torch.load("checkpoints/own/last.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_a_second_run_never_overwrites_a_first(run_folder, glue_folder, tiny_encoder):
@@ -149,8 +165,6 @@ def test_a_custom_task_goes_the_whole_way(tiny_encoder, tmp_path):
 
 def test_the_demos_configuration_is_the_real_thing_but_small(tmp_path):
     """configs/demo.yaml itself, cut to two steps."""
-    from pathlib import Path
-
     config = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
     limits = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
     done = run_cli(["fit", "--config", str(config), *limits], tmp_path, check=True)
@@ -161,8 +175,6 @@ def test_the_demos_configuration_is_the_real_thing_but_small(tmp_path):
 
 @pytest.mark.parametrize("config", ["sst2_roberta_base.yaml", "sst2_paper.yaml", "demo.yaml"])
 def test_configurations_parse(config, capsys):
-    from pathlib import Path
-
     path = Path(__file__).resolve().parents[2] / "configs" / config
     assert main(["fit", "--config", str(path), "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)

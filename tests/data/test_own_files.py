@@ -7,7 +7,7 @@ from lora_pl.data.own_files import discover_labels, iterate_texts, read_own_file
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS
 from lora_pl.errors import UserError
 
-ROWS = [("fine, really", "good"), ("NA", "bad"), ('a "bad" one', "bad"), ("", "good")]
+ROWS = [("fine, really", "good"), ("NA", "bad"), ('"bad" one, or "', "bad"), ("", "good")]
 
 
 def write(path, rows, header=("review", "stars")):
@@ -16,9 +16,11 @@ def write(path, rows, header=("review", "stars")):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if path.suffix in (".csv", ".tsv"):
+    if path.suffix == ".tsv":
+        path.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]), encoding="utf-8")
+    elif path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows([header, *rows])
+            csv.writer(file).writerows([header, *rows])
     elif path.suffix == ".parquet":
         pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(header)}), path)
     else:
@@ -41,6 +43,19 @@ def test_numeric_classes_are_in_numeric_order(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", 10), ("b", 9), ("c", 1)])
     assert discover_labels(path, "stars") == ("1", "9", "10")
     assert read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("1", "9", "10")).labels == [2, 1, 0]
+
+
+def test_a_number_is_no_id_where_the_names_are_numbers(tmp_path):
+    path = write(tmp_path / "mine.csv", [("a", 0)])
+    with pytest.raises(UserError, match="label '0' is outside"):
+        read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("1", "2", "3"))
+
+
+def test_a_pair_task_asks_for_its_second_column():
+    with pytest.raises(UserError, match="the task rte compares two sentences"):
+        GlueDataModule(task="rte", train_file="x.csv", text_column="premise")
+    assert GlueDataModule(task="rte", train_file="x.csv").text_columns == ("sentence1", "sentence2")
+    assert GlueDataModule(task="stsb", train_file="x.csv", text_column="text").text_columns == ("text",)
 
 
 def test_scores_and_pairs(tmp_path):

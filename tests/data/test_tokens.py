@@ -77,6 +77,17 @@ def test_the_cache_tells_contents_lengths_and_tokenizers_apart(tokenizer, tiny_e
     assert len(list(tmp_path.iterdir())) == 5
 
 
+def test_a_full_disk_is_done_without(tokenizer, tmp_path, monkeypatch):
+    import safetensors.numpy
+
+    def fail(*args, **kwargs):
+        raise safetensors.SafetensorError("I/O error: no space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    assert len(tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("damage", [b"", b"not tensors"])
 def test_a_damaged_cache_is_made_again(tokenizer, tmp_path, damage):
     tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
