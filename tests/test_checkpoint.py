@@ -107,7 +107,8 @@ def test_a_base_that_moved_is_given_by_hand(tiny_encoder, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lora": LoRAConfig(r=2)}, {"head": "architecture"}, {"method": "head"}, {"task": "mnli"}]
+    "changes",
+    [{"lora": LoRAConfig(r=2)}, {"head": "architecture"}, {"method": "head"}, {"label_names": ["bad", "good"]}],
 )
 def test_another_shape_is_an_error(changes, checkpoint):
     with pytest.raises(UserError, match="checkpoint: .* but the model has"):
