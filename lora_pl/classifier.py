@@ -283,7 +283,9 @@ class LoRAClassifier(LightningModule):
                 continue
             for name, value in self._metrics(stage, split).compute().items():
                 if (stage, name) != ("train", "loss"):  # logged by step
-                    self.log(f"{stage}/{name}{_suffix(split, index)}", value, prog_bar=name != "loss")
+                    self.log(
+                        f"{stage}/{name}{_suffix(split, index)}", value, prog_bar=stage == "val" and name != "loss"
+                    )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         rate = self.hparams["learning_rate"]

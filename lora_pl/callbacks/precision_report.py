@@ -29,8 +29,8 @@ class PrecisionReport(Callback):
         with trainer.precision_plugin.forward_context():
             computed = computed_type(pl_module)
         say(
-            f"precision {trainer.precision} on {pl_module.device.type}: matrix products in {_short(computed)}, "
-            f"adapters, head and optimizer in fp32, frozen weights in {_frozen_types(pl_module)}, "
+            f"precision {trainer.precision} on {pl_module.device.type}: matrix products in {_short(computed)}\n"
+            f"  adapters, head and optimizer fp32, frozen weights {_frozen_types(pl_module)}, "
             f"loss {'scaled' if scaled else 'not scaled'}"
         )
 

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Group
-from rich.panel import Panel
-from rich.text import Text
+from rich.rule import Rule
 
 from lora_pl.callbacks.run_checkpoints import BestCheckpoint
 from lora_pl.reporting import say
@@ -26,21 +24,22 @@ class RunSummary(Callback):
         """Print the summary."""
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, BestCheckpoint) and checkpoint.best_model_score is not None:
-                say(_panel(trainer, pl_module, checkpoint, time.monotonic() - self._started))
+                say(Rule("Done", align="left"))
+                # no frame around them: commands are to be copied
+                for line in _lines(trainer, pl_module, checkpoint, time.monotonic() - self._started):
+                    say(line)
 
 
-def _panel(trainer: Trainer, pl_module: LightningModule, checkpoint: BestCheckpoint, seconds: float) -> Panel:
+def _lines(trainer: Trainer, pl_module: LightningModule, checkpoint: BestCheckpoint, seconds: float) -> list[str]:
     path = _short(checkpoint.best_model_path)
     name = str(pl_module.monitor).removeprefix("val/")
     lines = [
-        f"best {name}  {float(checkpoint.best_model_score or 0):.4f} on validation, in {seconds:.0f} s",
+        f"best {name} {float(checkpoint.best_model_score or 0):.4f} on validation, in {seconds:.0f} s",
         f"checkpoint  {path}",
     ]
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
-    lines.append(f"predict     echo 'A fine film.' | lora_pl predict --ckpt_path {path}")
-    # commands are folded by the terminal where they must be, never shortened
-    return Panel(Group(*(Text(line, overflow="fold") for line in lines)), title="Done", title_align="left")
+    return [*lines, f"predict     echo 'A fine film.' | lora_pl predict --ckpt_path {path}"]
 
 
 def _short(path: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
@@ -156,7 +156,9 @@ class ClassifierCLI(LightningCLI):
     def _callbacks(self, name: str, logs: bool) -> list[Callback]:
         config = self._option("trainer")
         callbacks: list[Callback] = []
-        if self.verb == "fit" and not self._shows_bar():
+        if self._shows_bar():
+            callbacks.append(TQDMProgressBar())  # a rich bar would redraw itself over the summary
+        elif self.verb == "fit":
             callbacks.append(EpochLines())
         if self.verb == "predict":
             self.writer = PredictionWriter(self._option("output"))
