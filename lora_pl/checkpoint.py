@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lora_pl.errors import UserError
+from lora_pl.files import write_whole
 
 BASE_KEY = "lora_pl_base"
 """Where a checkpoint says what it was trained on: `{"encoder", "weights", "vocabulary"}`."""
@@ -73,23 +74,21 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`; a UserError where the disk refuses."""
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
+            write_whole(Path(path), lambda beside: _save(checkpoint, beside))
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
             raise UserError(f"{path}: could not be written ({error}); what was there before is whole") from error
-        finally:
-            beside.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """The checkpoint on the CPU."""
         return read_checkpoint(path)
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _nested(values: Mapping[str, Any], key: str) -> Any:

@@ -39,9 +39,7 @@ class ParameterCounts:
 
 def count_parameters(encoder: nn.Module, head: nn.Module) -> ParameterCounts:
     """The counts of an encoder, LoRA in it, and its head; works on the meta device."""
-    lora = sum(
-        layer.get_parameter(name).numel() for layer in lora_layers(encoder).values() for name in layer.adapter_params()
-    )
+    lora = sum(parameters for _, parameters in lora_by_module(encoder).values())
     every = [*encoder.parameters(), *head.parameters()]
     return ParameterCounts(
         lora=lora,

@@ -30,6 +30,7 @@ from lora_pl.cli.run_folder import CHECKPOINTS, LOGS, run_name
 from lora_pl.data.datamodule import GlueDataModule
 from lora_pl.data.texts import STDIN, TextStream
 from lora_pl.errors import UsageError, UserError
+from lora_pl.files import write_whole
 from lora_pl.precision import default_precision
 from lora_pl.reporting import say
 
@@ -194,14 +195,8 @@ class RunConfig(SaveConfigCallback):
             trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, BestCheckpoint):
-                _write_whole(Path(str(checkpoint.dirpath)) / CONFIG, text)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+                path = Path(str(checkpoint.dirpath)) / CONFIG
+                write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def _as_list(value: Any) -> list[Any]:

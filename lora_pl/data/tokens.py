@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from lora_pl.data.examples import Examples
+from lora_pl.files import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,16 +137,5 @@ def _save(tokens: Tokens, path: Path) -> None:
     from safetensors.numpy import save_file
 
     arrays = {name: getattr(tokens, name) for name in ("ids", "offsets", "second", "labels")}
-    write_beside(path, lambda beside: save_file(arrays, beside, metadata={"cut": str(tokens.cut)}))
-
-
-def write_beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Write to a file beside `path`, then rename; a cache does without where the disk refuses."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(beside)
-        os.replace(beside, path)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            beside.unlink()
+    with suppress(OSError, SafetensorError):  # done without where the disk refuses
+        write_whole(path, lambda beside: save_file(arrays, beside, metadata={"cut": str(tokens.cut)}))
