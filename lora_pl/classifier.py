@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,14 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_pl.checkpoint import BASE_KEY, check_base, check_settings, read_checkpoint
-from lora_pl.data.batches import Batch, pad
+from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, make_batch, split_by_tokens
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.texts import Text
 from lora_pl.data.tokens import tokenize
 from lora_pl.encoder import EMBEDDED
+from lora_pl.encoder.dtype import BaseDtype, cast_frozen, resolve_dtype
+from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.fingerprint import vocabulary_fingerprint, weights_fingerprint
 from lora_pl.encoder.head import HeadKind, make_head, needs_pooler
-from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens
+from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens, takes_packed_rows
+from lora_pl.encoder.packing import Packing
 from lora_pl.encoder.source import canonical_name
 from lora_pl.encoder.targets import module_names
 from lora_pl.errors import UserError
@@ -30,15 +35,20 @@ from lora_pl.lora import (
     adapter_state_dict,
     inject_lora,
     load_adapter_state_dict,
+    lora_layers,
     mark_only_lora_as_trainable,
+    merged_lora,
 )
 from lora_pl.metrics import SplitMetrics
 from lora_pl.optimizer import parameter_groups
 from lora_pl.prediction import Prediction, as_columns, as_prediction, evaluating
+from lora_pl.reporting import say
 from lora_pl.schedule import Schedule, make_schedule
 
 Method = Literal["lora", "head", "full"]
 STAGES = ("train", "val", "test")
+MERGED_FROM = 256
+"""Texts from which on merging pays in `predict`."""
 
 
 class LoRAClassifier(LightningModule):
@@ -59,6 +69,9 @@ class LoRAClassifier(LightningModule):
         method: What is trained beside the head: lora (the adapters), head (nothing), full (the whole encoder).
         head: linear (on the first token's feature), or architecture (the one Transformers gives this architecture).
         dropout: The encoder's, on hidden states and attention, while training; by default its configuration's.
+        base_dtype: What the frozen weights are kept in; auto is what the trainer's precision computes in (bfloat16 in
+            bf16-mixed), and float32 without a trainer. Adapters, head, norms and optimizer are fp32 in any case.
+        nonfinite_loss: Whether a loss that is infinite or no number stops the run or skips the batch.
         learning_rate: AdamW's, at the schedule's height.
         head_learning_rate: The head's own; by default learning_rate.
         weight_decay: AdamW's, on all that is trained.
@@ -78,6 +91,8 @@ class LoRAClassifier(LightningModule):
         method: Method = "lora",
         head: HeadKind = "linear",
         dropout: float | None = None,
+        base_dtype: BaseDtype = "auto",
+        nonfinite_loss: Literal["stop", "skip"] = "stop",
         learning_rate: float = 1e-4,
         head_learning_rate: float | None = None,
         weight_decay: float = 0.01,
@@ -104,6 +119,8 @@ class LoRAClassifier(LightningModule):
                 "method": method,
                 "head": head,
                 "dropout": dropout,
+                "base_dtype": base_dtype,
+                "nonfinite_loss": nonfinite_loss,
                 "learning_rate": learning_rate,
                 "head_learning_rate": head_learning_rate,
                 "weight_decay": weight_decay,
@@ -112,8 +129,9 @@ class LoRAClassifier(LightningModule):
                 "warmup_ratio": warmup_ratio,
             }
         )
-        self.predict_batch_size = 64
         config = load_config(encoder)
+        self.predict_batch_tokens = BATCH_TOKENS
+        self.predict_batching: Batching = "packed" if takes_packed_rows(config) else "padded"
         self.max_length = min(max_length, max_tokens(config))
         self.tokenizer = load_tokenizer(encoder)
         self.encoder = load_encoder(encoder, with_pooler=needs_pooler(head, config), dropout=dropout)
@@ -125,6 +143,10 @@ class LoRAClassifier(LightningModule):
         }
         self.adapted = inject_lora(self.encoder, module_names(lora, config)) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
+        self.features = FirstTokenFeatures(self.encoder)
+        self.base_dtype = torch.float32
+        if base_dtype != "auto":
+            self._cast_base(resolve_dtype(base_dtype, ""))
         keys = [f"{stage}/{split}" for stage in STAGES for split in self._splits(stage)]
         self.metrics = nn.ModuleDict({key: SplitMetrics(self.task, len(self.label_names)) for key in keys})
 
@@ -133,6 +155,33 @@ class LoRAClassifier(LightningModule):
 
     def _metrics(self, stage: str, split: str) -> SplitMetrics:
         return cast(SplitMetrics, self.metrics[f"{stage}/{split}"])
+
+    def setup(self, stage: str) -> None:
+        """Convert the frozen base to the type that the trainer computes in."""
+        if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
+            raise UserError("model.nonfinite_loss: skip works in one process only; take stop, or one device")
+        if stage != "predict":  # which merges first, in full precision
+            self._cast_base(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))
+
+    def on_predict_start(self) -> None:
+        """Merge, then convert: W0 + delta_weight() is rounded once."""
+        with torch.inference_mode(False):
+            for layer in lora_layers(self.encoder).values():
+                layer.merge()
+            self._cast_base(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))
+
+    def on_predict_end(self) -> None:
+        """Unmerge."""
+        with torch.inference_mode(False):
+            for layer in lora_layers(self.encoder).values():
+                layer.unmerge()
+            self._cast_base(self.base_dtype)
+
+    def _cast_base(self, dtype: torch.dtype) -> None:
+        if self.hparams["method"] == "full":  # nothing is frozen
+            return
+        cast_frozen(self.encoder, dtype)
+        self.base_dtype = dtype
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
@@ -146,18 +195,43 @@ class LoRAClassifier(LightningModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits in fp32, (batch, classes), or (batch, 1) for a regression."""
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if getattr(self.encoder.config, "type_vocab_size", 1) > 1:
-            inputs["token_type_ids"] = batch.token_type_ids
-        features = self.encoder(**inputs).last_hidden_state  # (batch, length, hidden)
-        logits: Tensor = self.head(features[:, 0])
-        return logits.float()
+        with self._half_precision():
+            features = self._features_of(batch)  # (batch, hidden)
+        with torch.autocast(self.device.type, enabled=False):
+            logits: Tensor = self.head(features.float())
+        return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a batch."""
+    def _features_of(self, batch: Batch) -> Tensor:
+        if batch.attention_mask is not None:
+            return self.features.of_padded(batch.input_ids, batch.token_type_ids, batch.attention_mask)
+        packing = Packing(batch.lengths, batch.input_ids.device)
+        return self.features.of_packed(batch.input_ids, batch.token_type_ids, packing)
+
+    def _half_precision(self) -> AbstractContextManager[Any]:
+        """Autocast to the frozen base's type where that is a half; else what the caller has set holds."""
+        if self.base_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.base_dtype)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The loss of a batch; None where it is not finite and such batches are skipped."""
         loss = self._step(batch, "train", "")
+        if not torch.isfinite(loss):
+            self._nonfinite(loss, batch_idx)
+            return None
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
+
+    def _nonfinite(self, loss: Tensor, batch_idx: int) -> None:
+        where = f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
+        if self.hparams["nonfinite_loss"] == "skip":
+            say(f"{where}; the batch is skipped")
+            return
+        paths = [getattr(callback, "last_model_path", "") for callback in self.trainer.checkpoint_callbacks]
+        good = next((path for path in reversed(paths) if path), "none yet")
+        raise UserError(
+            f"{where}; the last good checkpoint: {good}; take a lower learning rate, or --model.nonfinite_loss skip"
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to the split's loss and metrics."""
@@ -168,16 +242,18 @@ class LoRAClassifier(LightningModule):
         self._step(batch, "test", self._splits("test")[dataloader_idx])
 
     def predict_step(self, texts: Sequence[Text], batch_idx: int = 0) -> list[Prediction]:
-        """`predict` without its care for the mode, which the trainer takes."""
-        return self._predictions(texts, self.predict_batch_size)
+        """`predict` without its care for the mode and for merging, which the trainer's hooks take."""
+        return self._predictions(texts, self.predict_batch_tokens)
 
     @torch.inference_mode()
-    def predict(self, texts: Sequence[Text], batch_size: int = 64) -> list[Prediction]:
+    def predict(self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS) -> list[Prediction]:
         """What the model says of each text, in their order.
+
+        Many texts are asked with the adapters merged where the base is fp32, so that nothing is rounded.
 
         Args:
             texts: Sentences, or pairs of sentences for a task on pairs.
-            batch_size: Sentences per forward pass; batches are made of like lengths.
+            batch_tokens: Tokens per forward pass; batches are made of like lengths.
 
         Returns:
             A dict per text: the label, its probability as `score`, and every label's probability; for a regression
@@ -185,8 +261,9 @@ class LoRAClassifier(LightningModule):
         """
         if isinstance(texts, str):
             raise UserError(f"predict: expected a list of texts, got one string; write predict([{texts[:20]!r}])")
-        with evaluating(self):
-            return self._predictions(texts, batch_size)
+        merges = len(texts) >= MERGED_FROM and self.base_dtype == torch.float32
+        with evaluating(self), merged_lora(self.encoder) if merges else nullcontext():
+            return self._predictions(texts, batch_tokens)
 
     def configure_optimizers(self) -> Any:
         """AdamW on what is trained, and the schedule per optimizer step."""
@@ -239,7 +316,8 @@ class LoRAClassifier(LightningModule):
     def _step(self, batch: Batch, stage: str, split: str) -> Tensor:
         logits = self(batch)
         loss, targets = self._loss(logits, batch.labels)
-        self._metrics(stage, split).update(logits, targets, loss)
+        if stage != "train" or torch.isfinite(loss):
+            self._metrics(stage, split).update(logits, targets, loss)
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -292,20 +370,22 @@ class LoRAClassifier(LightningModule):
         modules = {"encoder": (self.encoder, rate), "head": (self.head, self.hparams["head_learning_rate"] or rate)}
         return parameter_groups(modules, self.hparams["weight_decay"], self.hparams["decay_bias"])
 
-    def _predictions(self, texts: Sequence[Text], batch_size: int) -> list[Prediction]:
+    def _predictions(self, texts: Sequence[Text], batch_tokens: int) -> list[Prediction]:
         if not len(texts):
             return []
-        logits = self._logits(as_columns(texts, self.pairs), batch_size)
+        logits = self._logits(as_columns(texts, self.pairs), batch_tokens)
         if self.task.is_regression:
             return [{"score": score} for score in logits.squeeze(-1).tolist()]
         return [as_prediction(self.label_names, row) for row in logits.softmax(-1).tolist()]
 
-    def _logits(self, texts: Sequence[Sequence[str]], batch_size: int) -> Tensor:
+    def _logits(self, texts: Sequence[Sequence[str]], batch_tokens: int) -> Tensor:
         """(texts, outputs) on the CPU in the texts' order, computed in batches of like lengths."""
         tokens = tokenize(self.tokenizer, texts, self.max_length)
         order = np.argsort(tokens.lengths, kind="stable")
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        logits = [self(pad(tokens, part.tolist(), self.tokenizer.pad_token_id).to(self.device)) for part in batches]
+        bounds = split_by_tokens(tokens.lengths[order], batch_tokens, self.predict_batching)
+        parts = [order[start:end].tolist() for start, end in itertools.pairwise(bounds)]
+        batches = (make_batch(tokens, part, self.predict_batching, self.tokenizer.pad_token_id) for part in parts)
+        logits = [self(batch.to(self.device)) for batch in batches]
         return torch.cat(logits).cpu()[torch.from_numpy(np.argsort(order))]
 
 

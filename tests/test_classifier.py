@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lora_pl import GlueDataModule, LoRAClassifier, LoRAConfig
-from lora_pl.data.batches import pad
+from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAError, lora_layers
@@ -21,8 +21,9 @@ def trainer(tmp_path, **changes) -> Trainer:
     return Trainer(default_root_dir=tmp_path, enable_model_summary=False, **{**quiet, "max_steps": 3, **changes})
 
 
-def batch_of(model: LoRAClassifier, texts=TEXTS):
-    return pad(tokenize(model.tokenizer, [texts], 38), range(len(texts)), model.tokenizer.pad_token_id)
+def batch_of(model: LoRAClassifier, texts=TEXTS, batching="packed"):
+    tokens = tokenize(model.tokenizer, [texts], 38)
+    return make_batch(tokens, range(len(texts)), batching, model.tokenizer.pad_token_id)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,10 +140,10 @@ def test_a_linear_schedule_needs_an_end(tiny_encoder, tmp_path):
         model.configure_optimizers()
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_accuracy_is_exact_over_the_split(batch_size, tiny_encoder, glue_folder, tmp_path):
+@pytest.mark.parametrize("batch_tokens", [8, 50, 4096])
+def test_accuracy_is_exact_over_the_split(batch_tokens, tiny_encoder, glue_folder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder())
-    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), eval_batch_size=batch_size)
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), eval_batch_tokens=batch_tokens)
     (logged,) = trainer(tmp_path).validate(model, data, verbose=False)
     lines = (glue_folder / "dev.tsv").read_text().splitlines()[1:]
     texts, labels = zip(*(line.split("\t") for line in lines), strict=True)
@@ -157,7 +158,7 @@ def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
     model = LoRAClassifier(encoder=tiny_encoder()).train()
     model.encoder.embeddings.eval()
     modes = {name: module.training for name, module in model.named_modules()}
-    few, many = model.predict(TEXTS, batch_size=2), model.predict(TEXTS * 20)
+    few, many = model.predict(TEXTS, batch_tokens=12), model.predict(TEXTS * 20)
     assert {name: module.training for name, module in model.named_modules()} == modes
     for one, other in zip(few * 20, many, strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=1e-6)
@@ -195,10 +196,11 @@ def test_pairs_regression_and_own_classes(tiny_encoder):
         single.predict(pairs)
 
 
-def test_type_ids_reach_an_encoder_that_has_types(tiny_encoder):
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_type_ids_reach_an_encoder_that_has_types(batching, tiny_encoder):
     model = LoRAClassifier(encoder=tiny_encoder("bert"), task="rte").eval()
     tokens = tokenize(model.tokenizer, [["the film"], ["is good"]], 38)
-    batch = pad(tokens, [0], 1)
+    batch = make_batch(tokens, [0], batching, 1)
     assert batch.token_type_ids.sum() == 3
     encoded = model.tokenizer("the film", "is good", return_tensors="pt")
     expected = model.head(model.encoder(**encoded).last_hidden_state[:, 0])

@@ -15,7 +15,7 @@ seed_everything(0)
 encoder, source, devices = sys.argv[1], sys.argv[2], int(sys.argv[3])
 trainer = Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
                   enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1)
-data = GlueDataModule(source=source, encoder=encoder, eval_batch_size=4, batch_size=8 // devices)
+data = GlueDataModule(source=source, encoder=encoder, eval_batch_tokens=24, batch_size=8 // devices)
 model = LoRAClassifier(encoder=encoder)
 measured = trainer.validate(model, data, verbose=False)[0]
 trainer.fit(model, data)

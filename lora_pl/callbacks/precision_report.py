@@ -30,7 +30,7 @@ class PrecisionReport(Callback):
             computed = computed_type(pl_module)
         say(
             f"precision {trainer.precision} on {pl_module.device.type}: matrix products in {_short(computed)}\n"
-            f"  adapters, head and optimizer fp32, frozen weights {_frozen_types(pl_module)}, "
+            f"  adapters, head, norms and optimizer fp32, frozen weights {_frozen_types(pl_module)}, "
             f"loss {'scaled' if scaled else 'not scaled'}"
         )
 
@@ -79,7 +79,8 @@ def computed_type(model: nn.Module) -> torch.dtype:
 
 
 def _frozen_types(model: nn.Module) -> str:
-    types = {_short(p.dtype) for p in model.parameters() if not p.requires_grad}
+    weights = (p for m in model.modules() if not isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False))
+    types = {_short(p.dtype) for p in weights if not p.requires_grad}
     return " and ".join(sorted(types)) or "no type (none are frozen)"
 
 

@@ -145,7 +145,8 @@ class ClassifierCLI(LightningCLI):
     def predict(self, model: LightningModule, datamodule: GlueDataModule, **kwargs: Any) -> None:
         """Run instead of the trainer's `predict`: the texts come from `--input`."""
         stream = TextStream(self._option("input"), datamodule.text_columns)
-        self.model.predict_batch_size = datamodule.eval_batch_size
+        self.model.predict_batch_tokens = datamodule.eval_batch_tokens
+        self.model.predict_batching = datamodule.batching
         # batch_size None: the stream's lists are the batches
         self.trainer.predict(model, DataLoader(stream, batch_size=None), return_predictions=False, **kwargs)
 

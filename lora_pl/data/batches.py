@@ -2,65 +2,103 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from lora_pl.data.tokens import Tokens
 from lora_pl.errors import UserError
 
+Batching = Literal["packed", "padded"]
+BATCH_TOKENS = 4096
+"""Tokens per batch where nothing is trained."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentences padded to the longest of them."""
+    """Sentences one after the other in a single row, or padded to the longest of them, each in a row of its own."""
 
     input_ids: Tensor
-    """(batch, length), int64"""
-    attention_mask: Tensor
-    """(batch, length), int64: 1 on tokens, 0 on padding"""
+    """(1, tokens) packed, (batch, length) padded, int64"""
     token_type_ids: Tensor
-    """(batch, length), int64: 1 on the second text of a pair where the tokenizer tells them apart"""
+    """As input_ids: 1 on the second text of a pair where the tokenizer tells them apart"""
     labels: Tensor
     """(batch,), fp32: class ids or scores; empty where there are none"""
-    tokens: int
-    """Real tokens in the batch."""
+    lengths: tuple[int, ...]
+    """(batch,): tokens per sentence."""
+    attention_mask: Tensor | None = None
+    """As input_ids: 1 on tokens, 0 on padding; None in a packed batch."""
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens in the batch."""
+        return sum(self.lengths)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""
-        tensors = (self.input_ids, self.attention_mask, self.token_type_ids, self.labels)
-        ids, mask, types, labels = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
-        return Batch(ids, mask, types, labels, self.tokens)
+        ids, types, labels = (
+            tensor.to(device, non_blocking=non_blocking)
+            for tensor in (self.input_ids, self.token_type_ids, self.labels)
+        )
+        mask = None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=non_blocking)
+        return Batch(ids, types, labels, self.lengths, mask)
 
 
-def pad(tokens: Tokens, indices: Sequence[int], pad_token_id: int) -> Batch:
-    """The sentences `indices`, padded to the longest of them."""
+def make_batch(tokens: Tokens, indices: Sequence[int], batching: Batching, pad_token_id: int) -> Batch:
+    """The sentences `indices`, packed into one row or padded to the longest of them."""
     chosen = np.asarray(indices, dtype=np.int64)
     lengths = tokens.lengths[chosen][:, None]  # (batch, 1)
     column = np.arange(lengths.max())[None, :]  # (1, length)
     real = column < lengths  # (batch, length)
-    ids = tokens.ids[np.where(real, tokens.offsets[chosen][:, None] + column, 0)]
-    second = real & (column >= lengths - tokens.second[chosen][:, None])
-    return Batch(
-        torch.from_numpy(np.where(real, ids, pad_token_id).astype(np.int64)),
-        torch.from_numpy(real.astype(np.int64)),
-        torch.from_numpy(second.astype(np.int64)),
-        torch.from_numpy(tokens.labels[chosen] if len(tokens.labels) else tokens.labels),
-        int(lengths.sum()),
-    )
+    second = column >= lengths - tokens.second[chosen][:, None]
+    place = tokens.offsets[chosen][:, None] + column
+    labels = torch.from_numpy(tokens.labels[chosen] if len(tokens.labels) else tokens.labels)
+    if batching == "packed":
+        ids, types, mask = tokens.ids[place[real]][None], second[real][None], None
+    else:
+        ids, types = np.where(real, tokens.ids[np.where(real, place, 0)], pad_token_id), second & real
+        mask = torch.from_numpy(real.astype(np.int64))
+    input_ids, token_type_ids = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64))
+    return Batch(input_ids, token_type_ids, labels, tuple(lengths[:, 0].tolist()), mask)
+
+
+def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching) -> list[int]:
+    """Where to cut sentences of ascending length into batches of at most `budget` tokens: `[0, ..., len(lengths)]`.
+
+    Padding counts as tokens in padded batches.
+
+    Raises:
+        UserError: a sentence alone is longer than the budget.
+    """
+    if lengths[-1] > budget:
+        raise UserError(f"a budget of {budget} tokens per batch holds no sentence of {lengths[-1]}; give a larger one")
+    ends = np.cumsum(lengths)
+    bounds = [0]
+    while (start := bounds[-1]) < len(lengths):
+        if batching == "packed":
+            tokens = ends[start:] - (ends[start] - lengths[start])
+        else:
+            tokens = lengths[start:] * np.arange(1, len(lengths) - start + 1)
+        bounds.append(start + int(np.searchsorted(tokens, budget, side="right")))
+    return bounds
 
 
 class TokenDataset(Dataset[Batch]):
     """Tokenized sentences, asked for by lists of indices: `dataset[[3, 1]]` is a batch of two."""
 
-    def __init__(self, tokens: Tokens, pad_token_id: int) -> None:
+    def __init__(self, tokens: Tokens, batching: Batching, pad_token_id: int) -> None:
         self.tokens = tokens
+        self.batching: Batching = batching
         self.pad_token_id = pad_token_id
 
     def __len__(self) -> int:
@@ -68,7 +106,8 @@ class TokenDataset(Dataset[Batch]):
 
     def __getitem__(self, indices: Sequence[int] | int) -> Batch:
         # a single one where Lightning puts a sampler of its own (--trainer.overfit_batches)
-        return pad(self.tokens, [indices] if isinstance(indices, int) else indices, self.pad_token_id)
+        chosen = [indices] if isinstance(indices, int) else indices
+        return make_batch(self.tokens, chosen, self.batching, self.pad_token_id)
 
 
 class RandomBatches(DistributedSampler[list[int]]):
@@ -91,27 +130,42 @@ class RandomBatches(DistributedSampler[list[int]]):
 
 
 class ExactBatches(DistributedSampler[list[int]]):
-    """Every sentence once, in batches of like length, at most `batch_size` each.
+    """Every sentence once, in batches of like length, of at most `budget` tokens each.
 
     Over several processes no sentence is repeated (DistributedSampler repeats some, which would falsify a metric),
     and every process gets the same number of batches (else DDP would wait for ever).
     """
 
-    def __init__(self, dataset: TokenDataset, batch_size: int, replicas: int = 1, rank: int = 0) -> None:
+    def __init__(self, dataset: TokenDataset, budget: int, replicas: int = 1, rank: int = 0) -> None:
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=False)
         if len(dataset) < replicas:
             raise UserError(f"{len(dataset)} sentences are too few for {replicas} processes: take fewer devices")
-        share = -(-len(dataset) // replicas)
-        # no process may be left with an empty batch, so one sentence more than batch_size where shares are uneven
-        count = min(-(-share // batch_size), len(dataset) // replicas)
-        by_length = np.argsort(dataset.tokens.lengths, kind="stable")[rank::replicas]
+        by_length = np.argsort(dataset.tokens.lengths, kind="stable")
+        shares = [_batches(dataset, by_length[r::replicas], budget) for r in range(replicas)]
+        # as many as the process with most needs, unless another has fewer sentences than that
+        count = min(max(map(len, shares)), len(dataset) // replicas)
+        batches = _in_number(shares[rank], count)
         # in random order, so that the first batches stand for all (--trainer.limit_val_batches)
-        order = np.random.default_rng(0).permutation(count)
-        parts = np.array_split(by_length, count)
-        self.batches = [parts[index].tolist() for index in order]
+        self.batches = [batches[index] for index in np.random.default_rng(0).permutation(count)]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+def _batches(dataset: TokenDataset, indices: NDArray[np.int64], budget: int) -> list[list[int]]:
+    bounds = split_by_tokens(dataset.tokens.lengths[indices], budget, dataset.batching)
+    return [indices[start:end].tolist() for start, end in itertools.pairwise(bounds)]
+
+
+def _in_number(batches: list[list[int]], count: int) -> list[list[int]]:
+    """The same sentences in `count` batches, by halving the largest or joining the last."""
+    if len(batches) > count:
+        return [*batches[: count - 1], list(itertools.chain(*batches[count - 1 :]))]
+    batches = list(batches)
+    while len(batches) < count:
+        largest = batches.pop(max(range(len(batches)), key=lambda index: len(batches[index])))
+        batches += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    return batches

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lora_pl.data.batches import Batch, ExactBatches, RandomBatches, TokenDataset
+from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, ExactBatches, RandomBatches, TokenDataset
 from lora_pl.data.examples import Examples
 from lora_pl.data.own_files import discover_labels, read_own_file
 from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
-from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
+from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens, takes_packed_rows
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
 
@@ -30,8 +30,7 @@ PATHS = ("source", "train_file", "validation_file", "cache_dir")
 class GlueDataModule(LightningDataModule):
     """A GLUE task from the hub, from a download's folder or from the embedded sample, or a user's own files.
 
-    Sentences are tokenized once and cached without padding; training draws random batches of them, padded to their
-    longest.
+    Sentences are tokenized once and cached without padding; training draws random batches of them.
 
     Args:
         task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli) or custom; by default sst2, or custom
@@ -45,9 +44,12 @@ class GlueDataModule(LightningDataModule):
         label_column: The label's column in own files.
         label_names: The classes in the order of their ids; by default the task's, or those in train_file.
         encoder: Whose tokenizer to use: a hub name, a folder, or package://NAME/PATH.
-        max_length: The longest sentence in tokens; what is longer is cut and counted.
+        max_length: The longest sentence in tokens.
+        too_long: cut (and count) sentences that are longer, or refuse them.
         batch_size: Training sentences per step and process.
-        eval_batch_size: Sentences per step and process where nothing is trained.
+        batching: packed (one row per batch, no padding token is ever computed) or padded (to the batch's longest);
+            an encoder that cannot take packed rows gets padded batches.
+        eval_batch_tokens: Tokens per step and process where nothing is trained.
         num_workers: Processes that make batches; 0 makes them in the training process, which is fastest here.
         cache_dir: Where tokenized sentences are kept; by default ~/.cache/lora_pl.
         seed: Draws the random batches.
@@ -65,8 +67,10 @@ class GlueDataModule(LightningDataModule):
         label_names: list[str] | None = None,
         encoder: str = EMBEDDED,
         max_length: int = 64,
+        too_long: Literal["cut", "refuse"] = "cut",
         batch_size: int = 32,
-        eval_batch_size: int = 64,
+        batching: Batching = "packed",
+        eval_batch_tokens: int = BATCH_TOKENS,
         num_workers: int = 0,
         cache_dir: str | None = None,
         seed: int = 0,
@@ -74,7 +78,7 @@ class GlueDataModule(LightningDataModule):
         super().__init__()
         # <s>, one token, </s>
         _require_at_least(3, max_length=max_length)
-        _require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        _require_at_least(1, batch_size=batch_size, eval_batch_tokens=eval_batch_tokens)
         _require_at_least(0, num_workers=num_workers)
         # logger=False: the model logs the settings that both share
         self.save_hyperparameters(logger=False)
@@ -83,7 +87,8 @@ class GlueDataModule(LightningDataModule):
         self.task: Task = get_task(task or (CUSTOM if any(self.own_files.values()) else "sst2"))
         self.source = source
         self.encoder, self.seed, self.num_workers = encoder, seed, num_workers
-        self.max_length, self.batch_size, self.eval_batch_size = max_length, batch_size, eval_batch_size
+        self.max_length, self.batch_size, self.eval_batch_tokens = max_length, batch_size, eval_batch_tokens
+        self.too_long, self._given_batching = too_long, batching
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self._given_label_names = label_names
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
@@ -128,7 +133,7 @@ class GlueDataModule(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """A loader per labelled split, every sentence once."""
         return [
-            self._loader(data, ExactBatches(data, self.eval_batch_size, *self._replicas()))
+            self._loader(data, ExactBatches(data, self.eval_batch_tokens, *self._replicas()))
             for data in map(self._dataset, self.validation_splits)
         ]
 
@@ -141,6 +146,14 @@ class GlueDataModule(LightningDataModule):
         """The encoder's tokenizer."""
         return load_tokenizer(self.encoder)
 
+    @cached_property
+    def batching(self) -> Batching:
+        """How batches are made: as asked for, but padded where the encoder takes nothing else."""
+        if self._given_batching == "packed" and not takes_packed_rows(load_config(self.encoder)):
+            say(f"batching: {self.encoder} takes no packed rows, so batches are padded to their longest sentence")
+            return "padded"
+        return self._given_batching
+
     def _needed(self, stage: str | None) -> list[str]:
         if stage == "predict":
             return []
@@ -150,6 +163,11 @@ class GlueDataModule(LightningDataModule):
         examples = self._read(split)
         length = min(self.max_length, max_tokens(load_config(self.encoder)))
         tokens = tokenize_cached(self.tokenizer, examples, length, self.cache)
+        if tokens.cut and self.too_long == "refuse":
+            raise UserError(
+                f"data.too_long: {tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
+                "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut"
+            )
         if report:
             _report(split, examples, tokens, length)
         return tokens
@@ -166,7 +184,7 @@ class GlueDataModule(LightningDataModule):
         return path
 
     def _dataset(self, split: str) -> TokenDataset:
-        return TokenDataset(self._splits[split], self.tokenizer.pad_token_id)
+        return TokenDataset(self._splits[split], self.batching, self.tokenizer.pad_token_id)
 
     def _loader(self, data: TokenDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
         # batch_size None: the sampler's lists are the batches

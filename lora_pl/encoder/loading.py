@@ -78,9 +78,21 @@ def build_encoder(config: PretrainedConfig, with_pooler: bool = False) -> PreTra
 def max_tokens(config: PretrainedConfig) -> int:
     """The longest sequence, special tokens included, that the encoder has positions for."""
     positions = int(getattr(config, "max_position_embeddings", 512))
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        return positions - int(config.pad_token_id) - 1
-    return positions
+    return positions - first_position(config)
+
+
+def first_position(config: PretrainedConfig) -> int:
+    """The position id of a sentence's first token."""
+    return int(config.pad_token_id) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+
+
+def takes_packed_rows(config: PretrainedConfig) -> bool:
+    """Whether the architecture attends through Transformers' AttentionInterface, to all tokens of a sentence alike,
+    and takes positions from outside."""
+    model = _model_class(config)
+    local = any(getattr(config, name, None) for name in ("sliding_window", "local_attention", "layer_types"))
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    return bool(model._supports_attention_backend) and takes_positions and not local
 
 
 def _set_dropout(config: PretrainedConfig, p: float) -> None:
@@ -92,12 +104,17 @@ def _set_dropout(config: PretrainedConfig, p: float) -> None:
 
 
 def _pooler_argument(config: PretrainedConfig, with_pooler: bool) -> dict[str, bool]:
+    accepted = inspect.signature(_model_class(config).__init__).parameters
+    return {"add_pooling_layer": with_pooler} if "add_pooling_layer" in accepted else {}
+
+
+def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     from transformers import MODEL_MAPPING
 
     if type(config) not in MODEL_MAPPING:
         raise UserError(f"encoder: no text encoder is known for the model type {config.model_type!r}")
-    accepted = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
-    return {"add_pooling_layer": with_pooler} if "add_pooling_layer" in accepted else {}
+    model: type[PreTrainedModel] = MODEL_MAPPING[type(config)]
+    return model
 
 
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.injection import inject_lora, mark_only_lora_as_trainable, remove_lora
-from lora_pl.lora.layer import LoRALinear, disable_lora, lora_layers
+from lora_pl.lora.layer import LoRALinear, disable_lora, lora_layers, merged_lora
 from lora_pl.lora.state import adapter_state_dict, load_adapter_state_dict
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "load_adapter_state_dict",
     "lora_layers",
     "mark_only_lora_as_trainable",
+    "merged_lora",
     "remove_lora",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_pl.lora.config import LoRAConfig
+from lora_pl.lora.product import low_rank_product
 
 GAUSSIAN_STD = 0.02
 
@@ -68,10 +69,22 @@ class LoRALinear(nn.Linear):
         """(..., in) -> (..., out), in the dtype that the base layer alone would give."""
         if self.base_weight is not None and not self.enabled:
             return F.linear(x, self.base_weight, self.bias)
-        y = F.linear(x, self.weight, self.bias)
         if self.merged or not self.enabled:
-            return y
+            return F.linear(x, self.weight, self.bias)
+        if self._is_one_product(x):
+            return low_rank_product(
+                x.to(_computed_dtype(x)), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling
+            )
+        y = F.linear(x, self.weight, self.bias)
         return y + self._update(x).to(y.dtype)
+
+    def _is_one_product(self, x: Tensor) -> bool:
+        """Whether x is the input of both terms, gradients are asked for, and all is computed in one dtype."""
+        if not torch.is_grad_enabled() or not self.lora_A.requires_grad or self.weight.requires_grad:
+            return False
+        drops = self.training and self.lora_dropout.p > 0
+        one_dtype = torch.is_autocast_enabled(x.device.type) or x.dtype == self.weight.dtype == self.lora_A.dtype
+        return one_dtype and not drops
 
     def _update(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out): (alpha / r) (dropout(x) A^T) B^T."""
@@ -111,6 +124,11 @@ class LoRALinear(nn.Linear):
         return f"{super().extra_repr()}, r={self.r}, lora_alpha={self.lora_alpha:g}"
 
 
+def _computed_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Every LoRALinear of `model` by its name, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
@@ -127,3 +145,16 @@ def disable_lora(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, enabled in before.items():
             layer.enabled = enabled
+
+
+@contextmanager
+def merged_lora(model: nn.Module) -> Iterator[None]:
+    """Within the context, every LoRALinear of `model` is merged; afterwards those are unmerged that were before."""
+    apart = [layer for layer in lora_layers(model).values() if not layer.merged]
+    for layer in apart:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer in apart:
+            layer.unmerge()

@@ -26,7 +26,7 @@ def test_says_what_is_computed_in_which_type(precision, computed, tiny_encoder, 
     model = fit(precision, tiny_encoder, glue_folder, tmp_path)
     said = capsys.readouterr().err
     assert f"precision {precision} on cpu: matrix products in {computed}" in said
-    assert "frozen weights fp32, loss not scaled" in said
+    assert f"frozen weights {computed}, loss not scaled" in said
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 

@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from lora_pl.data.batches import ExactBatches, RandomBatches, TokenDataset, pad
+from lora_pl.data.batches import ExactBatches, RandomBatches, TokenDataset, make_batch, split_by_tokens
 from lora_pl.data.tokens import Tokens
 from lora_pl.errors import UserError
 
@@ -15,7 +17,7 @@ def make_tokens(lengths: list[int], second: list[int] | None = None) -> Tokens:
 
 
 def test_padding_keeps_every_token_in_its_place():
-    batch = pad(make_tokens([2, 4, 1], second=[0, 2, 0]), [1, 2], pad_token_id=7)
+    batch = make_batch(make_tokens([2, 4, 1], second=[0, 2, 0]), [1, 2], "padded", 7)
     assert batch.input_ids.tolist() == [[102, 103, 104, 105], [106, 7, 7, 7]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
     assert batch.token_type_ids.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
@@ -28,7 +30,7 @@ def test_padding_keeps_every_token_in_its_place():
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
 def test_random_batches_draw_every_sentence_once_an_epoch_and_anew_each_epoch(count):
-    data = TokenDataset(make_tokens([3] * count), 0)
+    data = TokenDataset(make_tokens([3] * count), "packed", 0)
     sampler = RandomBatches(data, 32, seed=5)
     epochs = []
     for epoch in (0, 1):
@@ -43,18 +45,51 @@ def test_random_batches_draw_every_sentence_once_an_epoch_and_anew_each_epoch(co
     assert [index for batch in sampler for index in batch] == epochs[0]
 
 
-@pytest.mark.parametrize("count", [2, 3, 64, 65, 127, 872])
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("batch_size", [1, 64])
-def test_exact_batches_cover_a_split_once_over_all_processes(count, replicas, batch_size):
-    data = TokenDataset(make_tokens(np.random.default_rng(0).integers(1, 9, count).tolist()), 0)
-    shares = [list(ExactBatches(data, batch_size, replicas, rank)) for rank in range(replicas)]
+def test_packing_puts_sentences_one_after_the_other():
+    batch = make_batch(make_tokens([2, 4, 1], second=[0, 2, 0]), [1, 2], "packed", 7)
+    assert batch.input_ids.tolist() == [[102, 103, 104, 105, 106]]
+    assert batch.token_type_ids.tolist() == [[0, 0, 1, 1, 0]]
+    assert batch.attention_mask is None
+    assert batch.lengths == (4, 1)
+    assert batch.labels.tolist() == [1, 2]
+    assert (len(batch), batch.tokens) == (2, 5)
+
+
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_splits_hold_the_budget_and_waste_none_of_it(batching):
+    lengths = np.sort(np.random.default_rng(1).integers(2, 30, 500))
+    bounds = split_by_tokens(lengths, 100, batching)
+    assert bounds[0] == 0
+    assert bounds[-1] == len(lengths)
+
+    def cost(part):
+        return part.sum() if batching == "packed" else len(part) * part[-1]
+
+    for start, end in pairwise(bounds):
+        assert cost(lengths[start:end]) <= 100
+        assert end == len(lengths) or cost(lengths[start : end + 1]) > 100
+
+
+def test_a_budget_below_a_sentence_names_both():
+    with pytest.raises(UserError, match="budget of 8 tokens per batch holds no sentence of 9"):
+        split_by_tokens(np.asarray([3, 9]), 8, "packed")
+
+
+@pytest.mark.parametrize("count", [3, 64, 65, 127, 872])
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+@pytest.mark.parametrize("budget", [8, 300])
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_exact_batches_cover_a_split_once_over_all_processes(count, replicas, budget, batching):
+    tokens = make_tokens(np.random.default_rng(0).integers(1, 9, count).tolist())
+    data = TokenDataset(tokens, batching, 0)
+    shares = [list(ExactBatches(data, budget, replicas, rank)) for rank in range(replicas)]
     assert sorted(index for share in shares for batch in share for index in batch) == list(range(count))
     assert len({len(share) for share in shares}) == 1, "a process would wait for ever"
     assert all(batch for share in shares for batch in share)
-    assert max(len(batch) for share in shares for batch in share) <= batch_size + (replicas > 1)
+    if count > replicas * 2:
+        assert max(tokens.lengths[batch].sum() for share in shares for batch in share) <= budget
 
 
 def test_too_few_sentences_for_the_processes():
     with pytest.raises(UserError, match="1 sentences are too few for 2"):
-        ExactBatches(TokenDataset(make_tokens([3]), 0), 8, replicas=2)
+        ExactBatches(TokenDataset(make_tokens([3]), "packed", 0), 8, replicas=2)

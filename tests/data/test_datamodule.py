@@ -43,7 +43,7 @@ def test_the_encoders_positions_are_the_limit(tiny_encoder, tmp_path, capsys):
     data = module(tiny_encoder, tmp_path, max_length=512)
     data.setup("fit")
     assert "cut at 38 tokens" in capsys.readouterr().err
-    assert max(batch.input_ids.shape[1] for batch in data.train_dataloader()) == 38
+    assert max(max(batch.lengths) for batch in data.train_dataloader()) == 38
 
 
 def test_test_says_that_it_is_the_validation_split(tiny_encoder, glue_folder, capsys):
@@ -65,7 +65,7 @@ def test_mnli_has_two_validation_splits(tiny_encoder, tmp_path):
     assert batch.token_type_ids.sum() > 0
 
 
-@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "max_length"])
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_tokens", "max_length"])
 def test_sizes_below_the_least(name):
     with pytest.raises(UserError, match=f"data.{name}: expected at least"):
         GlueDataModule(**{name: 0})

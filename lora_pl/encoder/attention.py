@@ -1,0 +1,140 @@
+"""Attention over a packed row, registered with Transformers' AttentionInterface."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lora_pl.encoder.dropout import drop, drop_again
+from lora_pl.encoder.packing import Grouping, Packing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "lora_pl_packed"
+"""What the attention goes by in a configuration's `attn_implementation`."""
+
+
+def use_packed_attention(encoder: PreTrainedModel) -> None:
+    """Let `encoder(..., packing=Packing(lengths))` take a packed row; without `packing` it works as before."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, _mask)
+    encoder.set_attn_implementation(NAME)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """softmax(q k^T * scaling) v within each sentence of the row.
+
+    Args:
+        module: The attention layer.
+        query: (1, heads, tokens, head size), as key and value.
+        key: See query.
+        value: See query.
+        attention_mask: Used where there is no packing.
+        scaling: By default 1 / sqrt(head size).
+        dropout: On the attention's probabilities.
+        packing: The row's sentences; without it the input is padded, and PyTorch's own attention takes it.
+        kwargs: Passed on to PyTorch's own attention.
+
+    Returns:
+        (1, tokens, heads, head size), and no probabilities.
+    """
+    if packing is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        y, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return y, None
+    _, heads, tokens, size = query.shape
+    scale = size**-0.5 if scaling is None else scaling
+    q, k, v = (x.transpose(1, 2).reshape(tokens * heads, size) for x in (query, key, value))
+    if _has_kernel(query, dropout):
+        q, k, v = (x.view(tokens, heads, size) for x in (q, k, v))
+        return _by_kernel(q, k, v, packing, scale)[None], None
+    y = _GroupedAttention.apply(q, k, v, packing.grouping(heads), scale, dropout)  # type: ignore[no-untyped-call]
+    return cast(Tensor, y).view(1, tokens, heads, size), None
+
+
+def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """No mask for a packed row, which comes without an attention mask; else PyTorch's own attention's."""
+    if attention_mask is None:
+        return None
+    from transformers.masking_utils import sdpa_mask
+
+    return cast("Tensor | None", sdpa_mask(*args, attention_mask=attention_mask, **kwargs))
+
+
+def _has_kernel(query: Tensor, dropout: float) -> bool:
+    """Whether PyTorch's variable-length kernel takes this: on a GPU, in half precision, without dropout."""
+    return query.device.type == "cuda" and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def _by_kernel(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths, longest = packing.cumulative_lengths, packing.longest
+    return cast(Tensor, varlen_attn(query, key, value, lengths, lengths, longest, longest, scale=scale))
+
+
+class _GroupedAttention(torch.autograd.Function):
+    """Attention in groups of sentences of like length, padded within attention only.
+
+    Query, key and value are (tokens x heads, head size). Written by hand because padding and its reverse are
+    permutations but for the padding itself: both directions are plain gathers, where autograd would scatter and add.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, grouping: Grouping, scale: float, dropout: float
+    ) -> Tensor:
+        q, k, v = (x.index_select(0, grouping.pad) for x in (query, key, value))
+        probabilities = q.new_empty(grouping.scores)
+        for group in grouping.groups:
+            scores = torch.bmm(group.vectors_of(q), group.vectors_of(k).transpose(1, 2)).mul_(scale)
+            if group.bias is not None:
+                scores.view(group.sentences, -1, group.longest, group.longest).add_(group.bias.to(scores.dtype))
+            torch.softmax(scores, -1, out=group.scores_of(probabilities))
+        dropped, mask = drop(probabilities, dropout) if dropout else (probabilities, None)
+        y = torch.empty_like(q)
+        for group in grouping.groups:
+            torch.bmm(group.scores_of(dropped), group.vectors_of(v), out=group.vectors_of(y))
+        ctx.save_for_backward(q, k, v, probabilities, dropped, mask)
+        ctx.grouping, ctx.scale, ctx.dropout = grouping, scale, dropout
+        return y.index_select(0, grouping.unpad)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, probabilities, dropped, mask = ctx.saved_tensors
+        grouping: Grouping = ctx.grouping
+        # what attends from padding is not part of the result
+        dy = grad.index_select(0, grouping.pad).index_fill_(0, grouping.padding, 0)
+        dq, dk, dv = (torch.empty_like(q) for _ in range(3))
+        dp = torch.empty_like(probabilities)
+        for group in grouping.groups:
+            torch.bmm(group.scores_of(dropped).transpose(1, 2), group.vectors_of(dy), out=group.vectors_of(dv))
+            torch.bmm(group.vectors_of(dy), group.vectors_of(v).transpose(1, 2), out=group.scores_of(dp))
+        if mask is not None:
+            dp = drop_again(dp, mask, ctx.dropout)
+        for group in grouping.groups:
+            p = group.scores_of(probabilities)
+            ds = torch._softmax_backward_data(group.scores_of(dp), p, -1, p.dtype).mul_(ctx.scale)
+            torch.bmm(ds, group.vectors_of(k), out=group.vectors_of(dq))
+            torch.bmm(ds.transpose(1, 2), group.vectors_of(q), out=group.vectors_of(dk))
+        return *(x.index_select(0, grouping.unpad) for x in (dq, dk, dv)), None, None, None

@@ -1,0 +1,92 @@
+"""Dropout whose mask is drawn in bulk on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+BITS = 15  # an element is kept with a probability that is a multiple of 2^-15
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class BulkDropout(nn.Dropout):
+    """`nn.Dropout` with PyTorch's own kernel replaced on the CPU, where it draws element by element.
+
+    Four elements share a 64-bit draw, and the mask is applied to the numbers' bits: some ten times as fast. Each
+    element is dropped with probability p (to 2^-15) independently of all others, and what is kept is scaled by
+    1 / (1 - p). The draws depend on torch's own generator alone, so seeds and restored states hold.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x with elements dropped while training, else x."""
+        if not self.training or self.p == 0 or not draws_in_bulk(x) or torch.compiler.is_compiling():
+            return F.dropout(x, self.p, self.training)
+        return cast(Tensor, _Drop.apply(x, self.p))  # type: ignore[no-untyped-call]
+
+
+def use_bulk_dropout(model: nn.Module) -> None:
+    """Replace every `nn.Dropout` of `model` by a `BulkDropout` of the same probability."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, BulkDropout(child.p).train(child.training))
+
+
+def draws_in_bulk(x: Tensor) -> bool:
+    """Whether x is of a device and a dtype that `drop` has its own way for."""
+    return x.device.type == "cpu" and x.is_floating_point() and x.element_size() in INTEGERS
+
+
+def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """(dropout(x), mask); the mask is int16 on the CPU (0 dropped, -1 kept), else as PyTorch draws it."""
+    if not draws_in_bulk(x):
+        return torch.native_dropout(x, p, True)
+    kept = _kept(p)
+    mask = _random_int16(x.numel()).view(x.shape)
+    # b in [-2^14, 2^14) is kept where b - c is negative; the shift spreads its sign over all bits
+    mask.bitwise_right_shift_(1).sub_(kept - (1 << BITS - 1)).bitwise_right_shift_(BITS)
+    return _apply(x, mask, (1 << BITS) / kept), mask
+
+
+def drop_again(x: Tensor, mask: Tensor, p: float) -> Tensor:
+    """x under a mask that `drop` gave, which is also the backward of `drop`."""
+    if draws_in_bulk(x):
+        return _apply(x, mask, (1 << BITS) / _kept(p))
+    return cast(Tensor, torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - p)))
+
+
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        y, mask = drop(x, p)
+        ctx.save_for_backward(mask)
+        ctx.p = p
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return drop_again(grad, mask, ctx.p), None
+
+
+def _kept(p: float) -> int:
+    """How many of 2^15 equally likely draws keep an element."""
+    return max(1, round((1 - p) * (1 << BITS)))
+
+
+def _random_int16(count: int) -> Tensor:
+    """Uniform int16 from a generator that is seeded by one draw of torch's."""
+    seed = int(torch.randint(2**62, ()))
+    words = np.random.SFC64(seed).random_raw(-(-count // 4))
+    return torch.from_numpy(words).view(torch.int16)[:count]
+
+
+def _apply(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    bits = INTEGERS[x.element_size()]
+    return x.contiguous().view(bits).bitwise_and(mask.to(bits)).view(x.dtype).mul_(scale)

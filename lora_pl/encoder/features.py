@@ -1,0 +1,84 @@
+"""The feature of each sentence's first token, from a packed row or from a padded batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lora_pl.encoder.attention import use_packed_attention
+from lora_pl.encoder.dropout import use_bulk_dropout
+from lora_pl.encoder.loading import first_position, takes_packed_rows
+from lora_pl.encoder.packing import Packing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class FirstTokenFeatures:
+    """Runs an encoder and reads the last hidden state of every sentence's first token (`<s>`, `[CLS]`).
+
+    On a packed row nothing is computed that these features do not depend on: no padding token, and in the last layer
+    no more than keys and values for the tokens that are not first. The encoder's dropout is drawn in bulk.
+
+    Args:
+        encoder: Its attention is switched to one that takes packed rows too, where the architecture allows it.
+    """
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        self.encoder = encoder
+        self._has_types = getattr(encoder.config, "type_vocab_size", 1) > 1
+        self._first_position = first_position(encoder.config)
+        self._last_layer: _LastLayer | None = None
+        use_bulk_dropout(encoder)
+        if takes_packed_rows(encoder.config):
+            use_packed_attention(encoder)
+            self._last_layer = _LastLayer.of(encoder)
+
+    def of_packed(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
+        """(1, tokens), (1, tokens) -> (sentences, hidden)."""
+        positions = packing.positions + self._first_position
+        hidden = self._run(input_ids, token_type_ids, position_ids=positions, packing=packing)[0]
+        return hidden if self._last_layer else hidden.index_select(0, packing.starts)
+
+    def of_padded(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(batch, length), (batch, length), (batch, length) -> (batch, hidden)."""
+        return self._run(input_ids, token_type_ids, attention_mask=attention_mask)[:, 0]
+
+    def _run(self, input_ids: Tensor, token_type_ids: Tensor, **inputs: Any) -> Tensor:
+        if self._has_types:
+            inputs["token_type_ids"] = token_type_ids
+        hidden: Tensor = self.encoder(input_ids=input_ids, **inputs).last_hidden_state
+        return hidden
+
+
+class _LastLayer:
+    """Lets the last layer's rows that nothing reads end after attention.
+
+    What follows attention works row by row, so the first tokens' rows alone are handed on. A pair of hooks: the layer
+    is given the packing, its attention's output block is given the rows.
+    """
+
+    def __init__(self, layer: nn.Module, output: nn.Module) -> None:
+        self._packing: Packing | None = None
+        layer.register_forward_pre_hook(self._remember, with_kwargs=True)
+        output.register_forward_pre_hook(self._select)
+
+    @classmethod
+    def of(cls, encoder: nn.Module) -> _LastLayer | None:
+        """For an encoder built as BERT is (`encoder.layer[i].attention.output`), else None."""
+        layers = getattr(getattr(encoder, "encoder", None), "layer", None)
+        if not isinstance(layers, nn.ModuleList):
+            return None
+        output = getattr(getattr(layers[-1], "attention", None), "output", None)
+        return cls(layers[-1], output) if isinstance(output, nn.Module) else None
+
+    def _remember(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._packing = kwargs.get("packing")
+
+    def _select(self, output: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """(attention's output, residual), each (1, tokens, hidden) -> the same, (1, sentences, hidden)."""
+        if self._packing is None:
+            return None
+        starts = self._packing.starts
+        return tuple(rows.index_select(1, starts) for rows in args)

@@ -1,0 +1,167 @@
+"""How sentences lie in one row without padding, and how attention groups them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+GROUP_COST = 60_000
+"""What a further group costs, in entries of the padded attention matrices (all heads), by measurement."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sentences of like length, padded to the longest of them."""
+
+    sentences: int
+    heads: int
+    longest: int
+    bias: Tensor | None
+    """(sentences, 1, 1, longest): 0 on tokens, -inf on padding; None where nothing is padded."""
+    first_vector: int
+    first_score: int
+
+    @property
+    def matrices(self) -> int:
+        """Attention matrices: one per sentence and head."""
+        return self.sentences * self.heads
+
+    @property
+    def scores(self) -> int:
+        """Entries of all its attention matrices."""
+        return self.matrices * self.longest**2
+
+    def vectors_of(self, x: Tensor) -> Tensor:
+        """The group's part of all padded vectors (vectors, size): (matrices, longest, size), a view."""
+        return x.narrow(0, self.first_vector, self.matrices * self.longest).view(self.matrices, self.longest, -1)
+
+    def scores_of(self, x: Tensor) -> Tensor:
+        """The group's part of all entries (entries,): (matrices, longest, longest), a view."""
+        return x.narrow(0, self.first_score, self.scores).view(self.matrices, self.longest, self.longest)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Where each head's vectors of a packed row go when its groups are padded.
+
+    A packed row's vectors are numbered token by token and head by head, the padded ones group by group, sentence by
+    sentence, head by head and place by place.
+    """
+
+    groups: tuple[Group, ...]
+    pad: Tensor
+    """(padded vectors,): the packed vector that lies there; on padding the sentence's last."""
+    unpad: Tensor
+    """(packed vectors,): where each lies."""
+    padding: Tensor
+    """The padded vectors that are padding."""
+
+    @property
+    def scores(self) -> int:
+        """Entries of all attention matrices."""
+        return sum(group.scores for group in self.groups)
+
+
+class Packing:
+    """The sentences of one packed row, given by their lengths.
+
+    Args:
+        lengths: Tokens per sentence, in the row's order.
+        device: Where the row is.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.lengths = np.asarray(lengths, np.int64)
+        self.device = torch.device(device)
+        self._groupings: dict[int, Grouping] = {}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sentence."""
+        return int(self.lengths.max())
+
+    @property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(self.lengths)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(sentences,), int64: each sentence's first token."""
+        return self._tensor(self._ends - self.lengths)
+
+    @cached_property
+    def cumulative_lengths(self) -> Tensor:
+        """(sentences + 1,), int32: as variable-length attention kernels take them."""
+        return self._tensor(np.concatenate([[0], self._ends]).astype(np.int32))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(1, tokens), int64: 0, 1, 2, ... in each sentence."""
+        starts = np.repeat(self._ends - self.lengths, self.lengths)
+        return self._tensor(np.arange(len(starts)) - starts)[None]
+
+    def grouping(self, heads: int) -> Grouping:
+        """The groups for attention with `heads` heads, made once and then kept."""
+        if heads not in self._groupings:
+            self._groupings[heads] = self._grouping(heads)
+        return self._groupings[heads]
+
+    def _grouping(self, heads: int) -> Grouping:
+        order = np.argsort(self.lengths, kind="stable")
+        starts = (self._ends - self.lengths)[order]
+        lengths = self.lengths[order]
+        groups: list[Group] = []
+        pads: list[NDArray[np.int64]] = []
+        reals: list[NDArray[np.bool_]] = []
+        bounds = group_bounds(lengths, heads)
+        for first, end in itertools.pairwise(bounds):
+            column = np.arange(lengths[end - 1])
+            real = column < lengths[first:end, None]  # (sentences, longest)
+            token = starts[first:end, None] + np.minimum(column, lengths[first:end, None] - 1)
+            vector = token[:, None, :] * heads + np.arange(heads)[:, None]  # (sentences, heads, longest)
+            vectors, scores = sum(len(part) for part in pads), sum(group.scores for group in groups)
+            groups.append(Group(end - first, heads, len(column), self._bias(real), vectors, scores))
+            pads.append(vector.ravel())
+            reals.append(np.broadcast_to(real[:, None, :], vector.shape).ravel())
+        pad, is_real = np.concatenate(pads), np.concatenate(reals)
+        unpad = np.empty(int(lengths.sum()) * heads, np.int64)
+        unpad[pad[is_real]] = np.flatnonzero(is_real)
+        padding = np.flatnonzero(~is_real)
+        return Grouping(tuple(groups), *(self._tensor(array) for array in (pad, unpad, padding)))
+
+    def _bias(self, real: NDArray[np.bool_]) -> Tensor | None:
+        if real.all():
+            return None
+        return self._tensor(np.where(real, np.float32(0), np.float32(-np.inf)))[:, None, None, :]
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+
+def group_bounds(lengths: NDArray[np.int64], heads: int) -> list[int]:
+    """Where to cut ascending lengths into groups: `[0, ..., len(lengths)]`.
+
+    Minimizes the sum over groups of sentences x longest^2 x heads + GROUP_COST, by dynamic programming over the
+    lengths that occur.
+    """
+    values, counts = np.unique(lengths, return_counts=True)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    best = np.zeros(len(values) + 1)  # best[j]: the cost of the first j lengths
+    cut = np.zeros(len(values) + 1, np.int64)
+    for j, longest in enumerate(values, 1):
+        costs = best[:j] + (ends[j - 1] - starts[:j]) * (heads * longest**2) + GROUP_COST
+        cut[j] = np.argmin(costs)
+        best[j] = costs[cut[j]]
+    bounds, j = [len(lengths)], len(values)
+    while j:
+        j = int(cut[j])
+        bounds.append(int(starts[j]))
+    return bounds[::-1]
