@@ -178,10 +178,16 @@ class LoRAClassifier(LightningModule):
             self._cast_base(self.base_dtype)
 
     def _cast_base(self, dtype: torch.dtype) -> None:
-        if self.hparams["method"] == "full":  # nothing is frozen
-            return
-        cast_frozen(self.encoder, dtype)
-        self.base_dtype = dtype
+        # nothing is frozen in full fine-tuning, and what was rounded once stays so
+        if self.hparams["method"] != "full" and dtype != torch.float32:
+            cast_frozen(self.encoder, dtype)
+            self.base_dtype = dtype
+
+    @property
+    def computed_dtype(self) -> torch.dtype:
+        """What the encoder's products are computed in while the trainer runs."""
+        of_precision = resolve_dtype("auto", str(self.trainer.precision))
+        return of_precision if self.base_dtype == torch.float32 else self.base_dtype
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lora_pl import GlueDataModule, LoRAClassifier, LoRAConfig
 from lora_pl.data.batches import make_batch
@@ -251,3 +252,99 @@ def test_roles_become_the_architectures_names(tiny_encoder):
     assert [name.rpartition(".")[2] for name in model.adapted[:2]] == ["q_lin", "k_lin"]
     with pytest.raises(LoRAError, match=r"'q_linn' matches no.*q_lin"):
         LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=LoRAConfig(target_modules=("q_linn",)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "base_dtype", "expected"),
+    [
+        ("32-true", "auto", torch.float32),
+        ("bf16-mixed", "auto", torch.bfloat16),
+        ("bf16-mixed", "float32", torch.float32),
+        ("32-true", "float16", torch.float16),
+    ],
+)
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_the_base_is_kept_in_its_type_and_the_rest_in_fp32(
+    precision, base_dtype, expected, batching, tiny_encoder, glue_folder, tmp_path
+):
+    model = LoRAClassifier(encoder=tiny_encoder(), base_dtype=base_dtype, learning_rate=1e-2)
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching)
+    trainer(tmp_path, precision=precision).fit(model, data)
+    for name, parameter in model.encoder.named_parameters():
+        is_fp32 = parameter.requires_grad or "LayerNorm" in name
+        assert parameter.dtype == (torch.float32 if is_fp32 else expected), name
+    assert {p.dtype for p in model.head.parameters()} == {torch.float32}
+    assert model.eval()(batch_of(model)).dtype == torch.float32
+    before = copy.deepcopy(model.state_dict())
+    assert len(model.predict(TEXTS * 80)) == 320
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_full_fine_tuning_keeps_fp32(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), method="full")
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    trainer(tmp_path, precision="bf16-mixed").fit(model, data)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_trainers_predict_merges_and_unmerges(tiny_encoder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B)
+    expected = model.predict(TEXTS)
+    merged = []
+    model.head.register_forward_hook(lambda *_: merged.append({m.merged for m in lora_layers(model).values()}))
+    base = model.encoder.encoder.layer[0].attention.self.query.weight.clone()
+    (rows,) = trainer(tmp_path).predict(model, DataLoader([TEXTS], batch_size=None))
+    assert merged == [{True}]
+    assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    assert torch.equal(model.encoder.encoder.layer[0].attention.self.query.weight, base)
+    model.train()(batch_of(model)).sum().backward()  # no tensor of the inference mode is left behind
+
+
+def test_fifty_steps_are_the_same_packed_and_padded(tiny_encoder, glue_folder, tmp_path):
+    losses = {}
+    for batching in ("packed", "padded"):
+        torch.manual_seed(0)
+        model = LoRAClassifier(encoder=tiny_encoder(), dropout=0.0, learning_rate=3e-2, head_learning_rate=1e-1)
+        data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching, batch_size=8)
+        seen = losses[batching] = []
+        model._loss = lambda *given, of=model._loss, seen=seen: _noted(of(*given), seen)
+        trainer(tmp_path, max_steps=50, max_epochs=-1, limit_val_batches=0).fit(model, data)
+    assert len(losses["packed"]) == 50
+    assert losses["packed"] == pytest.approx(losses["padded"], abs=2e-5)
+    assert losses["packed"][-1] < 0.5 * losses["packed"][0]
+
+
+def _noted(result, seen):
+    seen.append(result[0].item())
+    return result
+
+
+def broken(tiny_encoder, **changes) -> LoRAClassifier:
+    """A model whose loss is no number at its second step."""
+    model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=1e-2, **changes)
+    calls, of = [], model._loss
+    model._loss = lambda *given: _second_is_nan(of(*given), calls)
+    return model
+
+
+def _second_is_nan(result, calls):
+    calls.append(1)
+    return (result[0] * float("nan") if len(calls) == 2 else result[0]), result[1]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder, glue_folder, tmp_path):
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    with pytest.raises(UserError, match=r"loss is nan at step 1 \(epoch 0, batch 1\); the last good checkpoint: none"):
+        trainer(tmp_path, num_sanity_val_steps=0).fit(broken(tiny_encoder), data)
+
+
+def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    model = broken(tiny_encoder, nonfinite_loss="skip")
+    run = trainer(tmp_path, num_sanity_val_steps=0, max_steps=-1, max_epochs=1)
+    run.fit(model, data)
+    assert "loss is nan at step 1 (epoch 0, batch 1); the batch is skipped" in capsys.readouterr().err
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert torch.isfinite(run.callback_metrics["train/accuracy"])

@@ -21,8 +21,8 @@ def resolve_dtype(name: BaseDtype, precision: str) -> torch.dtype:
 def cast_frozen(encoder: nn.Module, dtype: torch.dtype) -> None:
     """Convert every frozen parameter to `dtype`, once, instead of at each use; norms stay fp32."""
     for module in encoder.modules():
-        if isinstance(module, nn.LayerNorm):
-            continue
+        kept = torch.float32 if isinstance(module, nn.LayerNorm) else dtype
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad and parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
+                # a copy in any case: a single tensor left would keep the whole weight file in memory
+                parameter.data = parameter.data.to(kept, copy=True)

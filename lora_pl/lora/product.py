@@ -39,8 +39,8 @@ class _LowRankProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_A: Tensor, lora_B: Tensor, scaling: float
     ) -> Tensor:
-        weight, a, b = (w.to(x.dtype) for w in (weight, lora_A, lora_B))
-        thin = (x @ a.t()).mul_(scaling)  # (tokens, r)
+        weight, a, b = (w.to(x.dtype) for w in (weight, lora_A * scaling, lora_B))
+        thin = x @ a.t()  # (tokens, r)
         ctx.save_for_backward(x, weight, thin, lora_A, lora_B)
         ctx.scaling = scaling
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).addmm_(thin, b.t())
@@ -49,9 +49,9 @@ class _LowRankProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, thin, lora_A, lora_B = ctx.saved_tensors
-        a, b = (w.to(x.dtype) for w in (lora_A, lora_B))
-        d_thin = (dy @ b).mul_(ctx.scaling)  # (tokens, r)
-        d_a = (d_thin.t() @ x).to(lora_A.dtype)
+        a, b = (w.to(x.dtype) for w in (lora_A * ctx.scaling, lora_B))
+        d_thin = dy @ b  # (tokens, r)
+        d_a = (d_thin.t() @ x).to(lora_A.dtype) * ctx.scaling
         d_b = (dy.t() @ thin).to(lora_B.dtype)
         d_x = (dy @ weight).addmm_(d_thin, a) if ctx.needs_input_grad[0] else None
         return d_x, None, None, d_a, d_b, None

@@ -1,0 +1,47 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lora_pl.encoder.packing import GROUP_COST, Packing, group_bounds
+
+
+def test_positions_restart_and_lengths_cumulate():
+    packing = Packing([3, 1, 2])
+    assert packing.positions.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert packing.starts.tolist() == [0, 3, 4]
+    assert packing.cumulative_lengths.tolist() == [0, 3, 4, 6]
+    assert packing.cumulative_lengths.dtype == torch.int32
+    assert packing.longest == 3
+
+
+@pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [1, 9, 2, 40, 3, 3], [512, 2, 2]])
+@pytest.mark.parametrize("heads", [1, 12])
+def test_unpadding_undoes_padding(lengths, heads):
+    grouping = Packing(lengths).grouping(heads)
+    vectors = torch.arange(sum(lengths) * heads)
+    padded = vectors.index_select(0, grouping.pad)
+    assert torch.equal(padded.index_select(0, grouping.unpad), vectors)
+    real = torch.ones(len(padded), dtype=torch.bool).index_fill(0, grouping.padding, False)
+    assert torch.equal(padded[real].sort().values, vectors)
+    assert len(padded) == sum(group.matrices * group.longest for group in grouping.groups)
+    assert grouping.scores == sum(group.matrices * group.longest**2 for group in grouping.groups)
+
+
+def test_a_group_without_padding_has_no_bias():
+    (group,) = Packing([4, 4, 4]).grouping(2).groups
+    assert group.bias is None
+    (group,) = Packing([2, 4]).grouping(2).groups
+    assert group.bias is not None
+    assert group.bias[:, 0, 0].isneginf().tolist() == [[False, False, True, True], [False] * 4]
+
+
+def test_groups_cost_no_more_than_any_other_cut():
+    lengths, heads = np.asarray([2, 3, 3, 20, 21, 60, 64]), 12
+
+    def cost(bounds):
+        return sum((b - a) * heads * lengths[b - 1] ** 2 + GROUP_COST for a, b in itertools.pairwise(bounds))
+
+    cuts = (c for n in range(7) for c in itertools.combinations(range(1, 7), n))
+    assert cost(group_bounds(lengths, heads)) == min(cost([0, *cut, 7]) for cut in cuts)
