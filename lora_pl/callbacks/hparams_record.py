@@ -20,11 +20,15 @@ class HparamsRecord(Callback):
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         data = trainer.datamodule.hparams if trainer.datamodule else {}  # type: ignore[attr-defined]
-        settings = _flat({"model": dict(pl_module.hparams), "data": dict(data)})
-        writer = trainer.logger.experiment._get_file_writer()
-        outcomes = {str(pl_module.monitor): 0.0, "val/loss": 0.0}
-        for summary in hparams(settings, outcomes):  # type: ignore[no-untyped-call]
-            writer.add_summary(summary)
+        settings = {"model": dict(pl_module.hparams), "data": dict(data)}
+        write_hparams(trainer.logger, settings, str(pl_module.monitor))
+
+
+def write_hparams(logger: TensorBoardLogger, settings: dict[str, Any], monitor: str) -> None:
+    """Write a run's settings, and that `monitor` and the loss are what they lead to."""
+    writer = logger.experiment._get_file_writer()
+    for summary in hparams(_flat(settings), {monitor: 0.0, "val/loss": 0.0}):  # type: ignore[no-untyped-call]
+        writer.add_summary(summary)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

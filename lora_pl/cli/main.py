@@ -39,12 +39,19 @@ def _params(args: list[str]) -> None:
     run(args)
 
 
+def _ablate(args: list[str]) -> None:
+    from lora_pl.cli.ablate import run
+
+    run(args)
+
+
 VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "fit": (_trainer_verb, "train, validate after each epoch, keep the best checkpoint"),
     "validate": (_trainer_verb, "measure a checkpoint on the validation split"),
     "test": (_trainer_verb, "measure a checkpoint on the labelled split that stands for the test"),
     "predict": (_trainer_verb, "label the texts of a file or of standard input"),
     "params": (_params, "count LoRA's, the head's and the encoder's parameters for several ranks"),
+    "ablate": (_ablate, "train a grid of ranks and seeds as one study, with a table and a report"),
 }
 
 

@@ -47,7 +47,7 @@ TRAINER_DEFAULTS = {"max_epochs": 3, "enable_model_summary": False, "log_every_n
 
 def run(args: list[str]) -> None:
     """Run one of the four verbs, `args[0]`."""
-    _quiet_libraries()
+    quiet_libraries()
     ClassifierCLI(args)
 
 
@@ -58,7 +58,10 @@ class ClassifierCLI(LightningCLI):
     defaults.
     """
 
-    def __init__(self, args: list[str]) -> None:
+    checkpoints, logs = CHECKPOINTS, LOGS
+    """The folders that hold the runs' own."""
+
+    def __init__(self, args: list[str], parser_kwargs: dict[str, Any] | None = None) -> None:
         self.verb = args[0]
         super().__init__(
             LoRAClassifier,
@@ -68,6 +71,7 @@ class ClassifierCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=Parser,
+            parser_kwargs=parser_kwargs,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -131,8 +135,8 @@ class ClassifierCLI(LightningCLI):
         name = self._run_name() if self.verb == "fit" else ""
         if self.verb != "fit":
             kwargs["logger"] = False
-        elif config.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(LOGS, name=name, version="", default_hp_metric=False)
+        elif "logger" not in kwargs and config.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(self.logs, name=name, version="", default_hp_metric=False)
         callbacks = self._callbacks(name, logs=bool(kwargs.get("logger", config.logger)))
         kwargs["enable_progress_bar"] = self._shows_bar()
         kwargs["callbacks"] = [*_as_list(config.callbacks), *callbacks]
@@ -171,7 +175,7 @@ class ClassifierCLI(LightningCLI):
         if logs:
             callbacks += [HparamsRecord(), LearningRateMonitor("step")]
         if config.enable_checkpointing is not False and not config.fast_dev_run:
-            callbacks += [BestCheckpoint(CHECKPOINTS / name), LastCheckpoint(CHECKPOINTS / name)]
+            callbacks += [BestCheckpoint(self.checkpoints / name), LastCheckpoint(self.checkpoints / name)]
         return callbacks
 
     def _shows_bar(self) -> bool:
@@ -218,7 +222,7 @@ def _label_names(data: GlueDataModule) -> list[str]:
     return data.label_names
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep to what concerns the run: no advertisements, no advice on what is done on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
