@@ -129,7 +129,9 @@ def _draw_series(axes: Axes, series: Series, ranks: list[int], number: int, coun
         spread = [x - 0.1 + 0.02 * index for index in range(len(values))]  # equal results stay apart
         axes.plot(spread, values, linestyle="none", marker=marker, color=color, alpha=0.45, markersize=4)
         found = summarize(values)
-        centres.append(x), means.append(found.mean), widths.append(found.half_width)
+        centres.append(x)
+        means.append(found.mean)
+        widths.append(found.half_width)
     label = ", ".join(part for part in ("LoRA", series.name) if part)
     axes.errorbar(
         centres, means, widths, color=color, linestyle=line, linewidth=1.2, marker=marker, markersize=7, capsize=5,

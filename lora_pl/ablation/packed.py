@@ -69,7 +69,7 @@ class PackedTrials(LoRAClassifier):
         features = self._routed(
             [name for name, batch in zip(self.bank.names, batches, strict=True) for _ in batch.lengths], joined(batches)
         )
-        parts = features.split([len(batch) for batch in batches])
+        parts = torch.split(features, [len(batch) for batch in batches])
         losses = [self._measured(index, *pair, "train/") for index, pair in enumerate(zip(parts, batches, strict=True))]
         self.step_losses = torch.stack(losses).detach()
         loss = torch.stack(losses).sum()
@@ -137,7 +137,7 @@ class PackedTrials(LoRAClassifier):
             rate = settings["learning_rate"]
             adapter = nn.ParameterList(self.bank.parameters(name))
             modules = {"encoder": (adapter, rate), "head": (head, settings["head_learning_rate"] or rate)}
-            found = parameter_groups(modules, settings["weight_decay"], settings["decay_bias"])  # type: ignore[arg-type]
+            found = parameter_groups(modules, settings["weight_decay"], settings["decay_bias"])
             groups += [{**group, "name": f"{name}/{group['name']}"} for group in found]
         return groups
 

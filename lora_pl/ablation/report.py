@@ -68,7 +68,7 @@ def summary(series: Sequence[Series], references: Sequence[Group], settings: dic
     shared["train_sentences"] = settings.get("data.train_sentences")
     rows = []
     for name, group in _named_groups(series, references):
-        best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))  # type: ignore[arg-type]
+        best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
         rows.append(
             {
                 **shared,
@@ -182,7 +182,7 @@ def _results(series: list[Series], references: list[Group]) -> str:
         cells = [name, f"{group.first['alpha']:g}" if group.rank else "", f"{group.first['learning_rate']:g}"]
         cells += [f"{group.first['trainable_lora']:,}", f"{group.first['trainable_head']:,}"]
         for which in ("last", "best"):
-            cells.append(_percent(summarize(list(group.results(which).values()))))  # type: ignore[arg-type]
+            cells.append(_percent(summarize(list(group.results(which).values()))))
         rows.append(_row([*cells, str(len(group.rows))]))
     for row in PUBLISHED:
         cells = [

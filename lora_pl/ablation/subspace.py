@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,12 +11,14 @@ from torch import Tensor
 
 def input_directions(a: Tensor) -> Tensor:
     """The right singular vectors of A (r, in), strongest first, as rows: (r, in)."""
-    return torch.linalg.svd(a.double(), full_matrices=False).Vh
+    _, _, vh = torch.linalg.svd(a.double(), full_matrices=False)
+    return cast(Tensor, vh)
 
 
 def output_directions(b: Tensor) -> Tensor:
     """The left singular vectors of B (out, r), strongest first, as rows: (r, out)."""
-    return torch.linalg.svd(b.double(), full_matrices=False).U.T
+    u, _, _ = torch.linalg.svd(b.double(), full_matrices=False)
+    return cast(Tensor, u.T)
 
 
 def subspace_similarity(u: Tensor, v: Tensor) -> Tensor:

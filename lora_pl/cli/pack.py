@@ -34,7 +34,7 @@ def choose_pack_size(config: Path, folder: Path, data_seed: int | None, trials: 
     with silence():
         probes = [ProbeCLI(config, folder, data_seed, trials[:count]).probe for count in (1, 2)]
     costs: list[Cost] = [probe.cost for probe in probes]
-    size = min(len(trials), pack_size(*costs, free_bytes=probes[1].free_bytes))
+    size = min(len(trials), pack_size(costs[0], costs[1], probes[1].free_bytes))
     ratio = costs[1].seconds_per_token / costs[0].seconds_per_token
     chosen = f"trials are packed by {size}" if size > 1 else "trials run one after another"
     say(f"a token of two packed trials costs {ratio:.2f} times one of a trial alone: {chosen}")

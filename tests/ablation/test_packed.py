@@ -11,7 +11,7 @@ from lora_pl.ablation.packed import BrokenPackError, PackedData, PackedTrials
 TRIALS = [
     Trial("lora", seed=0, learning_rate=3e-2, rank=1, alpha=4, targets=("query", "value")),
     Trial("lora", seed=1, learning_rate=1e-2, rank=8, alpha=16, targets=("query", "value")),
-    Trial("lora", seed=2, learning_rate=3e-2, rank=2, alpha=4, targets=("value", "dense")),
+    Trial("lora", seed=2, learning_rate=1e-2, rank=2, alpha=4, targets=("value", "dense")),
 ]
 SETTINGS = {"dropout": 0.0, "schedule": "linear", "warmup_ratio": 0.1, "head_learning_rate": 1e-1}
 
