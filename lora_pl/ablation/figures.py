@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,33 +87,35 @@ def loss_curves(series: Series, curves: Mapping[str, Curve]) -> Figure:
     return figure
 
 
-def similarity_maps(maps: Sequence[tuple[str, Any]]) -> Figure:
-    """Heat maps of phi(i, j), titled, side by side, on one scale from 0 to 1; numbers in the cells where they fit."""
+def similarity_maps(maps: Sequence[tuple[str, Any]], columns: int) -> Figure:
+    """Heat maps of phi(i, j), titled, on one scale; with numbers in the cells where the maps are few."""
     import matplotlib.figure
 
-    columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
-    figure = matplotlib.figure.Figure(figsize=(2.3 * columns + 0.9, 2.5 * rows), layout="constrained")
+    shape = [max(values.shape[side] for _, values in maps) for side in (0, 1)]
+    height = 2.1 * shape[0] / shape[1] + 0.75
+    figure = matplotlib.figure.Figure(figsize=(2.5 * columns + 0.8, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
+    top = max(0.1, math.ceil(10 * max(float(values.max()) for _, values in maps)) / 10)
     for axes, (title, values) in zip(grid.flat, maps, strict=False):
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="cividis", origin="lower")
+        image = axes.imshow(values, vmin=0, vmax=top, cmap="cividis", origin="lower")
         axes.set_title(title, fontsize=9)
         axes.set_xticks(range(values.shape[1]), [str(j + 1) for j in range(values.shape[1])], fontsize=7)
         axes.set_yticks(range(values.shape[0]), [str(i + 1) for i in range(values.shape[0])], fontsize=7)
         axes.set_xlabel("j", fontsize=8)
         axes.set_ylabel("i", fontsize=8)
-        if max(values.shape) <= 8 and columns * rows <= 8:
-            _numbers(axes, values)
+        if max(shape) <= 8 and len(maps) <= 6:
+            _numbers(axes, values, top)
     for axes in grid.flat[len(maps) :]:
         axes.set_visible(False)
     figure.colorbar(image, ax=grid, label="similarity", fraction=0.03)
     return figure
 
 
-def _numbers(axes: Axes, values: Any) -> None:
+def _numbers(axes: Axes, values: Any, top: float) -> None:
     for (i, j), value in _entries(values):
-        color = "white" if value < 0.55 else "black"
-        axes.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=6, color=color)
+        color = "white" if value < 0.55 * top else "black"
+        axes.text(j, i, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=6, color=color)
 
 
 def _entries(values: Any) -> list[tuple[tuple[int, int], float]]:
