@@ -10,6 +10,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lora_pl.ablation.grid import AlphaRule, Grid, Trial
+from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
 from lora_pl.ablation.study import check_study, one_after_another, run_study, stored_setting
 from lora_pl.cli.pack import choose_pack_size
@@ -26,7 +27,7 @@ from lora_pl.lora import LoRAConfig
 from lora_pl.reporting import say
 
 GRID = ("ranks", "seeds", "learning_rates", "alpha_rules", "targets", "head_rate", "full_rate", "reference_seeds")
-OWN = (*GRID, "data_seed", "pack", "output")
+OWN = (*GRID, "data_seed", "pack", "launcher", "workers", "output")
 NOT_FITS = ("run_name", "ckpt_path", "seed_everything", "config")
 AXES = ("model.method", "model.learning_rate", "model.lora.r", "model.lora.lora_alpha", "model.lora.target_modules")
 """Settings of `fit` that each trial has its own of."""
@@ -77,6 +78,9 @@ class AblateCLI(ClassifierCLI):
         add("--data_seed", type=int | None, help="Draws every trial's data; by default each trial's own seed does.")
         add("--pack", type=Literal["auto"] | PositiveInt, default="auto",
             help="How many LoRA trials to train together; auto measures whether that pays.")  # fmt: skip
+        add("--launcher", type=Literal["local", "ray"], default="local",
+            help="local: this process runs one after another; ray: several worker processes do.")  # fmt: skip
+        add("--workers", type=PositiveInt, default=2, help="Trials or packs at a time, by Ray.")
         add("--output", type=str | None, help="The study's folder; by default logs/ablation/NAME of the configuration.")
         parser.set_defaults({"trainer.devices": 1})
 
@@ -95,10 +99,11 @@ class AblateCLI(ClassifierCLI):
         write_whole(folder / CONFIG, lambda beside: beside.write_text(text, encoding="utf-8"))
         say(f"{len(trials)} trials into {folder}")
         _prepare_data(config)
-        run_unit = UnitRunner(folder / CONFIG, folder / "trials", config.data_seed)
+        run_unit = UnitRunner((folder / CONFIG).resolve(), (folder / "trials").resolve(), config.data_seed)
         size = self._pack_size(folder, run_unit, trials)
         settings = {**self._settings(), "pack": size}
-        failed = run_study(folder, units_of(trials, size), settings, run_unit, one_after_another)
+        launch = RayLauncher(config.workers) if config.launcher == "ray" else one_after_another
+        failed = run_study(folder, units_of(trials, size), settings, run_unit, launch)
         report(folder)
         if failed:
             some = ", ".join(failed[:5]) + (", ..." if failed[5:] else "")
@@ -110,11 +115,15 @@ class AblateCLI(ClassifierCLI):
     def _pack_size(self, folder: Path, runner: UnitRunner, trials: list[Trial]) -> int:
         """As given, or as a study that is gone on with chose it, or by measurement."""
         given = self.config["fit"].pack
-        adapted = [trial for trial in trials if trial.method == "lora"]
         if given != "auto":
             return int(given)
-        stored = stored_setting(folder, "pack")
-        return stored or choose_pack_size(runner.config, runner.folder, runner.data_seed, adapted)
+        stored: int | None = stored_setting(folder, "pack")
+        if stored:
+            return stored
+        adapted = [trial for trial in trials if trial.method == "lora"]
+        workers = self.config["fit"].workers if self.config["fit"].launcher == "ray" else 1
+        share = adapted[: -(-len(adapted) // workers)]  # no worker goes without a pack
+        return choose_pack_size(runner.config, runner.folder, runner.data_seed, share)
 
     def _of_fit(self) -> dict[str, Any]:
         """The configuration that every trial's `fit` starts from."""
