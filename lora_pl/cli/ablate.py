@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lora_pl.ablation.grid import AlphaRule, Grid, Trial
 from lora_pl.ablation.ray_launcher import RayLauncher
@@ -17,11 +17,11 @@ from lora_pl.cli.pack import choose_pack_size
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.run_folder import LOGS
-from lora_pl.cli.trainer import CONFIG, ClassifierCLI, quiet_libraries
+from lora_pl.cli.trainer import CONFIG, SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
 from lora_pl.cli.units import UnitRunner, units_of
 from lora_pl.data.datamodule import GlueDataModule
 from lora_pl.encoder.loading import load_config
-from lora_pl.errors import UserError
+from lora_pl.errors import UsageError, UserError
 from lora_pl.files import write_whole
 from lora_pl.lora import LoRAConfig
 from lora_pl.reporting import say
@@ -58,12 +58,12 @@ class AblateCLI(ClassifierCLI):
     """The flags of `fit` and the grid's own; each trial is a run of `fit`."""
 
     def __init__(self, args: list[str]) -> None:
-        super().__init__(args, {"fit": {"prog": "lora_pl ablate", "description": "Train a grid of trials."}})
+        super().__init__(args, {"fit": {"description": __doc__}})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The axes of the grid, and where the study goes."""
         super().add_arguments_to_parser(parser)
-        add = parser.add_argument
+        add = parser.add_argument_group("The grid, and how it runs").add_argument
         add("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="Ranks of the update.")
         add("--seeds", type=int, default=5, help="How many seeds, 0, 1, 2, ...")
         add("--learning_rates", type=float, nargs="+", help="By default model.learning_rate alone.")
@@ -83,6 +83,17 @@ class AblateCLI(ClassifierCLI):
         add("--workers", type=PositiveInt, default=2, help="Trials or packs at a time, by Ray.")
         add("--output", type=str | None, help="The study's folder; by default logs/ablation/NAME of the configuration.")
         parser.set_defaults({"trainer.devices": 1})
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Those of `fit`; a study goes on by itself, without a checkpoint."""
+        return {"fit": SKIPPED_ARGUMENTS["fit"] | {"ckpt_path"}}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse as `fit` does, under the verb's own name."""
+        self._subcommand_parsers["fit"].prog = "lora_pl ablate"
+        super().parse_arguments(parser, args)
+        if self._option("run_name"):
+            raise UsageError("run_name: trials are named by their settings; --output names the study's folder")
 
     def instantiate_classes(self) -> None:
         """Nothing yet: each trial has its own."""

@@ -144,31 +144,23 @@ def test_packing_is_chosen_by_measurement_and_kept(flags, tmp_path, monkeypatch,
     assert "a token of two" not in capsys.readouterr().err
 
 
-def test_a_damaged_trial_is_marked_and_the_rest_goes_on(flags, tmp_path, monkeypatch, capsys):
-    """At this learning rate the loss of some trials is no number; the exit code says so."""
+@pytest.mark.parametrize("pack", ["1", "2"])
+def test_a_damaged_trial_is_marked_and_the_rest_goes_on(pack, flags, tmp_path, monkeypatch, capsys):
+    """At the higher learning rate the loss is soon no number; in a pack, too, that is nobody else's."""
     monkeypatch.chdir(tmp_path)
-    from lora_pl.cli import units
-
-    train = units.train_trial
-
-    def failing(config, folder, data_seed, trial):
-        if (trial.rank, trial.seed) == (1, 1):
-            raise RuntimeError("the loss is nan at step 3")
-        return train(config, folder, data_seed, trial)
-
-    monkeypatch.setattr(units, "train_trial", failing)
-    assert main(flags) == 1
+    given = [*flags, "--ranks", "4", "--learning_rates", "3e-2", "1e30", "--pack", pack]
+    assert main(given) == 1
     said = capsys.readouterr().err
-    assert "1 of 4 trials failed: r1-" in said
-    assert "the loss is nan" in said
+    assert "2 of 4 trials failed: r4-" in said
     rows = rows_of(tmp_path / "study")
-    (bad,) = [row for row in rows if row["status"] == "failed"]
-    assert (bad["rank"], bad["seed"], bad["error"]) == (1, 1, "RuntimeError: the loss is nan at step 3")
-    assert len(rows) == 2 * 3 + 1
-    assert "the loss is nan" in (tmp_path / "study" / "report.html").read_text()
-    monkeypatch.setattr(units, "train_trial", train)
-    assert main(flags) == 0
-    assert {row["status"] for row in rows_of(tmp_path / "study")} == {"ok"}
+    bad = [row for row in rows if row["status"] == "failed"]
+    assert {row["learning_rate"] for row in bad} == {1e30}
+    assert all("UserError: the loss is" in row["error"] for row in bad), bad
+    assert len([row for row in rows if row["status"] == "ok"]) == 2 * 2
+    assert "UserError: the loss is" in (tmp_path / "study" / "report.html").read_text()
+    before = [row for row in rows_of(tmp_path / "study", times=True) if row["status"] == "ok"]
+    assert main(given) == 1  # the failed ones are tried again, the others are not
+    assert [row for row in rows_of(tmp_path / "study", times=True) if row["status"] == "ok"] == before
 
 
 @pytest.mark.parametrize(
@@ -177,6 +169,8 @@ def test_a_damaged_trial_is_marked_and_the_rest_goes_on(flags, tmp_path, monkeyp
         (["--ranks", "0"], "ranks: expected integers >= 1, got [0]"),
         (["--ranks", "17"], "r: expected at most 16"),
         (["--ranks", "four"], "four"),
+        (["--run_name", "mine"], "--output names the study's folder"),
+        (["--rank", "4"], "did you mean --ranks?"),
         (["--seeds", "0"], "seeds: expected at least one value"),
         (["--targets", "query,valeu"], "'valeu' matches no linear layer"),
         (["--trainer.devices", "2"], "a trial runs on one device, got 2"),
