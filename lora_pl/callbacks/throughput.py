@@ -35,7 +35,7 @@ class Throughput(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock; before the first step, measure the peak."""
         if not self._peak and isinstance(pl_module, LoRAClassifier):
-            self._peak = measured_peak(pl_module, batch.tokens)
+            self._peak = measured_peak(pl_module.encoder, pl_module.computed_dtype, batch.tokens)
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -72,11 +72,10 @@ def step_products(model: LightningModule, batch: Batch) -> int:
 
 
 @torch.no_grad()
-def measured_peak(model: LoRAClassifier, tokens: int, repeats: int = 15) -> float:
+def measured_peak(encoder: torch.nn.Module, dtype: torch.dtype, tokens: int, repeats: int = 15) -> float:
     """Multiply-adds per second of (tokens, in) x (in, out) for the encoder's largest linear layer, median of some."""
-    layers = (module for module in model.encoder.modules() if isinstance(module, torch.nn.Linear))
+    layers = (module for module in encoder.modules() if isinstance(module, torch.nn.Linear))
     weight = max(layers, key=lambda layer: layer.weight.numel()).weight
-    dtype = model.computed_dtype
     w, x = weight.to(dtype), torch.randn(tokens, weight.shape[1], dtype=dtype, device=weight.device)
     return tokens * weight.numel() / median(_seconds(x, w) for _ in range(repeats))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
@@ -19,6 +19,7 @@ from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.parameter_report import ParameterReport
 from lora_pl.callbacks.precision_report import PrecisionReport
 from lora_pl.callbacks.prediction_writer import STDOUT, PredictionWriter
+from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
@@ -159,7 +160,7 @@ class ClassifierCLI(LightningCLI):
         config = self._option("trainer")
         callbacks: list[Callback] = []
         if self._shows_bar():
-            callbacks.append(TQDMProgressBar())  # a rich bar would redraw itself over the summary
+            callbacks.append(ProgressBar())  # a rich bar would redraw itself over the summary
         elif self.verb == "fit":
             callbacks.append(EpochLines())
         if self.verb == "predict":
