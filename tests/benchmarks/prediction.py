@@ -6,11 +6,9 @@ import argparse
 import itertools
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -20,6 +18,7 @@ from lora_pl.data.tasks import get_task
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.lora import lora_layers
 from tests.benchmarks.peers import peft_model, random_encoder
+from tests.benchmarks.timing import interleaved
 from tests.benchmarks.training import SHARED
 
 Predict = Callable[[Sequence[str]], object]
@@ -70,23 +69,12 @@ def measure(folder: Path, precision: str, split: str, sentences: int, rounds: in
         "PEFT, adapters apart, batch 32": peft_unmerged(encoder, dtype, 32),
     }
     peers |= {f"Transformers' pipeline, batch {size}": pipeline(encoder, dtype, size) for size in PIPELINE_BATCHES}
-    seconds = interleaved(peers, texts, rounds)
+    seconds = interleaved(peers, [texts] * (rounds + 1), warm_up=1)
     ours = seconds["lora_pl, merged"]
     return [
         f"| {folder.name} | {precision} | {split} | {name} | {len(texts) / value:.1f} | {value / ours:.2f} |"
         for name, value in seconds.items()
     ]
-
-
-def interleaved(peers: dict[str, Predict], texts: Sequence[str], rounds: int) -> dict[str, float]:
-    """Median seconds of each peer over all texts, in turn, after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds + 1):
-        for name, predict in peers.items():
-            started = time.perf_counter()
-            predict(texts)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: median(values[1:]) for name, values in seconds.items()}
 
 
 HEADER = """\
