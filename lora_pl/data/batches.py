@@ -93,6 +93,16 @@ def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching)
     return bounds
 
 
+def batches_of_like_length(
+    tokens: Tokens, budget: int, batching: Batching, pad_token_id: int
+) -> Iterator[tuple[Batch, list[int]]]:
+    """All sentences, from the shortest to the longest, in batches of at most `budget` tokens, with their indices."""
+    order = np.argsort(tokens.lengths, kind="stable")
+    for start, end in itertools.pairwise(split_by_tokens(tokens.lengths[order], budget, batching)):
+        indices = order[start:end].tolist()
+        yield make_batch(tokens, indices, batching, pad_token_id), indices
+
+
 class TokenDataset(Dataset[Batch]):
     """Tokenized sentences, asked for by lists of indices: `dataset[[3, 1]]` is a batch of two."""
 
