@@ -1,5 +1,6 @@
 """LoRA (Hu et al., 2021) for any model with linear layers; knows torch and nothing else of the project."""
 
+from lora_pl.lora.bank import AdapterBank
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.injection import inject_lora, mark_only_lora_as_trainable, remove_lora
@@ -7,6 +8,7 @@ from lora_pl.lora.layer import LoRALinear, disable_lora, lora_layers, merged_lor
 from lora_pl.lora.state import adapter_state_dict, load_adapter_state_dict
 
 __all__ = [
+    "AdapterBank",
     "LoRAConfig",
     "LoRAError",
     "LoRALinear",

@@ -26,12 +26,12 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     """
     if lora_layers(model):
         raise LoRAError("LoRA is injected in this model already: call remove_lora(model) first")
-    names = _matching_names(model, config.target_modules)
-    layers = _linear_layers(model)
+    layers = linear_layers(model)
+    names = matching_names(layers, config.target_modules)
     for name in names:
-        _check_rank(name, layers[name], config.r)
+        check_rank(name, layers[name], config.r)
     for name in names:
-        _replace(model, name, LoRALinear(layers[name], config))
+        replace_module(model, name, LoRALinear(layers[name], config))
     return names
 
 
@@ -39,7 +39,7 @@ def remove_lora(model: nn.Module) -> list[str]:
     """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names."""
     layers = lora_layers(model)
     for name, layer in layers.items():
-        _replace(model, name, _base_linear(layer))
+        replace_module(model, name, _base_linear(layer))
     return list(layers)
 
 
@@ -59,8 +59,9 @@ def declared_params(module: nn.Module) -> tuple[str, ...]:
     return declare() if callable(declare) else ()
 
 
-def _matching_names(model: nn.Module, targets: Iterable[str]) -> list[str]:
-    linear = _linear_layers(model)
+def matching_names(linear: Iterable[str], targets: Iterable[str]) -> list[str]:
+    """Those of the layers' names `linear` that a target matches; a LoRAError for a target that matches none."""
+    linear = list(linear)
     matched: set[str] = set()
     for target in targets:
         found = [name for name in linear if _matches(name, target)]
@@ -70,7 +71,8 @@ def _matching_names(model: nn.Module, targets: Iterable[str]) -> list[str]:
     return [name for name in linear if name in matched]
 
 
-def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every plain linear layer of `model` by its name, in the model's order."""
     # exactly nn.Linear: subclasses may be used without a call of their forward, and LoRA would silently do nothing
     return {n: m for n, m in model.named_modules() if n and type(m) is nn.Linear}
 
@@ -84,7 +86,8 @@ def _summary(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)) or "none"
 
 
-def _check_rank(name: str, layer: nn.Linear, r: int) -> None:
+def check_rank(name: str, layer: nn.Linear, r: int) -> None:
+    """Raise a LoRAError if r exceeds the layer's smaller side."""
     size = min(layer.in_features, layer.out_features)
     if r > size:
         raise LoRAError(f"r: expected at most {size}, the smaller side of {name}, got {r}")
@@ -97,6 +100,7 @@ def _base_linear(layer: LoRALinear) -> nn.Linear:
     return base.train(layer.training)
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place `name` of `model`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)

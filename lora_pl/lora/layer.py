@@ -73,7 +73,7 @@ class LoRALinear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         if self._is_one_product(x):
             return low_rank_product(
-                x.to(_computed_dtype(x)), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling
+                x.to(computed_dtype(x)), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling
             )
         y = F.linear(x, self.weight, self.bias)
         return y + self._update(x).to(y.dtype)
@@ -124,7 +124,8 @@ class LoRALinear(nn.Linear):
         return f"{super().extra_repr()}, r={self.r}, lora_alpha={self.lora_alpha:g}"
 
 
-def _computed_dtype(x: Tensor) -> torch.dtype:
+def computed_dtype(x: Tensor) -> torch.dtype:
+    """What a product with x is computed in: autocast's type where it is on, else x's own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 

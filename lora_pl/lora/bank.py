@@ -1,0 +1,180 @@
+"""Many adapters on one frozen model, side by side in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lora_pl.lora.bank_layer import BankLinear, Current
+from lora_pl.lora.config import LoRAConfig
+from lora_pl.lora.errors import LoRAError
+from lora_pl.lora.injection import check_rank, linear_layers, matching_names, replace_module
+from lora_pl.lora.layer import lora_layers
+from lora_pl.lora.routing import Routing
+
+
+class AdapterBank:
+    """Named adapters of any ranks, alphas and targets on the linear layers of one model, which keep one weight each.
+
+    Within `route`, every sentence of a forward goes through its own adapter, or through the base alone:
+
+    .. math:: y_t = x_t W_0^T + b + s_{k(t)} (x_t A_{k(t)}^T) B_{k(t)}^T, \\qquad s_k = \\alpha_k / r_k
+
+    k(t) is the adapter of the sentence that token t belongs to. The product with W_0 is computed once for all
+    sentences; A of all routed adapters lie one below the other, and each token keeps its own adapter's part of the
+    thin product. No adapter's result or gradient depends on another's sentences.
+
+    Example:
+        >>> bank = AdapterBank(nn.Sequential(nn.Linear(8, 8)))
+        >>> bank.add("film", LoRAConfig(r=2, target_modules=("0",)))
+        >>> bank.add("food", LoRAConfig(r=4, target_modules=("0",)))
+        >>> with bank.route(["food", None, "film"], lengths=[3, 1, 2]):
+        ...     bank.model(torch.zeros(1, 6, 8)).shape
+        torch.Size([1, 6, 8])
+
+    Args:
+        model: Its layers are replaced as adapters need them. It is used as it was, but for `route`.
+
+    Raises:
+        LoRAError: LoRA is injected in the model already.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if lora_layers(model) or any(isinstance(module, BankLinear) for module in model.modules()):
+            raise LoRAError("LoRA is injected in this model already: call remove_lora(model) first")
+        self.model = model
+        self.configs: dict[str, LoRAConfig] = {}
+        """Rank, alpha and the rest by the adapter's name, in the order of adding."""
+        self._current = Current()
+        self._linear = linear_layers(model)
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters, in the order of adding."""
+        return list(self.configs)
+
+    @property
+    def layers(self) -> dict[str, BankLinear]:
+        """The layers that some adapter is in, by name."""
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, BankLinear)}
+
+    def add(self, name: str, config: LoRAConfig, state: Mapping[str, Tensor] | None = None) -> None:
+        """Put in an adapter, drawn as `inject_lora` draws it, or with the tensors of `state`.
+
+        Args:
+            name: What `route` calls it.
+            config: Its rank, alpha, dropout, targets and initialization.
+            state: As `adapter_state_dict` gives it for this model with LoRA of the same configuration injected, by
+                full name (`encoder.layer.0.attention.self.query.lora_A`).
+
+        Raises:
+            LoRAError: the name is taken, a target matches nothing, r exceeds a layer's size, or `state`
+                does not fit. The bank is then as it was.
+        """
+        if name in self.configs:
+            raise LoRAError(f"adapter: there is an adapter {name!r} already; give another name, or replace it")
+        targets = matching_names(self._linear, config.target_modules)
+        for target in targets:
+            check_rank(target, self._linear[target], config.r)
+        for target in targets:
+            self._layer(target).add(name, config)
+        self.configs[name] = config
+        if state is not None:
+            try:
+                self.load(name, state)
+            except LoRAError:
+                self.remove(name)
+                raise
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out; a layer that no adapter is in any more is the plain layer that it was."""
+        self._require(name)
+        for place, layer in self.layers.items():
+            layer.remove(name)
+            if not layer.adapters:
+                replace_module(self.model, place, self._linear[place].train(layer.training))
+        del self.configs[name]
+
+    def replace(self, name: str, config: LoRAConfig, state: Mapping[str, Tensor] | None = None) -> None:
+        """`remove`, then `add`; where the new one does not fit, the old one stays."""
+        self._require(name)
+        old_config, old_state = self.configs[name], self.state_dict(name)
+        self.remove(name)
+        try:
+            self.add(name, config, state)
+        except LoRAError:
+            self.add(name, old_config, old_state)
+            raise
+
+    def state_dict(self, name: str) -> dict[str, Tensor]:
+        """An adapter's tensors by full name, as `adapter_state_dict` gives them; they share the bank's memory."""
+        return {key: parameter.detach() for key, parameter in self._named(name).items()}
+
+    @torch.no_grad()
+    def load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Copy `state` into an adapter, the reverse of `state_dict`.
+
+        Raises:
+            LoRAError: keys that are missing, unexpected or of another shape, or numbers that are not finite (which
+                would spread to other adapters' sentences); nothing is copied then.
+        """
+        own = self._named(name)
+        wrong = [key for key in {**own, **state} if key not in own or key not in state]
+        wrong += [key for key in own if key in state and state[key].shape != own[key].shape]
+        wrong += [key for key in own if key in state and not torch.isfinite(state[key]).all()]
+        if wrong:
+            raise LoRAError(
+                f"the tensors do not fit the adapter {name!r} ({self.configs[name]}): missing, unexpected, of another "
+                f"shape or not finite: {', '.join(wrong)}"
+            )
+        for key, parameter in own.items():
+            parameter.copy_(state[key])
+
+    def parameters(self, name: str) -> list[nn.Parameter]:
+        """What is trained of an adapter."""
+        return list(self._named(name).values())
+
+    @contextmanager
+    def route(self, adapters: Sequence[str | None], lengths: Sequence[int]) -> Iterator[None]:
+        """Within the context, segment i of a forward goes through `adapters[i]`; None is the base alone.
+
+        Args:
+            adapters: A name per segment, in any order; a name may come several times.
+            lengths: Tokens per segment. A segment is a sentence, or several neighbours of one adapter where the
+                model works on tokens alone: a layer that sees one row per segment (a row of first tokens, or a
+                padded batch of one sentence each) needs a sentence per segment.
+        """
+        for name in set(adapters) - {None}:
+            self._require(str(name))
+        before = self._current.routing
+        self._current.routing = Routing(tuple(adapters), tuple(lengths))
+        try:
+            yield
+        finally:
+            self._current.routing = before
+
+    def _layer(self, place: str) -> BankLinear:
+        layer = self.model.get_submodule(place)
+        if not isinstance(layer, BankLinear):
+            layer = BankLinear(self._linear[place], self._current)
+            replace_module(self.model, place, layer)
+        return layer
+
+    def _named(self, name: str) -> dict[str, nn.Parameter]:
+        self._require(name)
+        return {
+            f"{place}.{own}": layer.adapter(name).get_parameter(own)
+            for place, layer in self.layers.items()
+            if name in layer
+            for own in ("lora_A", "lora_B")
+        }
+
+    def _require(self, name: str) -> None:
+        if name not in self.configs:
+            raise LoRAError(f"adapter: there is no {name!r}; there are: {self._listed()}")
+
+    def _listed(self) -> str:
+        return ", ".join(self.configs) or "none"

@@ -1,0 +1,68 @@
+"""Which rows of a layer's input go through which adapter."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_pl.lora.errors import LoRAError
+
+
+class Routing:
+    """Segments of one forward and the adapter of each.
+
+    Args:
+        adapters: A name per segment; None is the base alone.
+        lengths: Tokens per segment.
+    """
+
+    def __init__(self, adapters: tuple[str | None, ...], lengths: tuple[int, ...]) -> None:
+        if len(adapters) != len(lengths):
+            raise LoRAError(f"route: expected as many lengths as adapters, got {len(lengths)} and {len(adapters)}")
+        self.used = tuple(dict.fromkeys(name for name in adapters if name is not None))
+        """The adapters that occur, each once."""
+        index = {name: number for number, name in enumerate(self.used)}
+        self._adapter = np.asarray([-1 if name is None else index[name] for name in adapters], np.int64)
+        self._lengths = np.asarray(lengths, np.int64)
+        self._rows: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        self._foreign: dict[tuple[object, ...], Tensor | None] = {}
+
+    def foreign(
+        self, shape: tuple[int, ...], columns: tuple[tuple[str, int], ...], device: torch.device
+    ) -> Tensor | None:
+        """(rows, sum of ranks), bool: whether a column of the joined A belongs to another adapter than the row's.
+
+        Args:
+            shape: The input's but for the features: (1, tokens), (1, segments), (segments,) or (segments, length).
+            columns: The adapters that are joined, and their ranks.
+            device: Where it is wanted.
+
+        Returns:
+            None where every row takes every column. Made once per kind of input, then kept for the other layers.
+        """
+        key = (shape, columns, device)
+        if key not in self._foreign:
+            owner = np.repeat([self.used.index(name) for name, _ in columns], [rank for _, rank in columns])
+            foreign = self._of_rows(shape)[:, None] != owner[None]
+            self._foreign[key] = torch.from_numpy(foreign).to(device, non_blocking=True) if foreign.any() else None
+        return self._foreign[key]
+
+    def of_rows(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """(rows,): the number in `used` of each row's adapter, -1 for the base alone."""
+        key = (shape, device)
+        if key not in self._rows:
+            self._rows[key] = torch.from_numpy(self._of_rows(shape)).to(device, non_blocking=True)
+        return self._rows[key]
+
+    def _of_rows(self, shape: tuple[int, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        rows, segments = int(np.prod(shape)), len(self._lengths)
+        if shape[0] == segments and len(shape) == 2 and segments > 1:  # padded, a row of tokens per segment
+            return np.repeat(self._adapter, shape[1])
+        if rows == self._lengths.sum():
+            return np.repeat(self._adapter, self._lengths)
+        if rows == segments:  # the segments' first tokens alone
+            return self._adapter
+        raise LoRAError(
+            f"route: {segments} segments of {self._lengths.sum()} tokens do not fit an input of shape {shape}"
+        )
