@@ -8,6 +8,7 @@ from torch import nn
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import LoRALinear, lora_layers
+from lora_pl.lora.names import matches
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -27,11 +28,12 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     if lora_layers(model):
         raise LoRAError("LoRA is injected in this model already: call remove_lora(model) first")
     names = _matching_names(model, config.target_modules)
+    _check_patterns(config, names)
     layers = _linear_layers(model)
     for name in names:
-        _check_rank(name, layers[name], config.r)
+        _check_rank(name, layers[name], config.of_layer(name).r)
     for name in names:
-        _replace(model, name, LoRALinear(layers[name], config))
+        _replace(model, name, LoRALinear(layers[name], config.of_layer(name)))
     return names
 
 
@@ -63,7 +65,7 @@ def _matching_names(model: nn.Module, targets: Iterable[str]) -> list[str]:
     linear = _linear_layers(model)
     matched: set[str] = set()
     for target in targets:
-        found = [name for name in linear if _matches(name, target)]
+        found = [name for name in linear if matches(name, target)]
         if not found:
             raise LoRAError(f"target_modules: {target!r} matches no linear layer; there are: {_summary(linear)}")
         matched.update(found)
@@ -75,8 +77,11 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {n: m for n, m in model.named_modules() if n and type(m) is nn.Linear}
 
 
-def _matches(name: str, target: str) -> bool:
-    return f".{name}".endswith(f".{target}") or re.fullmatch(target, name) is not None
+def _check_patterns(config: LoRAConfig, adapted: list[str]) -> None:
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field):
+            if not any(matches(name, pattern) for name in adapted):
+                raise LoRAError(f"{field}: {pattern!r} matches no adapted layer; there are: {_summary(adapted)}")
 
 
 def _summary(names: Iterable[str]) -> str:
