@@ -56,6 +56,7 @@ class Export(ABC):
             raise UserError(f"int8: the format {self.name} has no 8-bit form; take --format onnx")
         self.require_representable()
 
+    @abstractmethod
     def require_representable(self) -> None:
         """Raise a UserError, with the reason and the ways on, for a model that the format can't hold."""
 

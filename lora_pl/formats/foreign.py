@@ -69,7 +69,7 @@ def pair_up(
     names = sorted({name.removesuffix(end) for name in tensors for end in (a, b) if name.endswith(end)})
     missing = [name + end for name in names for end in (a, b) if name + end not in tensors]
     if missing:
-        raise UserError(f"{source}: {len(missing)} tensors are missing: {_some(missing)}")
+        raise UserError(f"{source}: missing tensors: {_some(missing)}")
     layers = {name: LowRank(tensors[name + a].float(), tensors[name + b].float(), alpha) for name in names}
     for name, layer in layers.items():
         shapes = tuple(layer.lora_A.shape), tuple(layer.lora_B.shape)

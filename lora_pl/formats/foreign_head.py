@@ -70,9 +70,9 @@ def _bare(name: str, modules: tuple[str, ...]) -> str:
 
 def _require_names(source: str, got: Mapping[str, Tensor], expected: set[str], optional: set[str]) -> None:
     missing, unexpected = sorted(expected - got.keys() - optional), sorted(got.keys() - expected)
-    problems = [f"{len(missing)} tensors of the head are missing: {', '.join(missing)}"] if missing else []
+    problems = [f"no tensors of the head: {', '.join(missing)}"] if missing else []
     if unexpected:
-        problems.append(f"{len(unexpected)} tensors are not known: {', '.join(unexpected[:4])}")
+        problems.append(f"unknown tensors: {', '.join(unexpected[:4])}")
     if problems:
         raise UserError(f"{source}: {'; '.join(problems)}")
 

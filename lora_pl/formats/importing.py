@@ -171,7 +171,7 @@ def _placed(
     if adapter.expected_layers is not None:
         missing = [name for name in targeted(adapter.expected_layers, linear) if name not in renamed]
         if missing:
-            raise UserError(f"{adapter.source}: {len(missing)} layers have no tensors: {', '.join(missing[:4])}")
+            raise UserError(f"{adapter.source}: no tensors for the layers {', '.join(missing[:4])}")
     for name, layer in renamed.items():
         _require_shape(adapter.source, name, layer, linear[name])
     scaled = {name: _with_alpha(adapter.source, layer, options) for name, layer in renamed.items()}

@@ -53,11 +53,11 @@ class PeftExport(Export):
     @property
     def usage(self) -> str:
         """By PEFT."""
-        base, outputs = self._base, outputs_of(self.model)
+        arguments = f'"{self._base}", num_labels={outputs_of(self.model)}, dtype="float32"'
         return (
             "from peft import PeftModel\n"
             "from transformers import AutoModelForSequenceClassification\n\n"
-            f'base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={outputs}, dtype="float32")\n'
+            f"base = AutoModelForSequenceClassification.from_pretrained({arguments})\n"
             'model = PeftModel.from_pretrained(base, "{folder}")'
         )
 

@@ -1,8 +1,8 @@
 """The two layouts of the earlier LoRA project on RoBERTa and SST-2 whose adapters are about.
 
 One is a flat state dict with `roberta.encoder.layer.N.attention.self.{query,value}.{A,B}` and a linear head
-`classifier.{weight,bias}` on `<s>`; the other has it under `lora`, beside `metrics` and `config` (model, task, r, alpha,
-max_length).
+`classifier.{weight,bias}` on `<s>`; the other has it under `lora`, beside `metrics` and `config` (model, task, r,
+alpha, max_length).
 """
 
 from __future__ import annotations

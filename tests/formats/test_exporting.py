@@ -16,8 +16,8 @@ from tests.formats.conftest import saved
 def test_the_folder_says_what_it_is_and_how_it_was_made(checkpoint, tmp_path, glue_folder):
     found = export_checkpoint(checkpoint, tmp_path / "hf")["hf"]
     card = (tmp_path / "hf" / "README.md").read_text()
-    for said in ("| rank r | 4 |", "| alpha | 16 |", "sst2", "negative, positive", str(glue_folder), "best val/accuracy",
-                 f"lora_pl export --ckpt_path {checkpoint}", "largest logit change", "torch 2."):  # fmt: skip
+    facts = ["| rank r | 4 |", "| alpha | 16 |", "sst2", "negative, positive", str(glue_folder), "best val/accuracy"]
+    for said in (*facts, f"lora_pl export --ckpt_path {checkpoint}", "largest logit change", "torch 2."):
         assert said in card
     assert card.startswith("---\npipeline_tag: text-classification\n")
     record = json.loads((tmp_path / "hf" / "lora_pl.json").read_text())

@@ -138,14 +138,14 @@ def test_damaged_tensors(folder, tmp_path, tiny_encoder):
         {k: v for k, v in whole.items() if k != a}
     )
     gone = said({k: v for k, v in whole.items() if k not in (a, b)})
-    assert "1 layers have no tensors: roberta.encoder.layer.0.attention.self.query" in gone
+    assert "no tensors for the layers roberta.encoder.layer.0.attention.self.query" in gone
     assert "for 8 -> 16 features, the encoder has 16 -> 16" in said({**whole, a: whole[a][:, :8].contiguous()})
     assert "says r = 4" in said({**whole, a: whole[a][:2].contiguous(), b: whole[b][:, :2].contiguous()})
     assert "expected A (r, in) and B (out, r), got (2, 16) and (16, 4)" in said({**whole, a: whole[a][:2].contiguous()})
     assert "lora_A.weight holds NaN" in said({**whole, a: whole[a] * float("nan")})
     head = "base_model.model.classifier.out_proj.weight"
     assert "out_proj.weight" in said({k: v for k, v in whole.items() if k != head})
-    assert "1 tensors are not known: more" in said({**whole, "base_model.model.more": whole[a]})
+    assert "unknown tensors: more" in said({**whole, "base_model.model.more": whole[a]})
     other = {k.replace("attention.self.query", "attention.self.quary"): v for k, v in whole.items()}
     assert "no linear layer" in said(other)
     weights.write_bytes(weights.read_bytes()[:300])
