@@ -75,6 +75,11 @@ class Export(ABC):
     def usage(self) -> str:
         """Three lines of Python that use the export; {folder} stands for its path."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Paragraphs for the card on what a user must know."""
+        return ()
+
     @abstractmethod
     def write(self, folder: Path) -> None:
         """Fill the folder."""

@@ -96,7 +96,7 @@ def _export_class(format: str) -> type[Export]:
 
 
 def _require_free(output: Path, overwrite: bool) -> None:
-    if output.exists() and not overwrite and (output.is_file() or any(output.iterdir())):
+    if output.is_file() or (output.exists() and not overwrite and any(output.iterdir())):
         raise UserError(f"output: {output} is there already; give a folder that is not, or remove it")
     if not output.absolute().parent.is_dir():
         raise UserError(f"output: {output}: there is no folder {output.parent}")

@@ -13,7 +13,7 @@ from lora_pl.encoder.loading import load_config, quiet_transformers
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
 from lora_pl.formats.merging import merged_state
-from lora_pl.formats.stock_head import require_representable, stock_head_state
+from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
 from lora_pl.formats.stock_model import read_logits, save_tokenizer, stock_config, stock_shapes
 
 WEIGHTS = "model.safetensors"
@@ -48,6 +48,11 @@ class HuggingFaceExport(Export):
             'classify = pipeline("text-classification", model="{folder}", truncation=True)\n'
             f"classify({self._example})"
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """On a linear head in a stock model."""
+        return () if self.options.dtype == "float16" else head_notes(self.model.head)
 
     @property
     def _example(self) -> str:

@@ -41,6 +41,7 @@ def write_model_card(
         f"# {_title(export)}\n",
         "## Use\n",
         f"```python\n{export.usage.replace('{folder}', 'THIS_FOLDER')}\n```\n",
+        *export.notes,
         "## What it is\n",
         _table(_facts(export, checkpoint)),
         "## How it was made\n",

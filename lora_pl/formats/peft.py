@@ -21,7 +21,7 @@ from lora_pl.formats.foreign import ForeignAdapter, LowRank, pair_up, parse_safe
 from lora_pl.formats.model_card import RECORD, write_record
 from lora_pl.formats.native import parse_record
 from lora_pl.formats.peft_config import CONFIG, layer_settings, parse_config
-from lora_pl.formats.stock_head import require_representable, stock_head_state, stock_names
+from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state, stock_names
 from lora_pl.formats.stock_model import outputs_of, read_logits, save_tokenizer, stock_class, stock_config
 from lora_pl.formats.target_names import shortest_targets
 from lora_pl.lora import lora_layers
@@ -60,6 +60,11 @@ class PeftExport(Export):
             f"base = AutoModelForSequenceClassification.from_pretrained({arguments})\n"
             'model = PeftModel.from_pretrained(base, "{folder}")'
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """On a linear head in a stock model."""
+        return head_notes(self.model.head)
 
     @property
     def _base(self) -> str:

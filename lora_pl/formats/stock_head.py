@@ -83,6 +83,16 @@ def require_representable(head: nn.Module, config: PretrainedConfig) -> None:
         )
 
 
+def head_notes(head: nn.Module) -> tuple[str, ...]:
+    """What a user must know of a linear head that `stock_head_state` wrote in fp32 or bf16."""
+    if not isinstance(head, LinearHead):
+        return ()
+    return (
+        "Load it in float32 or bfloat16. Its head is linear, written as out(tanh(dense(h))) with dense = 2^-16 I, which "
+        "float16 has no room for: for that, take `lora_pl export --format hf --dtype float16`.\n",
+    )
+
+
 def linear_head_of(state: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor] | None:
     """`{"weight", "bias"}` of the linear head that `stock_head_state` wrote, None where the head is none of those."""
     names = stock_names(config)
