@@ -61,6 +61,8 @@ def export_checkpoint(
     checkpoint = read_checkpoint(ckpt_path)
     moved = {} if encoder is None else {"encoder": encoder}
     model = LoRAClassifier.load_from_checkpoint(ckpt_path, base_dtype="float32", **moved)
+    # what is recorded is how it was trained, not how it was loaded here
+    model.hparams["base_dtype"] = checkpoint["hyper_parameters"].get("base_dtype", "auto")
     export = _export_class(format)(model, options)
     if isinstance(sentences, int):
         sentences = sentences_for(checkpoint, sentences)

@@ -27,7 +27,7 @@ def read_package(path: Path, names: Collection[str]) -> dict[str, bytes]:
     try:
         found = list(_zip_files(path, names) if zipfile.is_zipfile(path) else _tar_files(path, names))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UserError(f"{path}: damaged or no zip or tar archive: {error}") from error
+        raise UserError(f"{path}: damaged or no zip or tar archive: {str(error).splitlines()[0]}") from error
     if len(dict(found)) < len(found):
         raise UserError(f"{path}: the archive holds several adapters; give one of them")
     return dict(found)

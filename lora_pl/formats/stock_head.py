@@ -88,8 +88,8 @@ def head_notes(head: nn.Module) -> tuple[str, ...]:
     if not isinstance(head, LinearHead):
         return ()
     return (
-        "Load it in float32 or bfloat16. Its head is linear, written as out(tanh(dense(h))) with dense = 2^-16 I, which "
-        "float16 has no room for: for that, take `lora_pl export --format hf --dtype float16`.\n",
+        "Load it in float32 or bfloat16. Its head is linear, written as out(tanh(dense(h))) with dense = 2^-16 I, for "
+        "which float16 has no room: there, take `lora_pl export --format hf --dtype float16`.\n",
     )
 
 

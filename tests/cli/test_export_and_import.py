@@ -15,7 +15,7 @@ from tests.conftest import run_cli
 def test_export_and_back(format, checkpoint, tmp_path):
     export = ["export", "--ckpt_path", str(checkpoint), "--format", format, "--output", "out"]
     done = run_cli(export, tmp_path, check=True)
-    assert re.search(rf"{format}: largest logit change \S+ \(tolerance \S+\), 0 of 24 predictions flipped", done.stderr)
+    assert re.search(rf"{format}: largest logit change \S+ \(tolerance \S+\), 0 of 48 predictions flipped", done.stderr)
     assert "accuracy" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
     assert "out is there already" in run_cli(export, tmp_path).stderr

@@ -13,7 +13,8 @@ from lora_pl.formats.importing import checkpoint_of
 from lora_pl.lora import lora_layers
 
 TEXTS = ("the film is good", "the plot is very very dull", "fine", "", "a bright cast but never slow")
-PAIRS = tuple(zip(TEXTS, reversed(TEXTS), strict=True))
+# no empty second text: Transformers' pipeline takes that for none
+PAIRS = tuple((text, "the cast is bright " + text) for text in TEXTS)
 
 MakeModel = Callable[..., LoRAClassifier]
 

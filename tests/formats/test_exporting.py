@@ -23,7 +23,7 @@ def test_the_folder_says_what_it_is_and_how_it_was_made(checkpoint, tmp_path, gl
     record = json.loads((tmp_path / "hf" / "lora_pl.json").read_text())
     assert record["comparisons"]["hf"] == found.to_dict()
     assert record["base"] == torch.load(checkpoint, weights_only=True)["lora_pl_base"]
-    assert found.sentences == 24
+    assert found.sentences == 48
     assert found.flipped == 0
     assert found.metrics["accuracy"] == found.exported_metrics["accuracy"]
     assert str(glue_folder) in found.source

@@ -16,9 +16,8 @@ from lora_pl.formats.export import ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
 from tests.formats.conftest import saved, texts_for
 
-MATRIX = list(
-    itertools.product(("roberta", "bert"), ("linear", "architecture"), ("float32", "bfloat16"), ("sst2", "rte"))
-)
+HEADS, DTYPES, TASKS = ("linear", "architecture"), ("float32", "bfloat16"), ("sst2", "rte")
+MATRIX = list(itertools.product(("roberta", "bert"), HEADS, DTYPES, TASKS))
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2}
 
 PROGRAMS = {

@@ -24,5 +24,5 @@ def test_every_cell_runs_twice(checkpoint, tmp_path, monkeypatch):
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert len(pictures) == 2
-    assert printed.count("0 of 24 predictions flipped") == 2
+    assert printed.count("0 of 48 predictions flipped") == 2
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "from_notebook"}
