@@ -258,6 +258,12 @@ class LoRAClassifier(LightningModule):
         with evaluating(self), merged_lora(self.encoder) if merges else nullcontext():
             return self._predictions(texts, batch_tokens)
 
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[Text]) -> Tensor:
+        """(texts, outputs), fp32, on the CPU: what `predict` makes its answers of, with the adapters as they are."""
+        with evaluating(self):
+            return self._logits(as_columns(texts, self.pairs), self.predict_batch_tokens)
+
     def configure_optimizers(self) -> Any:
         """AdamW on what is trained, and the schedule per optimizer step."""
         optimizer = torch.optim.AdamW(self._parameter_groups())

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.rule import Rule
 
+from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.callbacks.run_checkpoints import BestCheckpoint
 from lora_pl.reporting import say
 
@@ -37,6 +38,8 @@ def _lines(trainer: Trainer, pl_module: LightningModule, checkpoint: BestCheckpo
         f"best {name} {float(checkpoint.best_model_score or 0):.4f} on validation, in {seconds:.0f} s",
         f"checkpoint  {path}",
     ]
+    exports = [c.exported for c in trainer.callbacks if isinstance(c, MergedExport)]  # type: ignore[attr-defined]
+    lines += [f"merged      {_short(str(folder))}" for folder in exports if folder]
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
     return [*lines, f"predict     echo 'A fine film.' | lora_pl predict --ckpt_path {path}"]

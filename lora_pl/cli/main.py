@@ -39,11 +39,25 @@ def _params(args: list[str]) -> None:
     run(args)
 
 
+def _export(args: list[str]) -> None:
+    from lora_pl.cli.export import run
+
+    run(args)
+
+
+def _import(args: list[str]) -> None:
+    from lora_pl.cli.import_adapter import run
+
+    run(args)
+
+
 VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "fit": (_trainer_verb, "train, validate after each epoch, keep the best checkpoint"),
     "validate": (_trainer_verb, "measure a checkpoint on the validation split"),
     "test": (_trainer_verb, "measure a checkpoint on the labelled split that stands for the test"),
     "predict": (_trainer_verb, "label the texts of a file or of standard input"),
+    "export": (_export, "write a checkpoint's model for other programs: hf, peft, onnx, adapter"),
+    "import": (_import, "make a checkpoint of an adapter that another program trained"),
     "params": (_params, "count LoRA's, the head's and the encoder's parameters for several ranks"),
 }
 

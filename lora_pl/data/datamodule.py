@@ -160,7 +160,7 @@ class GlueDataModule(LightningDataModule):
         return [*([TRAIN] if stage == "fit" else []), *self.validation_splits]
 
     def _tokens(self, split: str, report: bool = False) -> Tokens:
-        examples = self._read(split)
+        examples = self.read(split)
         length = min(self.max_length, max_tokens(load_config(self.encoder)))
         tokens = tokenize_cached(self.tokenizer, examples, length, self.cache)
         if tokens.cut and self.too_long == "refuse":
@@ -172,7 +172,8 @@ class GlueDataModule(LightningDataModule):
             _report(split, examples, tokens, length)
         return tokens
 
-    def _read(self, split: str) -> Examples:
+    def read(self, split: str) -> Examples:
+        """The texts and labels of a split, from its source."""
         if not any(self.own_files.values()):
             return read_split(self.source, self.task, split)
         return read_own_file(self._own_file(split), self.task, self.text_columns, self._label_column, self.label_names)
