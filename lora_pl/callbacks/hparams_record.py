@@ -8,6 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from lora_pl.flat import flatten
+
 
 class HparamsRecord(Callback):
     """Writes the run's hyper-parameters with the task's metric as their outcome.
@@ -20,19 +22,14 @@ class HparamsRecord(Callback):
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         data = trainer.datamodule.hparams if trainer.datamodule else {}  # type: ignore[attr-defined]
-        settings = _flat({"model": dict(pl_module.hparams), "data": dict(data)})
+        given = flatten({"model": dict(pl_module.hparams), "data": dict(data)})
+        settings = {key: _plain(value) for key, value in given.items() if value is not None}
         writer = trainer.logger.experiment._get_file_writer()
         outcomes = {str(pl_module.monitor): 0.0, "val/loss": 0.0}
         for summary in hparams(settings, outcomes):  # type: ignore[no-untyped-call]
             writer.add_summary(summary)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"lora": {"r": 4}}}` -> `{"model.lora.r": 4}`, lists as text, empty values left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        elif value is not None:
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
-    return flat
+def _plain(value: Any) -> Any:
+    """A value as the tab shows it: lists as text."""
+    return value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
