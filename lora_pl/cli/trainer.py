@@ -106,6 +106,9 @@ class ClassifierCLI(LightningCLI):
                 "--input", default=STDIN, help="A text file, CSV, TSV, JSON lines or Parquet; - is stdin."
             )
             parser.add_argument("--output", default=STDOUT, help="JSON lines, or Parquet by its ending; - is stdout.")
+            parser.add_argument(
+                "--adapter", metavar="NAME=CHECKPOINT", help="Several adapters on one base; has options of its own."
+            )
             parser.set_defaults({"trainer.devices": 1})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
