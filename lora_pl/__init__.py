@@ -7,14 +7,16 @@ if TYPE_CHECKING:
     from lora_pl.classifier import LoRAClassifier
     from lora_pl.data.datamodule import GlueDataModule
     from lora_pl.lora import LoRAConfig
+    from lora_pl.many_adapters import ManyAdapters
 
 __version__ = "0.1.0"
-__all__ = ["GlueDataModule", "LoRAClassifier", "LoRAConfig"]
+__all__ = ["GlueDataModule", "LoRAClassifier", "LoRAConfig", "ManyAdapters"]
 
 _HOMES = {
     "GlueDataModule": "lora_pl.data.datamodule",
     "LoRAClassifier": "lora_pl.classifier",
     "LoRAConfig": "lora_pl.lora",
+    "ManyAdapters": "lora_pl.many_adapters",
 }
 
 

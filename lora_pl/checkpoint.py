@@ -2,44 +2,88 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from lora_pl.archive import check_archive
 from lora_pl.errors import UserError
 from lora_pl.files import write_whole
 
+BEST, LAST, PREVIOUS, SUFFIX = "best", "last", "previous", ".ckpt"
+"""The checkpoints of a run by name."""
 BASE_KEY = "lora_pl_base"
 """Where a checkpoint says what it was trained on: `{"encoder", "weights", "vocabulary"}`."""
+REQUIRED = (BASE_KEY, "state_dict", "hyper_parameters")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint on the CPU, read without running code from it.
 
     Raises:
-        UserError: there is no file, it is empty, truncated or no PyTorch file, it holds more than tensors and
-            primitive values, or lora_pl did not write it.
+        UserError: there is no file, it is empty, truncated, damaged or no PyTorch file, it holds more than tensors
+            and primitive values, or lora_pl did not write it.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty; was its writing interrupted?")
+    check_archive(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(_why_refused(path, error)) from error
     except Exception as error:  # the unpickler raises what its opcodes happen to raise
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: truncated or no checkpoint: {first[:150]}") from error
-    if not isinstance(checkpoint, dict) or not {BASE_KEY, "state_dict", "hyper_parameters"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in REQUIRED):
         raise UserError(f"{path}: lora_pl did not write this file; expected best.ckpt or last.ckpt of a run")
+    if not all(map(_is_sound, _leaves(checkpoint))):
+        raise UserError(f"{path}: refused, the file holds more than tensors and plain values")
     return checkpoint
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Everything in nested dicts and lists, the keys too."""
+    if isinstance(value, Mapping):
+        yield from itertools.chain(value, *map(_leaves, value.values()))
+    elif isinstance(value, list | tuple):
+        yield from itertools.chain.from_iterable(map(_leaves, value))
+    else:
+        yield value
+
+
+def _is_sound(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):  # an expanded one takes no memory until it is copied
+        return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    return value is None or isinstance(value, str | int | float | bytes)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is whole, and why newer ones are not.
+
+    `last.ckpt`, else the newer of `previous.ckpt` and `best.ckpt`; none where the run has no checkpoint yet.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    damaged: list[str] = []
+    steps: dict[Path, int] = {}
+    for name in (LAST, PREVIOUS, BEST):
+        path = folder / f"{name}{SUFFIX}"
+        try:
+            if path.exists():
+                steps[path] = read_checkpoint(path)["global_step"]
+        except UserError as error:
+            damaged.append(str(error))
+        if name == LAST and steps:
+            break
+    if damaged and not steps:
+        raise UserError(f"{folder}: no checkpoint is whole: {'; '.join(damaged)}")
+    return max(steps, key=steps.__getitem__, default=None), damaged
 
 
 SHAPING = ("task", "label_names", "method", "head", "lora.r", "lora.target_modules")
@@ -61,10 +105,10 @@ def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
     """Raise a UserError unless the checkpoint was trained on the encoder that `base` fingerprints."""
     stored = checkpoint[BASE_KEY]
     for part in ("weights", "vocabulary"):
-        if stored[part] != base[part]:
+        if stored.get(part) != base[part]:
             raise UserError(
                 f"encoder: the {part} of {base['encoder']} (fingerprint {base[part]}) are not those of "
-                f"{stored['encoder']} ({stored[part]}), on which this checkpoint was trained; give that encoder"
+                f"{stored.get('encoder')} ({stored.get(part)}), on which this checkpoint was trained; give that encoder"
             )
 
 
@@ -72,10 +116,16 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it, so that an interruption or a full disk leaves the earlier
     file whole; reads with `read_checkpoint`."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`; a UserError where the disk refuses."""
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: dict[str, str] | None = None
+    ) -> None:
+        """Write `checkpoint` to `path`; a UserError where the disk refuses.
+
+        `storage_options={"keep": OTHER}` renames the earlier file to OTHER.
+        """
+        keep = (storage_options or {}).get("keep")
         try:
-            write_whole(Path(path), lambda beside: _save(checkpoint, beside))
+            write_whole(Path(path), lambda beside: _save(checkpoint, beside), keep=Path(keep) if keep else None)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
             raise UserError(f"{path}: could not be written ({error}); what was there before is whole") from error
 
@@ -87,18 +137,9 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _nested(values: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
-        values = values[part]
+        values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
     return values
-
-
-def _why_refused(path: Path, error: pickle.UnpicklingError) -> str:
-    text = str(error)
-    if "Unsupported" in text or "GLOBAL" in text or ("WeightsUnpickler error" in text and "persistent" not in text):
-        return f"{path}: refused, the file holds more than tensors and plain values and could run code when loaded"
-    return f"{path}: truncated or no checkpoint: {text.splitlines()[0][:150]}"

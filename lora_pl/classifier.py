@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_pl.checkpoint import BASE_KEY, check_base, check_settings, read_checkpoint
-from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, make_batch, split_by_tokens
+from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, batches_of_like_length
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.texts import Text
 from lora_pl.data.tokens import tokenize
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.dtype import BaseDtype, cast_frozen, resolve_dtype
 from lora_pl.encoder.features import FirstTokenFeatures
-from lora_pl.encoder.fingerprint import vocabulary_fingerprint, weights_fingerprint
+from lora_pl.encoder.fingerprint import base_fingerprints
 from lora_pl.encoder.head import HeadKind, make_head, needs_pooler
 from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens, takes_packed_rows
-from lora_pl.encoder.packing import Packing
 from lora_pl.encoder.source import canonical_name
 from lora_pl.encoder.targets import module_names
 from lora_pl.errors import UserError
@@ -41,7 +38,7 @@ from lora_pl.lora import (
 )
 from lora_pl.metrics import SplitMetrics
 from lora_pl.optimizer import parameter_groups
-from lora_pl.prediction import Prediction, as_columns, as_prediction, evaluating
+from lora_pl.prediction import Prediction, as_columns, as_predictions, evaluating, features_of, in_order
 from lora_pl.reporting import say
 from lora_pl.schedule import Schedule, make_schedule
 
@@ -136,11 +133,7 @@ class LoRAClassifier(LightningModule):
         self.tokenizer = load_tokenizer(encoder)
         self.encoder = load_encoder(encoder, with_pooler=needs_pooler(head, config), dropout=dropout)
         self.head = make_head(head, self.encoder, len(self.label_names) or 1)
-        self.base = {
-            "encoder": canonical_name(encoder),
-            "weights": weights_fingerprint(self.encoder),
-            "vocabulary": vocabulary_fingerprint(self.tokenizer),
-        }
+        self.base = base_fingerprints(encoder, self.encoder, self.tokenizer)
         self.adapted = inject_lora(self.encoder, module_names(lora, config)) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
         self.features = FirstTokenFeatures(self.encoder)
@@ -202,16 +195,10 @@ class LoRAClassifier(LightningModule):
     def forward(self, batch: Batch) -> Tensor:
         """Logits in fp32, (batch, classes), or (batch, 1) for a regression."""
         with self._half_precision():
-            features = self._features_of(batch)  # (batch, hidden)
+            features = features_of(batch, self.features)  # (batch, hidden)
         with torch.autocast(self.device.type, enabled=False):
             logits: Tensor = self.head(features.float())
         return logits
-
-    def _features_of(self, batch: Batch) -> Tensor:
-        if batch.attention_mask is not None:
-            return self.features.of_padded(batch.input_ids, batch.token_type_ids, batch.attention_mask)
-        packing = Packing(batch.lengths, batch.input_ids.device)
-        return self.features.of_packed(batch.input_ids, batch.token_type_ids, packing)
 
     def _half_precision(self) -> AbstractContextManager[Any]:
         """Autocast to the frozen base's type where that is a half; else what the caller has set holds."""
@@ -270,6 +257,12 @@ class LoRAClassifier(LightningModule):
         merges = len(texts) >= MERGED_FROM and self.base_dtype == torch.float32
         with evaluating(self), merged_lora(self.encoder) if merges else nullcontext():
             return self._predictions(texts, batch_tokens)
+
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[Text]) -> Tensor:
+        """(texts, outputs), fp32, on the CPU: what `predict` makes its answers of, with the adapters as they are."""
+        with evaluating(self):
+            return self._logits(as_columns(texts, self.pairs), self.predict_batch_tokens)
 
     def configure_optimizers(self) -> Any:
         """AdamW on what is trained, and the schedule per optimizer step."""
@@ -379,20 +372,13 @@ class LoRAClassifier(LightningModule):
     def _predictions(self, texts: Sequence[Text], batch_tokens: int) -> list[Prediction]:
         if not len(texts):
             return []
-        logits = self._logits(as_columns(texts, self.pairs), batch_tokens)
-        if self.task.is_regression:
-            return [{"score": score} for score in logits.squeeze(-1).tolist()]
-        return [as_prediction(self.label_names, row) for row in logits.softmax(-1).tolist()]
+        return as_predictions(self.task, self.label_names, self._logits(as_columns(texts, self.pairs), batch_tokens))
 
     def _logits(self, texts: Sequence[Sequence[str]], batch_tokens: int) -> Tensor:
         """(texts, outputs) on the CPU in the texts' order, computed in batches of like lengths."""
         tokens = tokenize(self.tokenizer, texts, self.max_length)
-        order = np.argsort(tokens.lengths, kind="stable")
-        bounds = split_by_tokens(tokens.lengths[order], batch_tokens, self.predict_batching)
-        parts = [order[start:end].tolist() for start, end in itertools.pairwise(bounds)]
-        batches = (make_batch(tokens, part, self.predict_batching, self.tokenizer.pad_token_id) for part in parts)
-        logits = [self(batch.to(self.device)) for batch in batches]
-        return torch.cat(logits).cpu()[torch.from_numpy(np.argsort(order))]
+        batches = batches_of_like_length(tokens, batch_tokens, self.predict_batching, self.tokenizer.pad_token_id)
+        return in_order((self(batch.to(self.device)), indices) for batch, indices in batches)
 
 
 def _suffix(split: str, index: int) -> str:

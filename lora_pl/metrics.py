@@ -1,6 +1,7 @@
 """The metrics of a task, by torchmetrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -48,3 +49,28 @@ class SplitMetrics(nn.Module):
         """Start anew."""
         self.metrics.reset()
         self.loss.reset()
+
+    def sums(self) -> dict[str, Any]:
+        """What was added since the last reset, of this process, on the CPU."""
+        return {
+            name: (metric.update_count, {key: _on(value, "cpu") for key, value in metric.metric_state.items()})
+            for name, metric in self._parts()
+        }
+
+    def load_sums(self, sums: dict[str, Any]) -> None:
+        """The reverse of `sums`."""
+        for name, metric in self._parts():
+            metric._update_count, state = sums[name]
+            for key, value in state.items():
+                setattr(metric, key, _on(value, metric.device))
+
+    def _parts(self) -> Iterator[tuple[str, Metric]]:
+        yield "loss", self.loss
+        yield from self.metrics.items()
+
+
+def _on(state: Tensor | list[Tensor], device: Any) -> Tensor | list[Tensor]:
+    """A copy of a metric's state, which is a tensor, or a list of them."""
+    if isinstance(state, Tensor):
+        return state.detach().to(device, copy=True)
+    return [part.detach().to(device, copy=True) for part in state]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 
 from torch import nn
 
 from lora_pl.lora import lora_layers
+from lora_pl.lora.names import folded
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def lora_by_module(encoder: nn.Module) -> dict[str, tuple[int, int]]:
     layers: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     for name, layer in lora_layers(encoder).items():
-        kind = re.sub(r"\.\d+\.", ".*.", name)
+        kind = folded(name)
         layers[kind] += 1
         parameters[kind] += sum(layer.get_parameter(own).numel() for own in layer.adapter_params())
     return {kind: (layers[kind], parameters[kind]) for kind in layers}

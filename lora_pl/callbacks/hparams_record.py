@@ -8,6 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from lora_pl.flat import flatten
+
 
 class HparamsRecord(Callback):
     """Writes the run's hyper-parameters with the task's metric as their outcome.
@@ -26,17 +28,12 @@ class HparamsRecord(Callback):
 
 def write_hparams(logger: TensorBoardLogger, settings: dict[str, Any], monitor: str) -> None:
     """Write a run's settings, and that `monitor` and the loss are what they lead to."""
+    given = {key: _plain(value) for key, value in flatten(settings).items() if value is not None}
     writer = logger.experiment._get_file_writer()
-    for summary in hparams(_flat(settings), {monitor: 0.0, "val/loss": 0.0}):  # type: ignore[no-untyped-call]
+    for summary in hparams(given, {monitor: 0.0, "val/loss": 0.0}):  # type: ignore[no-untyped-call]
         writer.add_summary(summary)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"lora": {"r": 4}}}` -> `{"model.lora.r": 4}`, lists as text, empty values left out."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        elif value is not None:
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
-    return flat
+def _plain(value: Any) -> Any:
+    """A value as the tab shows it: lists as text."""
+    return value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))

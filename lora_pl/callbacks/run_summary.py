@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.rule import Rule
 
-from lora_pl.callbacks.run_checkpoints import BestCheckpoint
+from lora_pl.callbacks.merged_export import MergedExport
+from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.reporting import say
 
 
@@ -22,21 +23,29 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary."""
-        for checkpoint in trainer.checkpoint_callbacks:
-            if isinstance(checkpoint, BestCheckpoint) and checkpoint.best_model_score is not None:
-                say(Rule("Done", align="left"))
-                # no frame around them: commands are to be copied
-                for line in _lines(trainer, pl_module, checkpoint, time.monotonic() - self._started):
-                    say(line)
+        checkpoints = trainer.checkpoint_callbacks
+        best = next((c for c in checkpoints if isinstance(c, BestCheckpoint) and c.best_model_path), None)
+        last = next((c.last_model_path for c in checkpoints if isinstance(c, LastCheckpoint)), "")
+        if best is None and not last:
+            return
+        say(Rule("Done", align="left"))
+        # no frame around them: commands are to be copied
+        for line in _lines(trainer, pl_module, best, last, time.monotonic() - self._started):
+            say(line)
 
 
-def _lines(trainer: Trainer, pl_module: LightningModule, checkpoint: BestCheckpoint, seconds: float) -> list[str]:
-    path = _short(checkpoint.best_model_path)
+def _lines(
+    trainer: Trainer, pl_module: LightningModule, best: BestCheckpoint | None, last: str, seconds: float
+) -> list[str]:
     name = str(pl_module.monitor).removeprefix("val/")
-    lines = [
-        f"best {name} {float(checkpoint.best_model_score or 0):.4f} on validation, in {seconds:.0f} s",
-        f"checkpoint  {path}",
-    ]
+    if best is None:
+        path, lines = _short(last), [f"{trainer.global_step:,} steps without validation, in {seconds:.0f} s"]
+    else:
+        path = _short(best.best_model_path)
+        lines = [f"best {name} {float(best.best_model_score or 0):.4f} on validation, in {seconds:.0f} s"]
+    lines.append(f"checkpoint  {path}")
+    exports = [c.exported for c in trainer.callbacks if isinstance(c, MergedExport)]  # type: ignore[attr-defined]
+    lines += [f"merged      {_short(str(folder))}" for folder in exports if folder]
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
     return [*lines, f"predict     echo 'A fine film.' | lora_pl predict --ckpt_path {path}"]

@@ -32,10 +32,18 @@ class Throughput(Callback):
         self._started = 0.0
         self._peak = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches there were, so that a resumed run logs where it would have."""
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self._batches = state_dict["batches"]
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock; before the first step, measure the peak."""
         if not self._peak and isinstance(pl_module, LoRAClassifier):
-            self._peak = measured_peak(pl_module, batch.tokens)
+            self._peak = measured_peak(pl_module.encoder, pl_module.computed_dtype, batch.tokens)
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -60,7 +68,8 @@ class Throughput(Callback):
             figures["share_of_peak"] = self._products / self._seconds / self._peak
         for logger in trainer.loggers:
             named = {f"throughput/{name}": value for name, value in figures.items()}
-            logger.log_metrics(named, step=trainer.global_step)
+            # the step that Lightning's own points of this batch bear
+            logger.log_metrics(named, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
         self._seconds, self._sentences, self._tokens, self._products = 0.0, 0, 0, 0
 
 
@@ -72,12 +81,14 @@ def step_products(model: LightningModule, batch: Batch) -> int:
 
 
 @torch.no_grad()
-def measured_peak(model: LoRAClassifier, tokens: int, repeats: int = 15) -> float:
+def measured_peak(encoder: torch.nn.Module, dtype: torch.dtype, tokens: int, repeats: int = 15) -> float:
     """Multiply-adds per second of (tokens, in) x (in, out) for the encoder's largest linear layer, median of some."""
-    layers = (module for module in model.encoder.modules() if isinstance(module, torch.nn.Linear))
+    layers = (module for module in encoder.modules() if isinstance(module, torch.nn.Linear))
     weight = max(layers, key=lambda layer: layer.weight.numel()).weight
-    dtype = model.computed_dtype
-    w, x = weight.to(dtype), torch.randn(tokens, weight.shape[1], dtype=dtype, device=weight.device)
+    # a generator of its own: a measurement must not move the run's random numbers
+    numbers = torch.Generator(weight.device).manual_seed(0)
+    x = torch.randn(tokens, weight.shape[1], dtype=dtype, device=weight.device, generator=numbers)
+    w = weight.to(dtype)
     return tokens * weight.numel() / median(_seconds(x, w) for _ in range(repeats))
 
 

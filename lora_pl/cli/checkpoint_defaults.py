@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from lora_pl.checkpoint import read_checkpoint
+import yaml
+
+from lora_pl.flat import flatten
+from lora_pl.reporting import say
 
 FROM_DATA = ("task", "label_names", "max_length", "pairs")  # the model gets these from the data
 OWN_FILES = ("train_file", "validation_file")
@@ -21,23 +25,36 @@ def option_value(args: Sequence[str], *options: str) -> str | None:
     return value
 
 
-def checkpoint_defaults(path: str, args: Sequence[str]) -> dict[str, Any]:
+def early_value(args: Sequence[str], key: str) -> str | None:
+    """The value of `--KEY` among the flags, else of KEY in the file that `--config` names, before all is parsed."""
+    given = option_value(args, f"--{key}")
+    config = option_value(args, "--config", "-c")
+    if given is not None or config is None:
+        return given
+    try:
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # the parser tells what is wrong with the file
+        return None
+    value = values.get(key) if isinstance(values, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def checkpoint_defaults(
+    checkpoint: Mapping[str, Any], args: Sequence[str], known: Collection[str] | None = None
+) -> dict[str, Any]:
     """Parser defaults by key (`model.lora.r`, `data.source`, ...) from the hyper-parameters in a checkpoint.
 
-    Own files that the run was trained on give way where `--data.source` is among the flags.
+    Own files that the run was trained on give way where `--data.source` is among the flags. Options that are not
+    `known` (the checkpoint is of another version) are left out, and named.
     """
-    checkpoint = read_checkpoint(path)
     model = checkpoint["hyper_parameters"]
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data |= {key: model[key] for key in FROM_DATA if key != "pairs"}
     if option_value(args, "--data.source") is not None:
         data |= dict.fromkeys(OWN_FILES)
-    defaults = {f"model.{key}": value for key, value in _flat(model).items() if key not in FROM_DATA}
-    return defaults | {f"data.{key}": value for key, value in data.items() if key not in ("encoder", "seed")}
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    return flat
+    defaults = {f"model.{key}": value for key, value in flatten(model).items() if key not in FROM_DATA}
+    defaults |= {f"data.{key}": value for key, value in data.items() if key not in ("encoder", "seed")}
+    foreign = [] if known is None else [key for key in defaults if key not in known]
+    if foreign:
+        say(f"the checkpoint's {', '.join(foreign)} is no option of this version and is left out")
+    return {key: value for key, value in defaults.items() if key not in foreign}

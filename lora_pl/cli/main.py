@@ -33,6 +33,15 @@ def _trainer_verb(args: list[str]) -> None:
     run(args)
 
 
+def _predict(args: list[str]) -> None:
+    if any(arg.partition("=")[0] == "--adapter" for arg in args):
+        from lora_pl.cli.predict_adapters import run
+
+        run(args)
+    else:
+        _trainer_verb(args)
+
+
 def _params(args: list[str]) -> None:
     from lora_pl.cli.params import run
 
@@ -45,11 +54,25 @@ def _ablate(args: list[str]) -> None:
     run(args)
 
 
+def _export(args: list[str]) -> None:
+    from lora_pl.cli.export import run
+
+    run(args)
+
+
+def _import(args: list[str]) -> None:
+    from lora_pl.cli.import_adapter import run
+
+    run(args)
+
+
 VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "fit": (_trainer_verb, "train, validate after each epoch, keep the best checkpoint"),
     "validate": (_trainer_verb, "measure a checkpoint on the validation split"),
     "test": (_trainer_verb, "measure a checkpoint on the labelled split that stands for the test"),
-    "predict": (_trainer_verb, "label the texts of a file or of standard input"),
+    "predict": (_predict, "label the texts of a file or of standard input; --adapter NAME=CHECKPOINT asks several"),
+    "export": (_export, "write a checkpoint's model for other programs: hf, peft, onnx, adapter"),
+    "import": (_import, "make a checkpoint of an adapter that another program trained"),
     "params": (_params, "count LoRA's, the head's and the encoder's parameters for several ranks"),
     "ablate": (_ablate, "train a grid of ranks and seeds as one study, with a table and a report"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -20,15 +22,27 @@ def run_name(given: str | None, config: str | None, ckpt_path: str | None) -> st
     """
     resumed = _run_of(ckpt_path)
     if given is None:
-        return resumed or f"{Path(config).stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+        return resumed or _reserved(f"{Path(config).stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}")
     if Path(given).name != given or given in (".", ".."):
         raise UserError(f"run_name: expected a name without slashes, got {given!r}")
     if given != resumed and not _get_rank() and _taken(given):
         raise UserError(
             f"run_name: the run {given} exists ({CHECKPOINTS / given}); choose another name, or go on with it by "
-            f"--ckpt_path {CHECKPOINTS / given / 'last.ckpt'}"
+            f"--resume or --ckpt_path {CHECKPOINTS / given / 'last.ckpt'}"
         )
     return given
+
+
+def _reserved(name: str) -> str:
+    """The name, with a number where a run that started in the same second has it; its folder is made."""
+    if _get_rank():  # the first process names the run
+        return name
+    for number in itertools.count(1):
+        unique = name if number == 1 else f"{name}-{number}"
+        with suppress(FileExistsError):
+            (CHECKPOINTS / unique).mkdir(parents=True)
+            return unique
+    raise AssertionError
 
 
 def _run_of(ckpt_path: str | None) -> str | None:

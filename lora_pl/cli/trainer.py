@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from lora_pl.callbacks.epoch_lines import EpochLines
+from lora_pl.callbacks.exact_resume import RESUME_KEY, ExactResume
+from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.parameter_report import ParameterReport
 from lora_pl.callbacks.precision_report import PrecisionReport
 from lora_pl.callbacks.prediction_writer import STDOUT, PredictionWriter
+from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.callbacks.run_summary import RunSummary
+from lora_pl.callbacks.save_points import SavePoints
 from lora_pl.callbacks.throughput import Throughput
-from lora_pl.checkpoint import WholeFileCheckpointIO
+from lora_pl.checkpoint import WholeFileCheckpointIO, read_checkpoint
 from lora_pl.classifier import LoRAClassifier
-from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, option_value
+from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
+from lora_pl.cli.explained import explained
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.resume import check_same_run, checkpoint_to_resume
+from lora_pl.cli.run_config import CONFIG, RunConfig, config_text
 from lora_pl.cli.run_folder import CHECKPOINTS, LOGS, run_name
 from lora_pl.data.datamodule import GlueDataModule
 from lora_pl.data.texts import STDIN, TextStream
 from lora_pl.errors import UsageError, UserError
-from lora_pl.files import write_whole
 from lora_pl.precision import default_precision
 from lora_pl.reporting import say
 
-CONFIG = "config.yaml"
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
     "fit": {*SKIPPED, "train_dataloaders", "val_dataloaders"},
@@ -93,24 +101,45 @@ class ClassifierCLI(LightningCLI):
             parser.add_argument(
                 "--run_name", type=str | None, help="Names the run's folders; by default configuration and time."
             )
+            parser.add_argument("--resume", action="store_true", help="Go on with the run, or start it.")
+            parser.add_argument("--force", action="store_true", help="Resume though options have changed.")
+            parser.add_argument("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
+            parser.add_argument("--save_every_minutes", type=float | None, default=10, help="Minutes between them.")
         if self.verb == "predict":
             parser.add_argument(
                 "--input", default=STDIN, help="A text file, CSV, TSV, JSON lines or Parquet; - is stdin."
             )
             parser.add_argument("--output", default=STDOUT, help="JSON lines, or Parquet by its ending; - is stdout.")
+            parser.add_argument(
+                "--adapter", metavar="NAME=CHECKPOINT", help="Several adapters on one base; has options of its own."
+            )
             parser.set_defaults({"trainer.devices": 1})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
         self.config_file = option_value(given, "--config", "-c")
-        checkpoint = option_value(given, "--ckpt_path")
+        # flags alone: the configuration that a run saves must not force its next start
+        self.log_steps, self.resumes, self.forced = 0, "--resume" in given, "--force" in given
+        checkpoint = self._resumed(given) if self.resumes else early_value(given, "ckpt_path")
         if checkpoint is not None:
-            self._subcommand_parsers[self.verb].set_defaults(checkpoint_defaults(checkpoint, given))
+            stored = read_checkpoint(checkpoint)
+            self.log_steps = stored.get(RESUME_KEY, {}).get("log_steps", 0)
+            known = self._subcommand_parsers[self.verb].known_keys()
+            self._subcommand_parsers[self.verb].set_defaults(checkpoint_defaults(stored, given, known))
             given = self._with_saved_configuration(given, checkpoint)
+            if self.resumes:
+                given += ["--ckpt_path", checkpoint]
         self.config = parser.parse_args(given)
         if self.verb != "fit" and not self._option("ckpt_path"):
             raise UsageError("ckpt_path: expected --ckpt_path checkpoints/NAME/best.ckpt, got none")
+
+    def _resumed(self, given: list[str]) -> str | None:
+        name = early_value(given, "run_name")
+        if option_value(given, "--ckpt_path"):
+            raise UsageError("resume: expected --resume or --ckpt_path, got both")
+        path = checkpoint_to_resume(CHECKPOINTS / name if name else None)
+        return str(path) if path else None
 
     def _with_saved_configuration(self, given: list[str], checkpoint: str) -> list[str]:
         """A run that is resumed without `--config` goes on with the configuration beside its checkpoint."""
@@ -123,11 +152,15 @@ class ClassifierCLI(LightningCLI):
         """Done in `parse_arguments`, where flags win; LightningCLI would let the checkpoint win."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle the precision."""
+        """Settle the precision, and refuse what could not work."""
         trainer = self._option("trainer")
+        _require_whole_model(trainer.strategy)
         if trainer.precision is None:
             trainer.precision = default_precision(str(trainer.accelerator))
             say(f"precision {trainer.precision}, what the device does well; --trainer.precision overrides it")
+        if self.resumes and self._option("ckpt_path") and not self.forced:
+            given = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
+            check_same_run(Path(self._option("ckpt_path")).with_name(CONFIG), given)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with the project's callbacks, logger and way of writing checkpoints."""
@@ -136,23 +169,32 @@ class ClassifierCLI(LightningCLI):
         if self.verb != "fit":
             kwargs["logger"] = False
         elif "logger" not in kwargs and config.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(self.logs, name=name, version="", default_hp_metric=False)
+            # on resume, points that the run logged after its checkpoint are logged again
+            purge = {"purge_step": self.log_steps} if self.log_steps else {}
+            kwargs["logger"] = TensorBoardLogger(self.logs, name=name, version="", default_hp_metric=False, **purge)
         callbacks = self._callbacks(name, logs=bool(kwargs.get("logger", config.logger)))
         kwargs["enable_progress_bar"] = self._shows_bar()
-        kwargs["callbacks"] = [*_as_list(config.callbacks), *callbacks]
+        kwargs["callbacks"] = [*self._saving(name), *_as_list(config.callbacks), *callbacks]
         kwargs["plugins"] = [*_as_list(config.plugins), WholeFileCheckpointIO()]
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError) as error:  # an unknown accelerator, strategy, ...
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Run instead of the trainer's `fit`: failures say what to do."""
+        with explained(self.trainer):
+            self.trainer.fit(model, **kwargs)
+
     def predict(self, model: LightningModule, datamodule: GlueDataModule, **kwargs: Any) -> None:
         """Run instead of the trainer's `predict`: the texts come from `--input`."""
-        stream = TextStream(self._option("input"), datamodule.text_columns)
+        self.writer.stream.columns = datamodule.text_columns
         self.model.predict_batch_tokens = datamodule.eval_batch_tokens
         self.model.predict_batching = datamodule.batching
         # batch_size None: the stream's lists are the batches
-        self.trainer.predict(model, DataLoader(stream, batch_size=None), return_predictions=False, **kwargs)
+        loader = DataLoader(self.writer.stream, batch_size=None)
+        with explained(self.trainer):
+            self.trainer.predict(model, loader, return_predictions=False, **kwargs)
 
     def after_predict(self) -> None:
         """Say where the rows went."""
@@ -160,23 +202,35 @@ class ClassifierCLI(LightningCLI):
             say(f"{self.writer.written:,} predictions in {self._option('output')}")
 
     def _callbacks(self, name: str, logs: bool) -> list[Callback]:
-        config = self._option("trainer")
         callbacks: list[Callback] = []
         if self._shows_bar():
-            callbacks.append(TQDMProgressBar())  # a rich bar would redraw itself over the summary
+            callbacks.append(ProgressBar())  # a rich bar would redraw itself over the summary
         elif self.verb == "fit":
             callbacks.append(EpochLines())
         if self.verb == "predict":
-            self.writer = PredictionWriter(self._option("output"))
+            self.writer = PredictionWriter(self._option("output"), TextStream(self._option("input"), ()), self._asked())
             callbacks.append(self.writer)
         if self.verb != "fit":
             return callbacks
-        callbacks += [ParameterReport(), PrecisionReport(), Throughput(), RunSummary()]
+        callbacks += [ParameterReport(), PrecisionReport(), FiniteGradients(), Throughput(), RunSummary()]
         if logs:
             callbacks += [HparamsRecord(), LearningRateMonitor("step")]
-        if config.enable_checkpointing is not False and not config.fast_dev_run:
-            callbacks += [BestCheckpoint(self.checkpoints / name), LastCheckpoint(self.checkpoints / name)]
         return callbacks
+
+    def _saving(self, name: str) -> list[Callback]:
+        """What makes a run resumable; first of all callbacks."""
+        config = self._option("trainer")
+        if self.verb != "fit" or config.enable_checkpointing is False or config.fast_dev_run:
+            return []
+        best, last = BestCheckpoint(self.checkpoints / name), LastCheckpoint(self.checkpoints / name)
+        points = SavePoints(best, last, self._option("save_every_steps"), self._option("save_every_minutes"))
+        return [ExactResume(), points, best, last]
+
+    def _asked(self) -> dict[str, Any]:
+        """What predictions depend on beside their texts."""
+        checkpoint = Path(self._option("ckpt_path"))
+        options = config_text(self._parser(self.verb), self.config[self.verb])
+        return {"checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), "options": options}
 
     def _shows_bar(self) -> bool:
         """Where a terminal is there to redraw it, and predictions do not scroll through it."""
@@ -190,18 +244,14 @@ class ClassifierCLI(LightningCLI):
         return self.config[self.verb].get(key)
 
 
-class RunConfig(SaveConfigCallback):
-    """Writes the run's whole configuration beside its checkpoints and into TensorBoard."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called once, by the first process."""
-        text = self.parser.dump(self.config, skip_none=False)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
-        for checkpoint in trainer.checkpoint_callbacks:
-            if isinstance(checkpoint, BestCheckpoint):
-                path = Path(str(checkpoint.dirpath)) / CONFIG
-                write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+def _require_whole_model(strategy: Any) -> None:
+    """Raise a UserError for a strategy that cuts a model into pieces: adapters are too small to gain by it."""
+    name = str(strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__))
+    if re.search("fsdp|deepspeed|model_?parallel", name, re.IGNORECASE):
+        raise UserError(
+            f"trainer.strategy: {name} shards a model over devices; lora_pl checkpoints the adapters of a whole one: "
+            "take ddp, one copy of the frozen encoder on each device"
+        )
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -232,6 +282,7 @@ def quiet_libraries() -> None:
         "LeafSpec",
         "sys.argv",
         "is not empty",
+        "your dataloader is not resumable",  # the run is: ExactResume
         "callbacks used to create the checkpoint",
     ):
         warnings.filterwarnings("ignore", f".*{message}.*")

@@ -93,6 +93,16 @@ def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching)
     return bounds
 
 
+def batches_of_like_length(
+    tokens: Tokens, budget: int, batching: Batching, pad_token_id: int
+) -> Iterator[tuple[Batch, list[int]]]:
+    """All sentences, from the shortest to the longest, in batches of at most `budget` tokens, with their indices."""
+    order = np.argsort(tokens.lengths, kind="stable")
+    for start, end in itertools.pairwise(split_by_tokens(tokens.lengths[order], budget, batching)):
+        indices = order[start:end].tolist()
+        yield make_batch(tokens, indices, batching, pad_token_id), indices
+
+
 class TokenDataset(Dataset[Batch]):
     """Tokenized sentences, asked for by lists of indices: `dataset[[3, 1]]` is a batch of two."""
 
@@ -111,21 +121,35 @@ class TokenDataset(Dataset[Batch]):
 
 
 class RandomBatches(DistributedSampler[list[int]]):
-    """Random batches of `batch_size` sentences, drawn anew each epoch from `seed` and the epoch's number.
+    """Random batches of `batch_size` sentences, drawn anew each epoch from `seed` and the epoch's number alone.
 
     Over several processes each draws its share of the same shuffle; the last batch of an epoch may be smaller.
+    A run that is resumed gives `start`: its first epoch, and how many of that epoch's batches to leave out.
     """
 
-    def __init__(self, dataset: TokenDataset, batch_size: int, seed: int, replicas: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        batch_size: int,
+        seed: int,
+        replicas: int = 1,
+        rank: int = 0,
+        start: tuple[int, int] = (0, 0),
+    ) -> None:
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
         self.batch_size = batch_size
+        self.start = start
+        # worker processes draw ahead, before Lightning tells the epoch
+        self.set_epoch(start[0])
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         indices: list[int] = list(super().__iter__())  # type: ignore[arg-type]
-        for start in range(0, len(indices), self.batch_size):
+        first, done = self.start
+        skipped = done * self.batch_size if self.epoch == first else 0
+        for start in range(skipped, len(indices), self.batch_size):
             yield indices[start : start + self.batch_size]
 
 

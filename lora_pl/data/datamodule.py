@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -99,6 +101,7 @@ class GlueDataModule(LightningDataModule):
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
         self._label_column = label_column or "label"
         self._splits: dict[str, Tokens] = {}
+        self._start = (0, 0)
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -133,7 +136,15 @@ class GlueDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random batches."""
         data = self._dataset(TRAIN)
-        return self._loader(data, RandomBatches(data, self.batch_size, self.seed, *self._replicas()))
+        return self._loader(data, RandomBatches(data, self.batch_size, self.seed, *self._replicas(), self._start))
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Let the next training begin in `epoch`, `batch` batches done."""
+        self._start = (epoch, batch)
+
+    def teardown(self, stage: str) -> None:
+        """The next training begins at the beginning."""
+        self._start = (0, 0)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """A loader per labelled split, every sentence once."""
@@ -165,7 +176,7 @@ class GlueDataModule(LightningDataModule):
         return [*([TRAIN] if stage == "fit" else []), *self.validation_splits]
 
     def _tokens(self, split: str, report: bool = False) -> Tokens:
-        examples = self._read(split)
+        examples = self.read(split)
         length = min(self.max_length, max_tokens(load_config(self.encoder)))
         tokens = tokenize_cached(self.tokenizer, examples, length, self.cache)
         if tokens.cut and self.too_long == "refuse":
@@ -186,7 +197,8 @@ class GlueDataModule(LightningDataModule):
             say(f"train: {count:,} of them are used, chosen at random by seed {self.seed}")
         return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
 
-    def _read(self, split: str) -> Examples:
+    def read(self, split: str) -> Examples:
+        """The texts and labels of a split, from its source."""
         if not any(self.own_files.values()):
             return read_split(self.source, self.task, split)
         return read_own_file(self._own_file(split), self.task, self.text_columns, self._label_column, self.label_names)
@@ -208,10 +220,19 @@ class GlueDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=leave_signals,
+            # its own, so that the number of workers changes nothing in the run's random numbers
+            generator=torch.Generator(),
         )
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+def leave_signals(worker: int) -> None:
+    """Let a worker process outlive a Ctrl-C or SIGTERM to the whole group: the trainer finishes its step first."""
+    for received in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(received, signal.SIG_IGN)
 
 
 def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, ...]:

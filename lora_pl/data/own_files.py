@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_pl.data.examples import Examples, parse_label, require_columns
 from lora_pl.data.glue_files import read_text
+from lora_pl.data.rows import stream_rows
 from lora_pl.data.tasks import Task
 from lora_pl.errors import UserError
 
@@ -78,10 +79,19 @@ def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
 
 
 def iterate_texts(path: str | Path, text_columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The texts of an unlabelled file, row by row."""
-    table = read_table(path, text_columns)
-    for row in table.select_columns(list(text_columns)):
-        yield tuple(_text(row[column]) for column in text_columns)
+    """The texts of an unlabelled file, row by row, in constant memory but for a `.json` file that is one array."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() == ".json" and _is_array(path):
+        table = read_table(path, text_columns)
+        for row in table.select_columns(list(text_columns)):
+            yield tuple(_text(row[column]) for column in text_columns)
+    else:
+        yield from stream_rows(path, text_columns)
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
 
 
 def _read(path: Path, reader: str, options: dict[str, Any]) -> Dataset:

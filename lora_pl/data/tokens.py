@@ -74,6 +74,18 @@ def tokenize(
     return Tokens(flat, offsets.astype(np.int64), np.asarray(second, np.int32), np.empty(0, np.float32), cut)
 
 
+def concatenate(parts: Sequence[Tokens]) -> Tokens:
+    """The sentences of all parts, one part after the other."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Tokens(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.concatenate([part.second for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        sum(part.cut for part in parts),
+    )
+
+
 def tokenize_cached(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, cache: Path) -> Tokens:
     """`tokenize` with labels, kept in the folder `cache` under a name made of texts, labels, tokenizer and length.
 

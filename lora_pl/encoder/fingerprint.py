@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from lora_pl.encoder.source import canonical_name
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def base_fingerprints(name: str, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """What a checkpoint says of its base: `{"encoder", "weights", "vocabulary"}`."""
+    return {
+        "encoder": canonical_name(name),
+        "weights": weights_fingerprint(encoder),
+        "vocabulary": vocabulary_fingerprint(tokenizer),
+    }
 
 
 def weights_fingerprint(model: nn.Module) -> str:

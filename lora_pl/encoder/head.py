@@ -86,12 +86,15 @@ def needs_pooler(kind: HeadKind, config: PretrainedConfig) -> bool:
     return kind == "architecture" and head_shape(config).dense_from_pooler
 
 
+def new_head(kind: HeadKind, config: PretrainedConfig, outputs: int) -> LinearHead | ArchitectureHead:
+    """The head as it is drawn."""
+    return LinearHead(config, outputs) if kind == "linear" else ArchitectureHead(config, outputs)
+
+
 def make_head(kind: HeadKind, encoder: PreTrainedModel, outputs: int) -> LinearHead | ArchitectureHead:
     """The head for `encoder`; where it starts from the encoder's pooler, the pooler moves out of the encoder."""
-    if kind == "linear":
-        return LinearHead(encoder.config, outputs)
-    head = ArchitectureHead(encoder.config, outputs)
-    if needs_pooler(kind, encoder.config):
+    head = new_head(kind, encoder.config, outputs)
+    if isinstance(head, ArchitectureHead) and needs_pooler(kind, encoder.config):
         head.dense.load_state_dict(encoder.pooler.dense.state_dict())
         encoder.pooler = None
     return head

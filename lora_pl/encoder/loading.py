@@ -52,7 +52,7 @@ def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = N
     config = load_config(name)
     if dropout is not None:
         _set_dropout(config, dropout)
-    with _quiet_transformers():
+    with quiet_transformers():
         encoder, report = _from_pretrained(
             AutoModel.from_pretrained,
             name,
@@ -66,6 +66,15 @@ def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = N
         raise UserError(f"encoder: {name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ...")
     # Transformers hands models over in eval mode, which would train without dropout
     return encoder.train()
+
+
+def holds_pooler(name: str) -> bool:
+    """Whether the encoder's weights have a pooler; where not, Transformers would draw one at random."""
+    from transformers import AutoModel
+
+    with quiet_transformers():
+        _, report = _from_pretrained(AutoModel.from_pretrained, name, dtype=torch.float32, output_loading_info=True)
+    return not any(key.startswith("pooler.") for key in report["missing_keys"])
 
 
 def build_encoder(config: PretrainedConfig, with_pooler: bool = False) -> PreTrainedModel:
@@ -141,7 +150,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bar over weights and no report on unused poolers and language heads."""
     from transformers.utils import logging
 

@@ -78,9 +78,9 @@ class AdapterBank:
             raise LoRAError(f"adapter: there is an adapter {name!r} already; give another name, or replace it")
         targets = matching_names(self._linear, config.target_modules)
         for target in targets:
-            check_rank(target, self._linear[target], config.r)
+            check_rank(target, self._linear[target], config.of_layer(target).r)
         for target in targets:
-            self._layer(target).add(name, config)
+            self._layer(target).add(name, config.of_layer(target))
         self.configs[name] = config
         if state is not None:
             try:

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lora_pl.lora.errors import LoRAError
+from lora_pl.lora.names import matches
 
 Init = Literal["gaussian", "kaiming_uniform"]
 
@@ -29,6 +30,10 @@ class LoRAConfig:
     expressions that match whole names."""
     init: Init = "gaussian"
     """How A starts: `gaussian` (std 0.02) or `kaiming_uniform` (loralib's). B always starts at zero."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of single layers where they differ from r, by names as in target_modules; the first match holds."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """As rank_pattern, for lora_alpha."""
 
     def __post_init__(self) -> None:
         targets = self.target_modules
@@ -38,11 +43,17 @@ class LoRAConfig:
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "a probability in [0, 1)")
         self._require("init", self.init in ("gaussian", "kaiming_uniform"), "gaussian or kaiming_uniform")
         self._require("target_modules", bool(self.target_modules), "at least one name or pattern")
-        for pattern in self.target_modules:
+        for name in ("target_modules", "rank_pattern", "alpha_pattern"):
+            self._require_patterns(name)
+        for pattern in (*self.rank_pattern, *self.alpha_pattern):
+            self.of_layer(pattern)  # its rank and alpha are in range
+
+    def _require_patterns(self, field: str) -> None:
+        for pattern in getattr(self, field):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise LoRAError(f"target_modules: {pattern!r} is no regular expression: {error}") from None
+                raise LoRAError(f"{field}: {pattern!r} is no regular expression: {error}") from None
 
     def _require(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -52,6 +63,15 @@ class LoRAConfig:
     def scaling(self) -> float:
         """alpha / r."""
         return self.lora_alpha / self.r
+
+    def of_layer(self, name: str) -> "LoRAConfig":
+        """The configuration of the layer `name`: its own rank and alpha, and no patterns."""
+        if not self.rank_pattern and not self.alpha_pattern:
+            return self
+        r = next((rank for pattern, rank in self.rank_pattern.items() if matches(name, pattern)), self.r)
+        alphas = self.alpha_pattern.items()
+        alpha = next((alpha for pattern, alpha in alphas if matches(name, pattern)), self.lora_alpha)
+        return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
 
     def to_dict(self) -> dict[str, Any]:
         """Primitive values only, as a checkpoint stores them; `LoRAConfig(**d)` reads them back."""

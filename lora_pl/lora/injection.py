@@ -1,6 +1,5 @@
 """Putting LoRA into a model and taking it out again."""
 
-import re
 from collections.abc import Callable, Iterable
 
 from torch import nn
@@ -8,6 +7,7 @@ from torch import nn
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import LoRALinear, lora_layers
+from lora_pl.lora.names import folded, matches
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -28,10 +28,11 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
         raise LoRAError("LoRA is injected in this model already: call remove_lora(model) first")
     layers = linear_layers(model)
     names = matching_names(layers, config.target_modules)
+    _check_patterns(config, names)
     for name in names:
-        check_rank(name, layers[name], config.r)
+        check_rank(name, layers[name], config.of_layer(name).r)
     for name in names:
-        replace_module(model, name, LoRALinear(layers[name], config))
+        replace_module(model, name, LoRALinear(layers[name], config.of_layer(name)))
     return names
 
 
@@ -64,7 +65,7 @@ def matching_names(linear: Iterable[str], targets: Iterable[str]) -> list[str]:
     linear = list(linear)
     matched: set[str] = set()
     for target in targets:
-        found = [name for name in linear if _matches(name, target)]
+        found = [name for name in linear if matches(name, target)]
         if not found:
             raise LoRAError(f"target_modules: {target!r} matches no linear layer; there are: {_summary(linear)}")
         matched.update(found)
@@ -77,13 +78,16 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {n: m for n, m in model.named_modules() if n and type(m) is nn.Linear}
 
 
-def _matches(name: str, target: str) -> bool:
-    return f".{name}".endswith(f".{target}") or re.fullmatch(target, name) is not None
+def _check_patterns(config: LoRAConfig, adapted: list[str]) -> None:
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field):
+            if not any(matches(name, pattern) for name in adapted):
+                raise LoRAError(f"{field}: {pattern!r} matches no adapted layer; there are: {_summary(adapted)}")
 
 
 def _summary(names: Iterable[str]) -> str:
     """The names with layer numbers folded: `encoder.layer.*.attention.self.query, ...`."""
-    return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)) or "none"
+    return ", ".join(dict.fromkeys(map(folded, names))) or "none"
 
 
 def check_rank(name: str, layer: nn.Linear, r: int) -> None:

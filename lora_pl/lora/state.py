@@ -36,9 +36,9 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], also:
         *_listed(
             "of another shape",
             [
-                f"{name} (expected {tuple(tensor.shape)}, got {tuple(state[name].shape)})"
+                f"{name} (expected {tuple(tensor.shape)}, got {_shape(state[name])})"
                 for name, tensor in own.items()
-                if name in state and state[name].shape != tensor.shape
+                if name in state and _shape(state[name]) != tuple(tensor.shape)
             ],
         ),
     ]
@@ -50,6 +50,10 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], also:
 
 def _adapter_tensors(module: nn.Module) -> list[nn.Parameter]:
     return [module.get_parameter(name) for name in declared_params(module)]
+
+
+def _shape(value: object) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _listed(kind: str, names: list[str]) -> list[str]:

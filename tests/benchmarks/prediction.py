@@ -6,11 +6,9 @@ import argparse
 import itertools
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -20,9 +18,11 @@ from lora_pl.data.tasks import get_task
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.lora import lora_layers
 from tests.benchmarks.peers import peft_model, random_encoder
+from tests.benchmarks.timing import interleaved
 from tests.benchmarks.training import SHARED
 
 Predict = Callable[[Sequence[str]], object]
+OURS = "lora_pl, merged"
 PIPELINE_BATCHES = (1, 8, 32, 64)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -58,35 +58,25 @@ def peft_unmerged(encoder: str, dtype: torch.dtype, batch_size: int) -> Predict:
     return predict
 
 
-def measure(folder: Path, precision: str, split: str, sentences: int, rounds: int) -> list[str]:
+def measure(folder: Path, precision: str, split: str, sentences: int, rounds: int, only: str) -> list[str]:
     """The rows of one encoder, precision and split of SST-2: its first sentences, all peers in turn."""
     encoder = random_encoder(folder, Path(tempfile.gettempdir()) / f"lora_pl_benchmark_{folder.name}")
     texts = read_split(str(SHARED / "glue" / "SST-2"), get_task("sst2"), split).texts[0][:sentences]
     dtype = DTYPES[precision]
     peers: dict[str, Predict] = {
-        "lora_pl, merged": lora_pl(encoder, dtype, merged=True),
+        OURS: lora_pl(encoder, dtype, merged=True),
         "lora_pl, adapters apart": lora_pl(encoder, dtype, merged=False),
         "lora_pl, the base without adapters": lora_pl(encoder, dtype, merged=False, method="head"),
         "PEFT, adapters apart, batch 32": peft_unmerged(encoder, dtype, 32),
     }
     peers |= {f"Transformers' pipeline, batch {size}": pipeline(encoder, dtype, size) for size in PIPELINE_BATCHES}
-    seconds = interleaved(peers, texts, rounds)
-    ours = seconds["lora_pl, merged"]
+    peers = {name: make for name, make in peers.items() if only in name or name == OURS}
+    seconds = interleaved(peers, [texts] * (rounds + 1), warm_up=1)
+    ours = seconds[OURS]
     return [
         f"| {folder.name} | {precision} | {split} | {name} | {len(texts) / value:.1f} | {value / ours:.2f} |"
         for name, value in seconds.items()
     ]
-
-
-def interleaved(peers: dict[str, Predict], texts: Sequence[str], rounds: int) -> dict[str, float]:
-    """Median seconds of each peer over all texts, in turn, after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(rounds + 1):
-        for name, predict in peers.items():
-            started = time.perf_counter()
-            predict(texts)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: median(values[1:]) for name, values in seconds.items()}
 
 
 HEADER = """\
@@ -102,6 +92,7 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", default=["train", "validation"])
     parser.add_argument("--sentences", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="the peers with this in their name; lora_pl's own in any case")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
@@ -109,7 +100,7 @@ def main() -> None:
     print(HEADER, flush=True)
     for name in args.encoders:
         for precision, split in itertools.product(args.precisions, args.splits):
-            found = measure(SHARED / "models" / name, precision, split, args.sentences, args.rounds)
+            found = measure(SHARED / "models" / name, precision, split, args.sentences, args.rounds, args.only)
             print("\n".join(found), flush=True)
             rows += found
     if args.output:

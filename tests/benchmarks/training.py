@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -14,14 +14,19 @@ from statistics import median
 import numpy as np
 import torch
 
+from lora_pl.callbacks.throughput import measured_peak, step_products
+from lora_pl.classifier import LoRAClassifier
+from lora_pl.data.batches import make_batch
 from lora_pl.data.sources import read_split
 from lora_pl.data.tasks import get_task
 from lora_pl.data.tokens import Tokens, tokenize_cached
 from lora_pl.encoder.loading import load_tokenizer
 from tests.benchmarks.peers import Step, full_step, lora_pl_step, peak_memory, peft_step, random_encoder, seed_step
+from tests.benchmarks.timing import interleaved
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 OURS = "lora_pl"
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 PEERS: dict[str, dict[str, Callable[[str], Step]]] = {
     "bf16": {
         OURS: partial(lora_pl_step, dtype="bfloat16"),
@@ -46,18 +51,37 @@ def sst2(encoder: str) -> Tokens:
     return tokenize_cached(load_tokenizer(encoder), examples, 64, Path(tempfile.gettempdir()) / "lora_pl_benchmark")
 
 
-def interleaved(steps: dict[str, Step], tokens: Tokens, batches: Sequence[Sequence[int]]) -> dict[str, float]:
-    """Median seconds per step of each peer, all on the same batches in turn, after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for indices in batches:
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step(tokens, indices)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: median(values[2:]) for name, values in seconds.items()}
+def share_of_peak(encoder: str, dtype: str, tokens: Tokens, batches: Sequence[Sequence[int]], seconds: float) -> float:
+    """What part of a lora_pl step is the time that its linear layers' products would take at the measured peak."""
+    model = LoRAClassifier(encoder=encoder, base_dtype=dtype)
+    packed = [make_batch(tokens, indices, "packed", 0) for indices in batches]
+    products = median(step_products(model, batch) for batch in packed)
+    peak = measured_peak(model.encoder, getattr(torch, dtype), int(median(batch.tokens for batch in packed)))
+    return products / peak / seconds
 
 
-def measure(folder: Path, precision: str, batch_size: int, rounds: int, memory: bool) -> list[str]:
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    sentences_per_second: float
+    ratio: float
+    """How many times as long a step takes as lora_pl's."""
+    peak: float | None = None
+    """MiB."""
+    share_of_memory: float | None = None
+    """lora_pl's peak divided by this one."""
+    share_of_peak: float | None = None
+
+    def line(self, *first: object) -> str:
+        """As Markdown, after the columns `first`."""
+        figures = [_shown(self.peak, ",.0f"), _shown(self.share_of_memory, ".2f"), _shown(self.share_of_peak, ".0%")]
+        cells = [*first, self.what, f"{self.sentences_per_second:.1f}", f"{self.ratio:.2f}", *figures]
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+def measure(folder: Path, precision: str, batch_size: int, rounds: int, memory: bool) -> list[Row]:
     """The rows of one encoder, precision and batch size."""
     encoder = random_encoder(folder, Path(tempfile.gettempdir()) / f"lora_pl_benchmark_{folder.name}")
     tokens = sst2(encoder)
@@ -65,20 +89,29 @@ def measure(folder: Path, precision: str, batch_size: int, rounds: int, memory: 
     batches = [draw.choice(len(tokens), batch_size, replace=False).tolist() for _ in range(rounds + 2)]
     makers = {name: partial(make, encoder) for name, make in PEERS[precision].items()}
     peaks = {name: peak_memory(make, tokens, batches[:4]) for name, make in makers.items()} if memory else {}
-    seconds = interleaved({name: make() for name, make in makers.items()}, tokens, batches)
-    rows = []
-    for name, value in seconds.items():
-        peak = f"{peaks[name]:,.0f} | {peaks[OURS] / peaks[name]:.2f}" if peaks else " | "
-        rows.append(
-            f"| {folder.name} | {precision} | {batch_size} | {name} | {batch_size / value:.1f} "
-            f"| {value / seconds[OURS]:.2f} | {peak} |"
+    steps = {name: partial(make(), tokens) for name, make in makers.items()}
+    seconds = interleaved(steps, batches, warm_up=2)
+    share = share_of_peak(encoder, DTYPES[precision], tokens, batches, seconds[OURS])
+    return [
+        Row(
+            name,
+            batch_size / value,
+            value / seconds[OURS],
+            peaks.get(name),
+            peaks[OURS] / peaks[name] if peaks else None,
+            share if name == OURS else None,
         )
-    return rows
+        for name, value in seconds.items()
+    ]
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 HEADER = """\
-| encoder | precision | batch | what | sentences/s | lora_pl is faster by | peak MiB | lora_pl's share of it |
-| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |"""
+| encoder | precision | batch | what | sentences/s | lora_pl is faster by | peak MiB | lora_pl's share | of peak speed |
+| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"""
 
 
 def main() -> None:
@@ -96,7 +129,8 @@ def main() -> None:
     for name in args.encoders:
         for precision in args.precisions:
             for size in args.batch_sizes:
-                found = measure(SHARED / "models" / name, precision, size, args.rounds, memory=size == 32)
+                rows_here = measure(SHARED / "models" / name, precision, size, args.rounds, memory=size == 32)
+                found = [row.line(name, precision, size) for row in rows_here]
                 print("\n".join(found), flush=True)
                 rows += found
     if args.output:

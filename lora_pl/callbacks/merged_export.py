@@ -1,0 +1,58 @@
+"""The best model of a run as a folder that other programs load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lora_pl.callbacks.run_checkpoints import BestCheckpoint
+from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.errors import UserError
+from lora_pl.formats.export import Dtype, ExportOptions
+from lora_pl.formats.exporting import Format, export_checkpoint
+from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, embedded_sentences, sentences_of
+from lora_pl.reporting import say
+
+
+class MergedExport(Callback):
+    """At the end of fit, exports the best checkpoint and compares the export with it on validation sentences.
+
+    The trained model stays as it is: the export is made from the checkpoint and the base's own source.
+
+    Args:
+        folder: Where to; by default `merged` beside the checkpoint. What an earlier run left there is replaced.
+        format: hf, peft, onnx or adapter.
+        dtype: The type of the written weights.
+        sentences: How many validation sentences to compare on; 0: all.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        format: Format = "hf",
+        dtype: Dtype = "float32",
+        sentences: int = DEFAULT_COUNT,
+    ) -> None:
+        self.folder, self.format, self.dtype, self.sentences = folder, format, dtype, sentences
+        self.exported: Path | None = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export, by the first process alone."""
+        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), "")
+        if not best or not trainer.is_global_zero:
+            return
+        folder = Path(self.folder or Path(best).with_name("merged"))
+        options, sentences = ExportOptions(self.dtype), self._sentences(trainer, pl_module)
+        comparisons = export_checkpoint(best, folder, self.format, options, sentences=sentences, overwrite=True)
+        self.exported = folder
+        say(f"merged export: {comparisons[self.format]}")
+
+    def _sentences(self, trainer: Trainer, pl_module: LightningModule) -> Sentences:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, GlueDataModule):
+            try:
+                return sentences_of(data, self.sentences)
+            except UserError:  # gone since it was read
+                pass
+        return embedded_sentences(bool(pl_module.hparams["pairs"]), self.sentences)

@@ -1,0 +1,39 @@
+"""`lora_pl import`: a checkpoint of an adapter that another program trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lora_pl.cli.parser import Parser
+from lora_pl.cli.run_folder import CHECKPOINTS
+from lora_pl.errors import UsageError
+from lora_pl.formats.importing import ImportOptions, import_adapter
+from lora_pl.reporting import say
+
+
+def run(args: list[str]) -> None:
+    """Run `lora_pl import ARGS`."""
+    parser = make_parser()
+    options = parser.parse_args(args[1:])
+    if options.source is None:
+        raise UsageError("source: expected lora_pl import FILE_OR_FOLDER, got none")
+    output = Path(options.output or CHECKPOINTS / Path(options.source).resolve().stem / "best.ckpt")
+    names = ImportOptions.__dataclass_fields__
+    model = import_adapter(options.source, output, ImportOptions(**{name: options[name] for name in names}))
+    lora = model.hparams["lora"]
+    say(
+        f"{len(model.adapted)} layers adapted ({', '.join(lora['target_modules'])}), r = {lora['r']}, "
+        f"alpha = {lora['lora_alpha']:g}; {model.hparams['head']} head for {', '.join(model.label_names) or 'a score'}"
+    )
+    say(f"checkpoint  {output}\npredict     echo 'A fine film.' | lora_pl predict --ckpt_path {output}")
+
+
+def make_parser() -> Parser:
+    """The verb's options."""
+    parser = Parser(prog="lora_pl import", description="Make a checkpoint of an adapter that another program trained.")
+    parser.add_argument(
+        "source", nargs="?", help="A folder or an archive of PEFT's or of an adapter export, or a file of tensors."
+    )
+    parser.add_argument("--output", type=str | None, help="The checkpoint; by default checkpoints/NAME/best.ckpt.")
+    parser.add_class_arguments(ImportOptions, None)
+    return parser

@@ -1,0 +1,78 @@
+"""What an exported model says, beside what the model says that it was made of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lora_pl.classifier import LoRAClassifier
+from lora_pl.errors import UserError
+from lora_pl.formats.sentences import Sentences
+from lora_pl.metrics import SplitMetrics
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same sentences."""
+
+    sentences: int
+    source: str
+    largest_logit_change: float
+    flipped: int
+    """Sentences whose predicted class differs; 0 for a regression."""
+    tolerance: float
+    reader: str
+    """The program that loaded the export."""
+    metrics: dict[str, float]
+    """The task's, of the model before the export."""
+    exported_metrics: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Primitive values only."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = (
+            f"largest logit change {self.largest_logit_change:.1e} (tolerance {self.tolerance:.0e}), "
+            f"{self.flipped} of {self.sentences} predictions flipped, on {self.source}, read by {self.reader}"
+        )
+        for name, value in self.exported_metrics.items():
+            text += f"; {name} {value:.4f} (before {self.metrics[name]:.4f})"
+        return text
+
+
+def compare(
+    model: LoRAClassifier, expected: Tensor, got: Tensor, sentences: Sentences, relative: float, reader: str
+) -> Comparison:
+    """Compare logits (sentences, outputs) of `model` with those of its export.
+
+    The tolerance is `relative` times the largest logit, and at least `relative`: rounding grows with the numbers.
+
+    Raises:
+        UserError: a logit is not finite or changed by more than the tolerance.
+    """
+    expected, got = expected.float(), got.float()
+    tolerance = relative * max(1.0, expected.abs().max().item())
+    flipped = 0 if expected.shape[1] == 1 else int((expected.argmax(-1) != got.argmax(-1)).sum())
+    largest = (expected - got).abs().max().item()
+    comparison = Comparison(
+        len(expected), sentences.source, largest, flipped, tolerance, reader,
+        _metrics(model, expected, sentences), _metrics(model, got, sentences),
+    )  # fmt: skip
+    if not largest <= tolerance:  # not finite either
+        raise UserError(f"the exported model is not the one given: {comparison}; nothing was written")
+    return comparison
+
+
+def _metrics(model: LoRAClassifier, logits: Tensor, sentences: Sentences) -> dict[str, float]:
+    if not sentences.labels:
+        return {}
+    metrics, targets = SplitMetrics(model.task, len(model.label_names)), torch.tensor(sentences.labels)
+    targets = targets if model.task.is_regression else targets.long()
+    loss = F.mse_loss(logits.squeeze(-1), targets) if model.task.is_regression else F.cross_entropy(logits, targets)
+    metrics.update(logits, targets, loss)
+    return {name: value.item() for name, value in metrics.compute().items() if name != "loss"}

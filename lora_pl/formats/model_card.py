@@ -1,0 +1,107 @@
+"""The README of an exported model: what it is and how it was made."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lora_pl import __version__
+from lora_pl.classifier import LoRAClassifier
+from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
+from lora_pl.formats.comparison import Comparison
+from lora_pl.formats.export import Export
+
+RECORD = "lora_pl.json"
+"""What the model was made of, for programs: settings, base, comparison, versions."""
+PACKAGES = ("torch", "transformers", "lightning")
+
+
+def write_record(folder: Path, export: Export, comparisons: dict[str, Comparison]) -> None:
+    """Write `lora_pl.json`."""
+    model = export.model
+    record = {
+        "format": export.name,
+        "base": model.base,
+        "hyper_parameters": dict(model.hparams),
+        "dtype": export.options.dtype,
+        "comparisons": {name: comparison.to_dict() for name, comparison in comparisons.items()},
+        "versions": versions(),
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_model_card(
+    folder: Path, export: Export, checkpoint: dict[str, Any], made_by: str, comparisons: dict[str, Comparison]
+) -> None:
+    """Write `README.md` with the metadata that model hubs read."""
+    sections = [
+        _metadata(export.model),
+        f"# {_title(export)}\n",
+        "## Use\n",
+        f"```python\n{export.usage.replace('{folder}', 'THIS_FOLDER')}\n```\n",
+        *export.notes,
+        "## What it is\n",
+        _table(_facts(export, checkpoint)),
+        "## How it was made\n",
+        f"{made_by}\n",
+        "Loaded again and compared with the model in the checkpoint:\n",
+        *(f"- {name}: {comparison}" for name, comparison in comparisons.items()),
+        "",
+        f"Made with {', '.join(f'{name} {number}' for name, number in versions().items())}.\n",
+    ]
+    (folder / "README.md").write_text("\n".join(sections), encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """The versions of lora_pl and what it stands on."""
+    return {"lora_pl": __version__, **{name: version(name) for name in PACKAGES}}
+
+
+def _metadata(model: LoRAClassifier) -> str:
+    encoder = model.hparams["encoder"]
+    on_hub = not is_folder_name(encoder) and not encoder.startswith(PACKAGE_SCHEME)
+    lines = ["---", "pipeline_tag: text-classification", "library_name: transformers"]
+    lines += [f"base_model: {encoder}"] if on_hub else []
+    return "\n".join([*lines, "tags: [lora, lora_pl]", "---", ""])
+
+
+def _title(export: Export) -> str:
+    encoder = export.model.hparams["encoder"].rstrip("/").rpartition("/")[2]
+    return f"{encoder} on {export.model.task.name}, LoRA" + ("" if export.name in ("peft", "adapter") else " merged")
+
+
+def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
+    settings = export.model.hparams
+    lora = settings["lora"]
+    facts: dict[str, object] = {
+        "base": f"{settings['encoder']} (fingerprint of its weights {export.model.base['weights']})",
+        "task": settings["task"],
+        "labels": ", ".join(settings["label_names"]) or "a score",
+        "trained": {"lora": "LoRA and head", "head": "head alone", "full": "everything"}[settings["method"]],
+    }
+    if settings["method"] == "lora":
+        facts |= {"rank r": lora["r"], "alpha": f"{lora['lora_alpha']:g}"}
+        facts |= {"adapted layers": f"{len(export.model.adapted)} ({', '.join(lora['target_modules'])})"}
+    facts |= {"head": settings["head"], "longest text": f"{export.model.max_length} tokens"}
+    facts |= {"data": _data(checkpoint), **_best(checkpoint), "written as": export.options.dtype}
+    return {name: value for name, value in facts.items() if value}
+
+
+def _data(checkpoint: dict[str, Any]) -> str:
+    data = checkpoint.get("datamodule_hyper_parameters", {})
+    return str(data.get("train_file") or data.get("source") or "")
+
+
+def _best(checkpoint: dict[str, Any]) -> dict[str, str]:
+    """The best validation score of the run, where the checkpoint says it."""
+    for state in checkpoint.get("callbacks", {}).values():
+        if isinstance(state, dict) and state.get("best_model_score") is not None:
+            return {f"best {state['monitor']} of the run": f"{float(state['best_model_score']):.4f}"}
+    return {}
+
+
+def _table(facts: dict[str, object]) -> str:
+    rows = [f"| {name} | {value} |" for name, value in facts.items()]
+    return "\n".join(["| | |", "| --- | --- |", *rows, ""])

@@ -1,0 +1,115 @@
+"""What PEFT's `adapter_config.json` may say, and what of it lora_pl represents."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lora_pl.errors import UserError
+
+CONFIG = "adapter_config.json"
+
+REPRESENTED = frozenset(
+    {
+        *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"),
+        *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora"),
+        *("modules_to_save", "bias", "init_lora_weights"),
+    }
+)
+WITHOUT_EFFECT = frozenset(
+    {
+        "auto_mapping",
+        "inference_mode",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+    }
+)
+"""These don't change what a trained adapter computes on linear layers."""
+INITS = (True, False, "gaussian", "eva", "orthogonal")
+"""The initializations that leave the base's weights as they are; PiSSA, OLoRA, LoftQ, ... change them."""
+
+
+def parse_config(data: bytes, source: str) -> dict[str, Any]:
+    """The configuration, checked.
+
+    Raises:
+        UserError: it is no JSON object, not LoRA's, or says something that lora_pl can't represent: each such field
+            is named, none is ignored.
+    """
+    try:
+        config = json.loads(data)
+        if not isinstance(config, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise UserError(f"{source}: {CONFIG} is damaged: {error}") from error
+    if config.get("peft_type") != "LORA":
+        raise UserError(f"{source}: expected a LoRA adapter (peft_type LORA), got {config.get('peft_type')!r}")
+    if config.get("task_type") not in (None, "SEQ_CLS", "FEATURE_EXTRACTION"):
+        raise UserError(f"{source}: expected task_type SEQ_CLS, got {config['task_type']!r}")
+    problems = list(_unrepresentable(config))
+    if problems:
+        raise UserError(f"{source}: {CONFIG} has what lora_pl can't represent: {', '.join(problems)}")
+    return config
+
+
+def layer_settings(config: Mapping[str, Any], name: str) -> tuple[int, float]:
+    """(r, alpha) of a layer by its name in the stock model, alpha such that alpha / r is PEFT's scaling.
+
+    rsLoRA's scaling is alpha / sqrt(r), which is that of the alpha multiplied by sqrt(r).
+    """
+    r = int(_by_pattern(config.get("rank_pattern"), name, config["r"]))
+    alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
+    return r, alpha * math.sqrt(r) if config.get("use_rslora") else alpha
+
+
+def targeted(config: Mapping[str, Any], linear_layers: Iterable[str]) -> list[str]:
+    """The layers of the stock model that PEFT adapts by this configuration, outside of what it saves whole."""
+    return [name for name in linear_layers if _is_target(config, name)]
+
+
+def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:
+    for field, value in config.items():
+        if field not in REPRESENTED | WITHOUT_EFFECT and value:
+            yield f"{field} = {str(value)[:60]}"
+    if config.get("bias", "none") != "none":
+        yield f"bias = {config['bias']} (biases trained too)"
+    if config.get("init_lora_weights", True) not in INITS:
+        yield f"init_lora_weights = {config['init_lora_weights']} (changes the base's weights)"
+    for field in ("r", "lora_alpha"):
+        value = config.get(field)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            yield f"{field} = {value} (expected a number > 0)"
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name))
+    return next(found, default)
+
+
+def _is_target(config: Mapping[str, Any], name: str) -> bool:
+    if _named(config.get("exclude_modules"), name):
+        return False
+    if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in config.get("modules_to_save") or ()):
+        return False
+    if not _named(config.get("target_modules"), name):
+        return False
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == [] or isinstance(config.get("target_modules"), str):
+        return True
+    pattern = config.get("layers_pattern") or r"[^.]*"
+    prefixes = [pattern] if isinstance(pattern, str) else pattern
+    found = next((m for p in prefixes if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
+    return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+
+
+def _named(targets: Any, name: str) -> bool:
+    """A pattern over the whole name, or a list of last parts."""
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets or ())

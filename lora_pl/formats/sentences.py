@@ -1,0 +1,63 @@
+"""Real sentences on which an exported model is compared with the one that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.sources import HUB, SAMPLE, read_split
+from lora_pl.data.tasks import get_task
+from lora_pl.data.texts import Text
+from lora_pl.errors import UserError
+
+DEFAULT_COUNT = 256
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Texts (or pairs of them), their labels where they are of the model's task, and where they come from."""
+
+    texts: tuple[Text, ...]
+    labels: tuple[float, ...]
+    """Class ids or scores; none where the texts are not of the model's task."""
+    source: str
+
+
+def sentences_of(data: GlueDataModule, count: int) -> Sentences:
+    """The first `count` sentences of the data's validation split (0: all of it)."""
+    split = data.validation_splits[0]
+    examples = data.read(split)
+    texts, labels = _rows(examples.texts, count), tuple(examples.labels[: count or None])
+    where = data.own_files["validation"] or data.source
+    return Sentences(texts, labels, f"the {split} split of {data.task.name} ({where})")
+
+
+def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
+    """Sentences of the validation split of the checkpoint's data, without a network.
+
+    Where that is on the hub, or has gone, the embedded sentences stand in.
+    """
+    settings = dict(checkpoint.get("datamodule_hyper_parameters", {}))
+    labels = {"label_names": checkpoint["hyper_parameters"]["label_names"]}
+    if (settings and settings["source"] != HUB) or any(
+        settings.get(f"{kind}_file") for kind in ("train", "validation")
+    ):
+        try:
+            return sentences_of(GlueDataModule(**{**settings, **labels}), count)
+        except UserError:  # moved or deleted since
+            pass
+    return embedded_sentences(bool(checkpoint["hyper_parameters"]["pairs"]), count)
+
+
+def embedded_sentences(pairs: bool, count: int) -> Sentences:
+    """The sample's validation sentences; for a model of pairs each with its successor."""
+    texts = read_split(SAMPLE, get_task("sst2"), "validation").texts[0]
+    columns = [texts[:-1], texts[1:]] if pairs else [texts]
+    return Sentences(_rows(columns, count), (), "the embedded sentences")
+
+
+def _rows(columns: Sequence[Sequence[str]], count: int) -> tuple[Text, ...]:
+    rows = list(zip(*columns, strict=True))[: count or None]
+    return tuple(row[0] if len(row) == 1 else row for row in rows)

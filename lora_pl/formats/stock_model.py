@@ -1,0 +1,85 @@
+"""The classification model that Transformers has for an encoder's architecture, by its names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lora_pl.classifier import LoRAClassifier
+from lora_pl.data.texts import Text
+from lora_pl.encoder.loading import load_config
+from lora_pl.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+READ_BATCH = 32
+
+
+def stock_config(model: LoRAClassifier, dtype: torch.dtype) -> PretrainedConfig:
+    """The base's own configuration with the model's classes."""
+    config = load_config(model.hparams["encoder"])
+    names = model.label_names or ["LABEL_0"]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = "regression" if model.task.is_regression else "single_label_classification"
+    config.architectures = [stock_class(config).__name__]
+    config.dtype = dtype
+    return config
+
+
+def outputs_of(model: LoRAClassifier) -> int:
+    """How many logits the head gives: one per class, one for a regression."""
+    return len(model.label_names) or 1
+
+
+def stock_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """`RobertaForSequenceClassification`, `BertForSequenceClassification`, ..."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as MAPPING
+
+    if type(config) not in MAPPING:
+        raise UserError(f"encoder: Transformers has no classification model for the architecture {config.model_type}")
+    model: type[PreTrainedModel] = MAPPING[type(config)]
+    return model
+
+
+def stock_shapes(config: PretrainedConfig) -> PreTrainedModel:
+    """The classification model on the meta device: modules, names and shapes, no weights."""
+    with torch.device("meta"):
+        return stock_class(config)(config)
+
+
+def save_tokenizer(model: LoRAClassifier, folder: str) -> None:
+    """The base's tokenizer; what truncates with it cuts where `predict` cuts."""
+    from lora_pl.encoder.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(model.hparams["encoder"])
+    tokenizer.model_max_length = model.max_length
+    tokenizer.save_pretrained(folder)
+
+
+@torch.inference_mode()
+def read_logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> Tensor:
+    """(texts, outputs): what a program that knows nothing of lora_pl computes, in padded batches.
+
+    Args:
+        model: Called with the tokenizer's tensors by name; gives logits, or an object that holds them.
+        tokenizer: It cuts at its `model_max_length`.
+        texts: Sentences, or pairs of them.
+    """
+    parts = []
+    for start in range(0, len(texts), READ_BATCH):
+        output = model(**encode(tokenizer, texts[start : start + READ_BATCH]))
+        parts.append(getattr(output, "logits", output).float())
+    return torch.cat(parts)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> Mapping[str, Tensor]:
+    """A padded batch, by the names of the model's inputs."""
+    columns = [[text] if isinstance(text, str) else list(text) for text in texts]
+    batch = tokenizer(*map(list, zip(*columns, strict=True)), padding=True, truncation=True, return_tensors="pt")
+    tensors: Mapping[str, Tensor] = dict(batch)
+    return tensors

@@ -1,0 +1,63 @@
+"""`predict` over five million lines: memory does not grow with the input (pytest -m benchmark)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LINES = 5_000_000
+PIPELINE = """
+import json, resource, sys
+from pathlib import Path
+from types import SimpleNamespace
+from lora_pl.callbacks.prediction_writer import PredictionWriter
+from lora_pl.data.texts import TextStream
+
+path, output, stop_after = sys.argv[1], sys.argv[2], int(sys.argv[3])
+trainer = SimpleNamespace(world_size=1, global_rank=0, is_global_zero=True,
+                          strategy=SimpleNamespace(barrier=lambda name: None))
+stream = TextStream(path, ["text"])
+writer = PredictionWriter(output, stream, {"checkpoint": "none"})
+writer.setup(trainer, None, "predict")
+row = {"label": "positive", "score": 0.5, "probabilities": {"positive": 0.5, "negative": 0.5}}
+peaks = []
+for number, chunk in enumerate(stream):
+    if number == stop_after:
+        break
+    writer.on_predict_batch_end(trainer, None, [row] * len(chunk), chunk, number)
+    if number in (500, 5000):
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+else:
+    writer.on_predict_end(trainer, None)
+peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(json.dumps({"peaks": peaks, "written": writer.written, "batches": number + 1}))
+"""
+
+
+def pipeline(path: Path, output: Path, stop_after: int) -> dict:
+    """Reader and writer as `predict` has them, the model's answers made up."""
+    command = [sys.executable, "-c", PIPELINE, str(path), str(output), str(stop_after)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".jsonl"])
+def test_five_million_lines_in_constant_memory(ending, tmp_path, capsys):
+    path, output = tmp_path / f"x{ending}", tmp_path / "y.jsonl"
+    shape = {".txt": "a film like many others, {}\n", ".csv": '1,"a film, {}"\n', ".jsonl": '{{"text": "a film {}"}}\n'}
+    with path.open("w") as file:
+        file.write("id,text\n" if ending == ".csv" else "")
+        file.writelines(shape[ending].format(number) for number in range(LINES))
+    stopped = pipeline(path, output, 6000)
+    resumed = pipeline(path, output, -1)
+    assert resumed["written"] == LINES
+    assert resumed["batches"] < LINES // 512 + 1 - 5000, "the parts that were there were made again"
+    with output.open() as rows:
+        for number, row in enumerate(rows):
+            assert f' {number}"' in row
+    peaks = stopped["peaks"] + resumed["peaks"]
+    with capsys.disabled():
+        print(f"\n{ending}: {LINES:,} lines, {path.stat().st_size >> 20} MiB in, peak {max(peaks) >> 10} MiB")
+    assert max(peaks) - min(peaks) < 64 << 10

@@ -1,0 +1,82 @@
+import copy
+import shutil
+from pathlib import Path
+
+import torch
+
+from lora_pl import GlueDataModule, LoRAClassifier
+from lora_pl.callbacks.merged_export import MergedExport
+from lora_pl.callbacks.run_checkpoints import BestCheckpoint
+from lora_pl.callbacks.run_summary import RunSummary
+from lora_pl.encoder.loading import load_tokenizer
+from lora_pl.formats.huggingface import HuggingFaceExport
+from lora_pl.formats.stock_model import read_logits
+from tests.formats.conftest import TEXTS
+from tests.test_classifier import trainer
+
+
+def fit(tiny_encoder, glue_folder, folder: Path, callback: MergedExport, **changes) -> LoRAClassifier:
+    model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=3e-2)
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    settings = {"max_steps": -1, "max_epochs": 2, "enable_checkpointing": True, **changes}
+    callbacks = [callback, RunSummary(), BestCheckpoint(folder)]
+    trainer(folder, callbacks=callbacks, **settings).fit(model, data)
+    return model
+
+
+def test_the_best_checkpoint_is_exported_and_named_in_the_summary(tiny_encoder, glue_folder, tmp_path, capsys):
+    model = fit(tiny_encoder, glue_folder, tmp_path, MergedExport(), precision="bf16-mixed")
+    said = capsys.readouterr().err
+    assert "0 of 48 predictions flipped" in said
+    assert f"merged      {tmp_path / 'merged'}" in said
+    assert model.encoder.encoder.layer[0].attention.self.query.weight.dtype == torch.bfloat16  # as it was trained
+    best = LoRAClassifier.load_from_checkpoint(tmp_path / "best.ckpt", base_dtype="float32")
+    from transformers import AutoModelForSequenceClassification
+
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    got = read_logits(merged, load_tokenizer(str(tmp_path / "merged")), TEXTS)
+    torch.testing.assert_close(got, best.logits(TEXTS), rtol=0, atol=1e-5)
+
+
+def test_the_trained_model_stays_as_it_is_and_a_second_run_replaces_the_first(
+    tiny_encoder, glue_folder, tmp_path, monkeypatch
+):
+    seen = {}
+    write = HuggingFaceExport.write
+    monkeypatch.setattr(HuggingFaceExport, "write", lambda self, folder: (seen.update(self=self), write(self, folder)))
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "of an earlier run").touch()
+    before = {}
+    callback = MergedExport()
+    on_fit_end = callback.on_fit_end
+
+    def watched(runner, model):
+        before.update(copy.deepcopy(model.encoder.state_dict()))
+        on_fit_end(runner, model)
+
+    callback.on_fit_end = watched
+    model = fit(tiny_encoder, glue_folder, tmp_path, callback)
+    assert seen["self"].model is not model
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.encoder.state_dict().items())
+    assert not (tmp_path / "merged" / "of an earlier run").exists()
+
+
+def test_data_that_has_gone_since_is_no_reason_to_fail(tiny_encoder, glue_folder, tmp_path, capsys):
+    shutil.copytree(glue_folder, tmp_path / "data")
+
+    class Vanishing(MergedExport):
+        def on_fit_end(self, *given):
+            shutil.rmtree(tmp_path / "data")
+            super().on_fit_end(*given)
+
+    fit(tiny_encoder, tmp_path / "data", tmp_path, Vanishing(sentences=8))
+    assert "0 of 8 predictions flipped, on the embedded sentences" in capsys.readouterr().err
+
+
+def test_without_a_best_checkpoint_there_is_nothing_to_export(tiny_encoder, glue_folder, tmp_path):
+    callback = MergedExport()
+    model = LoRAClassifier(encoder=tiny_encoder())
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    trainer(tmp_path, callbacks=[callback]).fit(model, data)
+    assert callback.exported is None
+    assert not list(tmp_path.glob("merged*"))

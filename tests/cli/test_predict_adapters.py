@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from lora_pl.classifier import LoRAClassifier
+from lora_pl.cli.main import main
+from tests.conftest import run_cli
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "texts.csv"
+    path.write_text("text,who\nthe film is good,first\nthe cast is dull,second\n", encoding="utf-8")
+    return path
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_everyone_or_each_its_own(checkpoint, table, tmp_path):
+    adapters = ["--adapter", f"first={checkpoint}", f"--adapter=second={checkpoint}"]
+    expected = LoRAClassifier.load_from_checkpoint(checkpoint).predict(["the film is good", "the cast is dull"])
+    output = tmp_path / "rows.jsonl"
+    run_cli(["predict", *adapters, "--input", str(table), "--output", str(output)], tmp_path, check=True)
+    asked = [(row["text"], row["adapter"]) for row in rows(output)]
+    assert asked == [(text, who) for text in ("the film is good", "the cast is dull") for who in ("first", "second")]
+    done = run_cli(["predict", *adapters, "--input", str(table), "--adapter_column", "who"], tmp_path, check=True)
+    own = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["adapter"] for row in own] == ["first", "second"]
+    assert [row["score"] for row in own] == pytest.approx([answer["score"] for answer in expected], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapter", "first"], "expected NAME=CHECKPOINT"),
+        (["--adapter", "first=nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
+        (["--adapter", "first={checkpoint}", "--adapter_column", "who"], "there is no 'second'; there are: first"),
+        (["--adapter", "first={checkpoint}", "--text_column", "sentence"], "no column 'sentence'"),
+        (["--adapter", "first={checkpoint}", "--output", "rows.parquet"], "rows are JSON lines"),
+    ],
+)
+def test_mistakes(arguments, message, checkpoint, table, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [argument.format(checkpoint=checkpoint) for argument in arguments]
+    assert main(["predict", "--input", str(table), *given]) != 0
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [table]

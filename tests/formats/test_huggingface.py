@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from lora_pl.encoder.loading import load_config
+from lora_pl.errors import UserError
+from lora_pl.formats.export import ExportOptions
+from lora_pl.formats.exporting import export_checkpoint
+from lora_pl.formats.huggingface import HuggingFaceExport
+from lora_pl.formats.stock_model import stock_class
+from tests.formats.conftest import saved
+
+
+@pytest.mark.parametrize(("kind", "head"), [("distilbert", "architecture"), ("electra", "architecture")])
+def test_other_architectures_keep_their_own_head(kind, head, make_model, tmp_path):
+    model = make_model(kind, head=head, task="mnli")
+    export_checkpoint(saved(model, tmp_path), tmp_path / "hf")
+    config = load_config(str(tmp_path / "hf"))
+    assert list(config.id2label.values()) == model.label_names
+
+
+def test_no_slower_than_the_base_because_it_is_built_alike(make_model, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    model = make_model()
+    export_checkpoint(saved(model, tmp_path), tmp_path / "hf")
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")
+    base = stock_class(exported.config).from_pretrained(model.hparams["encoder"])
+    assert [type(module) for module in exported.modules()] == [type(module) for module in base.modules()]
+    assert exported.num_parameters() == base.num_parameters()
+
+
+def test_regression_head_and_full_fine_tuning(make_model, tmp_path):
+    for index, settings in enumerate(({"task": "stsb"}, {"method": "full"}, {"method": "head"})):
+        model = make_model(**settings)
+        (tmp_path / str(index)).mkdir()
+        path = saved(model, tmp_path / str(index))
+        found = export_checkpoint(path, tmp_path / str(index) / "hf", sentences=16)["hf"]
+        assert found.largest_logit_change < 1e-5
+        assert found.flipped == 0
+
+
+def test_a_head_that_the_architecture_cannot_hold_is_refused(make_model, tmp_path):
+    for format in ("hf", "peft"):
+        with pytest.raises(UserError, match="relu.*export --format onnx or adapter"):
+            export_checkpoint(saved(make_model("distilbert"), tmp_path), tmp_path / "out", format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_texts_are_cut_where_predict_cuts(make_model, tmp_path):
+    model = make_model(max_length=8)
+    export_checkpoint(saved(model, tmp_path), tmp_path / "hf")
+    long = ["the film is good and the plot is bad but the cast was never very fine"]
+    got = HuggingFaceExport(model, ExportOptions()).logits(tmp_path / "hf", long)
+    torch.testing.assert_close(got, model.logits(long), rtol=0, atol=1e-5)

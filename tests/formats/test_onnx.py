@@ -1,0 +1,54 @@
+"""Against the real ONNX Runtime."""
+
+import sys
+
+import pytest
+import torch
+
+from lora_pl.errors import UserError
+from lora_pl.formats.export import ExportOptions
+from lora_pl.formats.exporting import export_checkpoint
+from lora_pl.formats.onnx import OnnxExport
+from lora_pl.formats.sentences import Sentences
+from tests.formats.conftest import saved, texts_for
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("roberta", {}),
+        ("roberta", {"head": "architecture", "task": "rte"}),
+        ("bert", {"task": "rte"}),
+        ("distilbert", {}),  # a linear head, which no stock folder of this architecture can hold
+        ("electra", {"task": "stsb"}),
+    ],
+)
+def test_onnxruntime_gives_labels_and_logits_for_any_batch_and_length(kind, settings, make_model, tmp_path):
+    model = make_model(kind, **settings)
+    texts = texts_for(model)
+    export_checkpoint(saved(model, tmp_path), tmp_path / "onnx", "onnx", sentences=Sentences(texts, (), "the test"))
+    export, expected = OnnxExport(model, ExportOptions()), model.logits(texts)
+    for part in (slice(0, 1), slice(1, 3), slice(0, 5)):
+        got = export.logits(tmp_path / "onnx", texts[part])
+        torch.testing.assert_close(got, expected[part], rtol=0, atol=1e-4)
+        if len(model.label_names) > 1:
+            assert torch.equal(got.argmax(-1), expected[part].argmax(-1))
+
+
+def test_int8_is_measured_beside_it(checkpoint, tmp_path):
+    found = export_checkpoint(checkpoint, tmp_path / "onnx", "onnx", ExportOptions(int8=True))
+    assert found["onnx"].flipped == 0
+    assert 0 < found["model.int8.onnx"].largest_logit_change < 1
+    assert "accuracy" in found["model.int8.onnx"].exported_metrics
+    assert (tmp_path / "onnx" / "model.int8.onnx").stat().st_size < (tmp_path / "onnx" / "model.onnx").stat().st_size
+    assert "model.int8.onnx: largest logit change" in (tmp_path / "onnx" / "README.md").read_text()
+
+
+def test_without_the_extra_it_says_what_to_install(make_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr("lora_pl.formats.onnx.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'lora_pl\[onnx\]'"):
+        export_checkpoint(saved(make_model(), tmp_path), tmp_path / "onnx", "onnx")

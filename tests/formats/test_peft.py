@@ -1,0 +1,130 @@
+"""Against the real PEFT."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lora_pl import LoRAConfig
+from lora_pl.encoder.loading import load_tokenizer
+from lora_pl.errors import UserError
+from lora_pl.formats.export import ExportOptions
+from lora_pl.formats.exporting import export_checkpoint
+from lora_pl.formats.importing import ImportOptions, import_adapter, load_foreign
+from lora_pl.formats.peft import PeftExport
+from lora_pl.formats.stock_model import read_logits
+from tests.formats.conftest import TEXTS, saved, texts_for
+
+peft = pytest.importorskip("peft")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("roberta", {}),
+        ("bert", {"task": "rte"}),
+        ("bert", {"head": "architecture", "task": "mnli"}),
+        ("xlm-roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, alpha_pattern={".*layer.1.*query": 5.0})}),
+        ("distilbert", {"head": "architecture"}),
+        ("electra", {"head": "architecture", "lora": LoRAConfig(target_modules=("dense", "key"))}),
+    ],
+)
+def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_model, tmp_path):
+    model = make_model(kind, **settings)
+    texts = texts_for(model)
+    export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
+    expected = model.logits(texts)
+    got = PeftExport(model, ExportOptions()).logits(tmp_path / "peft", texts)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+    # and back, as the very model
+    again = load_foreign(tmp_path / "peft")
+    assert again.hparams["head"] == model.hparams["head"]
+    assert again.label_names == model.label_names
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+    assert torch.equal(again.logits(texts), expected)
+
+
+def trained_by_peft(kind, tiny_encoder, folder, labels=2, **settings):
+    """A model that PEFT wrapped, moved a few steps by its own optimizer, and saved."""
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(5)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tiny_encoder(kind), num_labels=labels, dtype=torch.float32
+    )
+    config = peft.LoraConfig(task_type="SEQ_CLS", **{"r": 3, "lora_alpha": 5, **settings})
+    model = peft.get_peft_model(base, config)
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1.0)
+    tokenizer = load_tokenizer(tiny_encoder(kind))
+    batch = tokenizer(list(TEXTS), padding=True, return_tensors="pt")
+    for step in range(3):
+        labels_of_step = (torch.arange(len(TEXTS)) + step) % labels
+        nn.functional.cross_entropy(model(**batch).logits, labels_of_step).backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("roberta", {"target_modules": ["query", "value"]}),
+        ("roberta", {"target_modules": ["query", "value"], "use_rslora": True, "lora_dropout": 0.1}),
+        ("roberta", {"target_modules": "all-linear"}),
+        ("bert", {"target_modules": "all-linear"}),
+        ("bert", {"target_modules": ["query", "key"], "modules_to_save": ["pooler", "classifier"]}),
+        ("roberta", {"target_modules": r".*\.(query|dense)", "exclude_modules": ["classifier.dense"]}),
+        ("roberta", {"target_modules": ["query", "value"], "rank_pattern": {"value": 2},
+                     "alpha_pattern": {r"layer\.1\.attention\.self\.query": 7}}),
+        ("roberta", {"target_modules": ["query"], "rank_pattern": {r"layer\.0\..*": 2}, "use_rslora": True}),
+        ("roberta", {"target_modules": ["query", "value"], "layers_to_transform": [1]}),
+        ("distilbert", {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier", "classifier"]}),
+        ("electra", {"target_modules": ["query", "value"]}),
+    ],
+)  # fmt: skip
+def test_an_adapter_that_peft_trained(kind, settings, tiny_encoder, tmp_path):
+    theirs = trained_by_peft(kind, tiny_encoder, tmp_path / "theirs", labels=3, **settings)
+    expected = read_logits(theirs, load_tokenizer(tiny_encoder(kind)), TEXTS)
+    model = import_adapter(tmp_path / "theirs", tmp_path / "ours.ckpt", ImportOptions(encoder=tiny_encoder(kind)))
+    torch.testing.assert_close(model.logits(TEXTS), expected, rtol=1e-5, atol=1e-6)
+    assert model.label_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    from lora_pl import LoRAClassifier
+
+    loaded = LoRAClassifier.load_from_checkpoint(tmp_path / "ours.ckpt")
+    assert torch.equal(loaded.logits(TEXTS), model.logits(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"use_dora": True}, "use_dora = True"),
+        ({"bias": "lora_only"}, "bias = lora_only"),
+        ({"lora_bias": True}, "lora_bias = True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = pissa"),
+    ],
+)
+def test_what_cannot_be_represented_is_refused_by_name(settings, said, tiny_encoder, tmp_path):
+    trained_by_peft("roberta", tiny_encoder, tmp_path / "theirs", target_modules=["query", "value"], **settings)
+    with pytest.raises(UserError, match=f"can't represent: .*{said}"):
+        import_adapter(tmp_path / "theirs", tmp_path / "x.ckpt", ImportOptions(encoder=tiny_encoder()))
+    assert not (tmp_path / "x.ckpt").exists()
+
+
+def test_a_head_that_was_not_saved_is_named(tiny_encoder, tmp_path):
+    trained_by_peft("distilbert", tiny_encoder, tmp_path / "theirs", target_modules=["q_lin"])
+    weights = tmp_path / "theirs" / "adapter_model.safetensors"
+    save_file({name: t for name, t in load_file(weights).items() if "pre_classifier" not in name}, weights)
+    with pytest.raises(UserError, match=r"no tensors of the head: pre_classifier.bias, pre_classifier.weight"):
+        load_foreign(tmp_path / "theirs", ImportOptions(encoder=tiny_encoder("distilbert")))
+
+
+def test_a_pooler_that_the_base_does_not_hold_is_named(tiny_encoder, tmp_path):
+    from transformers import AutoModel
+
+    trained_by_peft("bert", tiny_encoder, tmp_path / "theirs", target_modules=["query"])
+    bare = AutoModel.from_pretrained(tiny_encoder("bert"), add_pooling_layer=False)
+    bare.save_pretrained(tmp_path / "bare")
+    load_tokenizer(tiny_encoder("bert")).save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match="holds no pooler"):
+        load_foreign(tmp_path / "theirs", ImportOptions(encoder=str(tmp_path / "bare")))
