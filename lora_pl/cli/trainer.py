@@ -117,8 +117,10 @@ class ClassifierCLI(LightningCLI):
         if checkpoint is not None:
             stored = read_checkpoint(checkpoint)
             self.log_steps = stored.get(RESUME_KEY, {}).get("log_steps", 0)
-            verbs = cast(Parser, self._subcommand_parsers[self.verb])
-            verbs.set_defaults(checkpoint_defaults(stored, given, verbs.known_keys()))
+            # a run that is resumed has its whole configuration already: in the command, or saved beside it
+            if not (self.resumes and Path(checkpoint).with_name(CONFIG).is_file()):
+                verbs = cast(Parser, self._subcommand_parsers[self.verb])
+                verbs.set_defaults(checkpoint_defaults(stored, given, verbs.known_keys()))
             given = self._with_saved_configuration(given, checkpoint)
             if self.resumes:
                 given += ["--ckpt_path", checkpoint]
