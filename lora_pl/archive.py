@@ -7,7 +7,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lora_pl.errors import UserError
 
@@ -107,8 +107,8 @@ def _calls(data: bytes) -> Iterator[tuple[str | None, list[Any] | None]]:
             yield None, [value for _, value in recent[-6:-1]] if described else []
         if opcode.name in ("BINPUT", "LONG_BINPUT"):
             # what is no constant, or was put later, is not looked up again where a tensor is described
-            memo[argument] = recent[-1][1] if recent else None
+            memo[cast(int, argument)] = recent[-1][1] if recent else None
         else:
             looked_up = opcode.name in ("BINGET", "LONG_BINGET")
-            constant = memo.get(argument) if looked_up else argument if opcode.name in CONSTANTS else None
+            constant = memo.get(cast(int, argument)) if looked_up else argument
             recent = [*recent[-7:], (opcode.name, constant)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,13 @@ def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) ->
                 f"checkpoint: trained with {key} = {stored}, but the model has {key} = {given}; leave the setting out "
                 "or give the checkpoint's"
             )
+
+
+def check_options(checkpoint: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise a UserError that names the model's options that this version has not."""
+    foreign = [key for key in checkpoint["hyper_parameters"] if key not in known]
+    if foreign:
+        raise UserError(f"checkpoint: of another version of lora_pl: its {', '.join(foreign)} is no option of this one")
 
 
 def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_pl.checkpoint import BASE_KEY, check_base, check_settings, read_checkpoint
+from lora_pl.checkpoint import BASE_KEY, check_base, check_options, check_settings, read_checkpoint
 from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, batches_of_like_length
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.texts import Text
@@ -307,6 +308,7 @@ class LoRAClassifier(LightningModule):
             UserError: the file is no checkpoint of lora_pl, or the base is not the one that it was trained on.
         """
         checkpoint = read_checkpoint(checkpoint_path)
+        check_options(checkpoint, inspect.signature(cls).parameters)
         model = cls(**{**checkpoint["hyper_parameters"], **overrides})
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])

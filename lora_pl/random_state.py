@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def random_state() -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators, and of the current GPU's; tensors and plain values."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()  # type: ignore[misc]
+    numbers = cast(tuple[str, NDArray[np.uint32], int, int, float], np.random.get_state())
+    keys, *rest = numbers[1:]
     state = {
         "python": random.getstate(),
-        "numpy": (torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)),  # type: ignore[union-attr]
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -161,6 +161,14 @@ def test_damaged_and_foreign_files(kind, said, checkpoint, tmp_path):
     assert not Path("harmed").exists()
 
 
+def test_an_option_of_another_version_is_named(checkpoint, tmp_path):
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["hyper_parameters"]["rank"] = 4
+    torch.save(stored, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="another version of lora_pl: its rank is no option"):
+        LoRAClassifier.load_from_checkpoint(tmp_path / "x.ckpt")
+
+
 def test_missing_and_unexpected_tensors_are_listed(checkpoint, tmp_path):
     stored = torch.load(checkpoint, weights_only=True)
     stored["state_dict"]["head.extra"] = stored["state_dict"].pop("head.bias")

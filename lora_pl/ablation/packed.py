@@ -20,6 +20,7 @@ from lora_pl.encoder.targets import module_names
 from lora_pl.lora import AdapterBank, LoRAConfig, adapter_state_dict
 from lora_pl.metrics import SplitMetrics
 from lora_pl.optimizer import parameter_groups
+from lora_pl.prediction import features_of
 from lora_pl.reporting import silence
 
 
@@ -115,7 +116,7 @@ class PackedTrials(LoRAClassifier):
     def _routed(self, names: list[str], batch: Batch) -> Tensor:
         """(sentences, hidden), each sentence's feature by the adapter that is named for it."""
         with self.bank.route(names, batch.lengths), self._half_precision():
-            return self._features_of(batch).float()
+            return features_of(batch, self.features).float()
 
     def _measured(self, index: int, features: Tensor, batch: Batch, split: str) -> Tensor:
         """A trial's loss on a batch, added to the trial's metrics."""

@@ -37,6 +37,15 @@ class LossCurve:
         self._recent: list[Tensor] = []
         self._steps = 0
 
+    def state(self) -> dict[str, Any]:
+        """All of it, in primitive values."""
+        return {"points": list(self.points), "recent": [float(loss) for loss in self._recent], "steps": self._steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.points = [(step, loss) for step, loss in state["points"]]
+        self._recent, self._steps = [torch.tensor(loss) for loss in state["recent"]], state["steps"]
+
     def add(self, loss: Tensor) -> None:
         """Add a step's loss."""
         self._steps += 1
@@ -54,6 +63,16 @@ class TrialRecord(Callback):
         self._losses = LossCurve()
         self._epoch_started = self._step_started = self._step_seconds = 0.0
         self._sentences = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What there is so far, for a trial that goes on."""
+        return {"epochs": list(self.result.epochs), "losses": self._losses.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The reverse of `state_dict`."""
+        self.result.epochs = list(state_dict["epochs"])
+        self._losses.load(state_dict["losses"])
+        self.result.curve = self._losses.points
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's clock."""

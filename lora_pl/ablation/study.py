@@ -13,6 +13,7 @@ from typing import Any
 from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, trial_rows
+from lora_pl.callbacks.stop_signals import RunStopped
 from lora_pl.errors import UserError
 from lora_pl.files import write_whole
 from lora_pl.reporting import say
@@ -44,12 +45,12 @@ def one_after_another(units: Sequence[Unit], run: RunUnit) -> Iterator[list[Outc
 
 
 def run_or_mark(trial: Trial, train: Callable[[Trial], TrialResult]) -> Outcome:
-    """Train a trial; what goes wrong with it is its outcome, but for a full disk, which concerns all of them."""
+    """Train a trial; what goes wrong with it is its outcome, but for what concerns all of them."""
     try:
         result = train(trial)
         return Outcome(trial, result, "" if result.epochs else "stopped before its first epoch ended")
     except Exception as error:  # a trial may fail in any way; the others go on
-        if is_full_disk(error):
+        if concerns_all(error):
             raise
         return Outcome(trial, error=_reason(error))
 
@@ -60,7 +61,7 @@ def run_study(
     """Run every trial that the study's table does not hold yet, and keep the table up to date.
 
     A unit's rows enter the table together, when all its trials are finished; a unit that was stopped before that is
-    run again from its start, as is a trial that failed.
+    gone on with, as is a trial that failed.
 
     Returns:
         The names of the trials that failed; the table says why.
@@ -161,10 +162,10 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}"[:300]
 
 
-def is_full_disk(error: BaseException | None) -> bool:
-    """Whether the error, or one that led to it, is that of a full disk."""
+def concerns_all(error: BaseException | None) -> bool:
+    """Whether the error, or one that led to it, is a stop that was asked for or a full disk."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, RunStopped) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -73,7 +73,7 @@ class ExactResume(Callback):
 def position(trainer: Trainer) -> Position:
     """Where the run is; an epoch that `max_steps` or a stop cut short counts as not ended."""
     epochs = trainer.fit_loop.epoch_progress.current
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    done: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
     if epochs.started > epochs.processed:  # type: ignore[attr-defined]
         return epochs.processed, done  # type: ignore[attr-defined]
     if 0 < done < trainer.num_training_batches:

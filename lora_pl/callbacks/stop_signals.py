@@ -9,8 +9,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.rank_zero import _get_rank
 
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
@@ -22,7 +22,7 @@ class RunStopped(UserError):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         # Lightning kills the first process at once where another one fails before it
-        self.exit_code = 128 + signum if rank_zero_only.rank == 0 else 0
+        self.exit_code = 128 + signum if not _get_rank() else 0
 
 
 class StopSignals:
@@ -53,7 +53,7 @@ class StopSignals:
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
-        if rank_zero_only.rank == 0:  # not by print: this may run in the middle of another one
+        if not _get_rank():  # not by print: this may run in the middle of another one
             os.write(2, f"{signal.Signals(signum).name}: finishing the step, then saving\n".encode())
 
 

@@ -13,26 +13,28 @@ from lora_pl.ablation.grid import AlphaRule, Grid, Trial
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
 from lora_pl.ablation.study import check_study, one_after_another, run_study, stored_setting
+from lora_pl.callbacks.stop_signals import RunStopped
 from lora_pl.cli.pack import choose_pack_size
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.resume import HARMLESS
+from lora_pl.cli.run_config import CONFIG
 from lora_pl.cli.run_folder import LOGS
-from lora_pl.cli.trainer import CONFIG, SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
+from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
 from lora_pl.cli.units import UnitRunner, units_of
 from lora_pl.data.datamodule import GlueDataModule
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
 from lora_pl.files import write_whole
+from lora_pl.flat import flatten
 from lora_pl.lora import LoRAConfig
 from lora_pl.reporting import say
 
 GRID = ("ranks", "seeds", "learning_rates", "alpha_rules", "targets", "head_rate", "full_rate", "reference_seeds")
 OWN = (*GRID, "data_seed", "pack", "launcher", "workers", "output")
-NOT_FITS = ("run_name", "ckpt_path", "seed_everything", "config")
+NOT_FITS = ("run_name", "ckpt_path", "seed_everything", "config", "resume", "force")
 AXES = ("model.method", "model.learning_rate", "model.lora.r", "model.lora.lora_alpha", "model.lora.target_modules")
 """Settings of `fit` that each trial has its own of."""
-FREE = ("data.cache_dir", "data.num_workers", "trainer.logger", "trainer.enable_progress_bar")
-"""Settings that change no result."""
 
 
 def run(args: list[str]) -> None:
@@ -94,6 +96,8 @@ class AblateCLI(ClassifierCLI):
         super().parse_arguments(parser, args)
         if self._option("run_name"):
             raise UsageError("run_name: trials are named by their settings; --output names the study's folder")
+        if self.resumes or self.forced:
+            raise UsageError("resume: the same command goes on with a study by itself; leave --resume and --force out")
 
     def instantiate_classes(self) -> None:
         """Nothing yet: each trial has its own."""
@@ -114,7 +118,10 @@ class AblateCLI(ClassifierCLI):
         size = self._pack_size(folder, run_unit, trials)
         settings = {**self._settings(), "pack": size}
         launch = RayLauncher(config.workers) if config.launcher == "ray" else one_after_another
-        failed = run_study(folder, units_of(trials, size), settings, run_unit, launch)
+        try:
+            failed = run_study(folder, units_of(trials, size), settings, run_unit, launch)
+        except RunStopped as stop:
+            raise RunStopped(stop.exit_code - 128, f"stopped; the same command goes on with {folder}") from stop
         report(folder)
         if failed:
             some = ", ".join(failed[:5]) + (", ..." if failed[5:] else "")
@@ -143,8 +150,8 @@ class AblateCLI(ClassifierCLI):
 
     def _settings(self) -> dict[str, Any]:
         """What all trials of the study share, by full key."""
-        shared = {**_flat(self._of_fit()), "data_seed": self.config["fit"].data_seed}
-        return {key: value for key, value in shared.items() if key not in (*AXES, *FREE)}
+        shared = {**flatten(self._of_fit()), "data_seed": self.config["fit"].data_seed}
+        return {key: value for key, value in shared.items() if key not in AXES and not HARMLESS.fullmatch(key)}
 
 
 def _grid(config: Any) -> Grid:
@@ -180,10 +187,3 @@ def _prepare_data(config: Any) -> None:
     data = GlueDataModule(**{**config.data.as_dict(), "encoder": config.model.encoder, "seed": config.data_seed or 0})
     data.prepare_data()
     data.setup("fit")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

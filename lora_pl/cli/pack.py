@@ -14,6 +14,7 @@ from lora_pl.ablation.pack_record import PackRecord
 from lora_pl.ablation.pack_size import STEPS, Cost, PackProbe, pack_size
 from lora_pl.ablation.packed import PackedData, PackedTrials
 from lora_pl.ablation.record import TrialResult
+from lora_pl.cli.explained import explained
 from lora_pl.cli.trainer import ClassifierCLI
 from lora_pl.data.datamodule import GlueDataModule
 from lora_pl.reporting import say, silence
@@ -48,11 +49,13 @@ class PackCLI(ClassifierCLI):
         self.trials, self.data_seed, self.folder = list(trials), data_seed, folder
         super().__init__(["fit", "--config", str(config), *trials[0].arguments()])
 
-    def fit(self, model: LightningModule, datamodule: GlueDataModule, **kwargs: Any) -> None:
+    def fit(self, model: LightningModule, datamodule: GlueDataModule, **kwargs: Any) -> None:  # type: ignore[override]
         """Run instead of the trainer's `fit`: the model and the data are those of several trials."""
         seeds = [trial.seed if self.data_seed is None else self.data_seed for trial in self.trials]
         data = PackedData(datamodule, seeds)
-        self.trainer.fit(PackedTrials(model, self.trials), data, **kwargs)  # type: ignore[arg-type]
+        packed = PackedTrials(model, self.trials)  # type: ignore[arg-type]
+        with explained(self.trainer):
+            self.trainer.fit(packed, data, **kwargs)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Without logger and checkpoints of Lightning's, which know one model."""
@@ -63,6 +66,10 @@ class PackCLI(ClassifierCLI):
         writes = self._option("trainer").enable_checkpointing is not False
         self.record = PackRecord(self.folder, self.logs_runs, writes)
         return [self.record]
+
+    def _saving(self, name: str) -> list[Callback]:
+        """Nothing: a pack that is stopped starts anew."""
+        return []
 
     def _run_name(self) -> str:
         return self.trials[0].name

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -13,6 +15,29 @@ from lora_pl.errors import UsageError
 
 # how jsonargparse names a key that it does not know, on the command line and in a file
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
+
+
+MAX_BYTES, MAX_ALIASES = 1 << 20, 20
+
+
+def check_configuration(path: Path) -> None:
+    """Raise a UsageError for a file that is no text, or that a parser could not get through.
+
+    A few lines of YAML whose aliases repeat each other stand for more than any memory holds.
+    """
+    if not path.is_file():  # the parser tells
+        return
+    if path.stat().st_size > MAX_BYTES:
+        raise UsageError(f"config: {path}: longer than {MAX_BYTES:,} bytes; is this a configuration?")
+    try:
+        text = path.read_text(encoding="utf-8")
+        aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"config: {path}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
+    except (yaml.YAMLError, RecursionError):  # the parser tells
+        return
+    if aliases > MAX_ALIASES:
+        raise UsageError(f"config: {path}: {aliases} aliases, expected at most {MAX_ALIASES}; write the values out")
 
 
 class Parser(LightningArgumentParser):
@@ -28,6 +53,14 @@ class Parser(LightningArgumentParser):
         """Raise the message, with the nearest known key where one is misspelt."""
         lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
         raise UsageError(" ".join(lines[:3]) + self._nearest(message)) from ex
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Look at a configuration file before it is parsed."""
+        check_configuration(Path(str(cfg_path)))
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        except (OverflowError, RecursionError) as error:
+            self.error(f"config: {cfg_path}: {error}", error)
 
     def _nearest(self, message: str) -> str:
         unknown = UNKNOWN_KEY.search(message)

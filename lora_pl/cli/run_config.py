@@ -53,7 +53,7 @@ class RunConfig(SaveConfigCallback):
 
 def config_text(parser: Any, config: Any) -> str:
     """The configuration as YAML, every option with its value."""
-    return str(parser.dump(config, skip_none=False))
+    return str(parser.dump(config, skip_unset=False))
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -125,8 +125,10 @@ class ClassifierCLI(LightningCLI):
         if checkpoint is not None:
             stored = read_checkpoint(checkpoint)
             self.log_steps = stored.get(RESUME_KEY, {}).get("log_steps", 0)
-            known = self._subcommand_parsers[self.verb].known_keys()
-            self._subcommand_parsers[self.verb].set_defaults(checkpoint_defaults(stored, given, known))
+            # a run that is resumed has its whole configuration already: in the command, or saved beside it
+            if not (self.resumes and Path(checkpoint).with_name(CONFIG).is_file()):
+                verbs = cast(Parser, self._subcommand_parsers[self.verb])
+                verbs.set_defaults(checkpoint_defaults(stored, given, verbs.known_keys()))
             given = self._with_saved_configuration(given, checkpoint)
             if self.resumes:
                 given += ["--ckpt_path", checkpoint]
@@ -170,7 +172,7 @@ class ClassifierCLI(LightningCLI):
             kwargs["logger"] = False
         elif "logger" not in kwargs and config.logger in (None, True):
             # on resume, points that the run logged after its checkpoint are logged again
-            purge = {"purge_step": self.log_steps} if self.log_steps else {}
+            purge: dict[str, Any] = {"purge_step": self.log_steps} if self.log_steps else {}
             kwargs["logger"] = TensorBoardLogger(self.logs, name=name, version="", default_hp_metric=False, **purge)
         callbacks = self._callbacks(name, logs=bool(kwargs.get("logger", config.logger)))
         kwargs["enable_progress_bar"] = self._shows_bar()

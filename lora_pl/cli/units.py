@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.record import TrialResult
-from lora_pl.ablation.study import Outcome, Unit, is_full_disk, run_or_mark
+from lora_pl.ablation.study import Outcome, Unit, concerns_all, run_or_mark
 from lora_pl.cli.pack import train_pack
 from lora_pl.cli.trial import train_trial
 from lora_pl.reporting import say
@@ -45,7 +45,7 @@ class UnitRunner:
                 results = train_pack(self.config, self.folder, self.data_seed, unit)
                 return [Outcome(trial, result) for trial, result in zip(unit, results, strict=True)]
             except Exception as error:  # whatever it is, each trial alone shows whose it is
-                if is_full_disk(error):
+                if concerns_all(error):
                     raise
                 say(f"the pack of {unit[0].name} failed ({error}); its trials run one after another")
         return [run_or_mark(trial, self._train) for trial in unit]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from lora_pl.data.tasks import Task
 from lora_pl.errors import UserError
 
+MAX_DIGITS = 10  # of a class id
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -39,11 +41,16 @@ def parse_label(task: Task, label_names: Sequence[str], cell: object, where: str
     if text in label_names:
         return float(label_names.index(text))
     # a number is an id unless the names are numbers themselves
-    if text.isdecimal() and int(text) < len(label_names) and not any(name.isdecimal() for name in label_names):
+    if (
+        text.isdecimal()
+        and len(text) < MAX_DIGITS
+        and int(text) < len(label_names)
+        and not any(name.isdecimal() for name in label_names)
+    ):
         return float(int(text))
     expected = ", ".join(f"{index} or {name}" if name != str(index) else name for index, name in enumerate(label_names))
     hint = " (-1 marks an unlabelled split)" if text == "-1" else ""
-    raise UserError(f"{where}: label {text!r} is outside the task's classes{hint}; expected {expected}")
+    raise UserError(f"{where}: label {text[:40]!r} is outside the task's classes{hint}; expected {expected}")
 
 
 def require_columns(columns: Sequence[str], present: Sequence[str], where: str) -> None:

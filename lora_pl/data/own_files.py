@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_pl.data.examples import Examples, parse_label, require_columns
+from lora_pl.data.examples import MAX_DIGITS, Examples, parse_label, require_columns
 from lora_pl.data.glue_files import read_text
 from lora_pl.data.rows import stream_rows
 from lora_pl.data.tasks import Task
@@ -73,7 +73,7 @@ def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
         raise UserError(
             f"{path}: column {label_column!r} has {len(distinct)} distinct labels; expected 2 to {MAX_CLASSES} classes"
         )
-    if all(name.isdecimal() for name in distinct):
+    if all(name.isdecimal() and len(name) < MAX_DIGITS for name in distinct):
         return tuple(sorted(distinct, key=int))
     return tuple(sorted(distinct))
 

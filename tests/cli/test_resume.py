@@ -40,6 +40,17 @@ def test_the_same_command_starts_goes_on_and_ends(fit, capsys):
     assert last()["global_step"] == 12
 
 
+def test_the_same_command_with_a_configuration(fit, capsys):
+    Path("c.yaml").write_text(yaml.safe_dump({"data": {"batch_size": 8}, "model": {"learning_rate": 0.003}}))
+    here = [*fit, "--config", "c.yaml"]
+    assert main([*here, *epochs(1)]) == 0
+    assert main([*here, *epochs(2)]) == 0
+    assert last()["global_step"] == 12
+    Path("other.yaml").write_text(yaml.safe_dump({"data": {"batch_size": 8}}))
+    said = fails(capsys, *fit, *epochs(2), "--config", "other.yaml")
+    assert "model.learning_rate (was 0.003, now 0.0001)" in said
+
+
 def test_what_would_change_the_mathematics_is_named(fit, capsys):
     assert main([*fit, *epochs(1)]) == 0
     changed = [*fit, *epochs(2), "--data.batch_size", "4", "--model.learning_rate", "1e-2", "--data.num_workers", "1"]
