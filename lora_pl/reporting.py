@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def make_console(stderr: bool = True) -> Console:
@@ -20,4 +25,15 @@ def make_console(stderr: bool = True) -> Console:
 @rank_zero_only
 def say(message: RenderableType) -> None:
     """Print a line or a table, by the first process alone."""
-    make_console().print(message, soft_wrap=isinstance(message, str), markup=False)
+    if not _silent.get():
+        make_console().print(message, soft_wrap=isinstance(message, str), markup=False)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Within the context, `say` says nothing: one run among many is no news."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)

@@ -22,12 +22,16 @@ class HparamsRecord(Callback):
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         data = trainer.datamodule.hparams if trainer.datamodule else {}  # type: ignore[attr-defined]
-        given = flatten({"model": dict(pl_module.hparams), "data": dict(data)})
-        settings = {key: _plain(value) for key, value in given.items() if value is not None}
-        writer = trainer.logger.experiment._get_file_writer()
-        outcomes = {str(pl_module.monitor): 0.0, "val/loss": 0.0}
-        for summary in hparams(settings, outcomes):  # type: ignore[no-untyped-call]
-            writer.add_summary(summary)
+        settings = {"model": dict(pl_module.hparams), "data": dict(data)}
+        write_hparams(trainer.logger, settings, str(pl_module.monitor))
+
+
+def write_hparams(logger: TensorBoardLogger, settings: dict[str, Any], monitor: str) -> None:
+    """Write a run's settings, and that `monitor` and the loss are what they lead to."""
+    given = {key: _plain(value) for key, value in flatten(settings).items() if value is not None}
+    writer = logger.experiment._get_file_writer()
+    for summary in hparams(given, {monitor: 0.0, "val/loss": 0.0}):  # type: ignore[no-untyped-call]
+        writer.add_summary(summary)
 
 
 def _plain(value: Any) -> Any:

@@ -48,6 +48,12 @@ def _params(args: list[str]) -> None:
     run(args)
 
 
+def _ablate(args: list[str]) -> None:
+    from lora_pl.cli.ablate import run
+
+    run(args)
+
+
 def _export(args: list[str]) -> None:
     from lora_pl.cli.export import run
 
@@ -68,6 +74,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "export": (_export, "write a checkpoint's model for other programs: hf, peft, onnx, adapter"),
     "import": (_import, "make a checkpoint of an adapter that another program trained"),
     "params": (_params, "count LoRA's, the head's and the encoder's parameters for several ranks"),
+    "ablate": (_ablate, "train a grid of ranks and seeds as one study, with a table and a report"),
 }
 
 

@@ -55,7 +55,7 @@ TRAINER_DEFAULTS = {"max_epochs": 3, "enable_model_summary": False, "log_every_n
 
 def run(args: list[str]) -> None:
     """Run one of the four verbs, `args[0]`."""
-    _quiet_libraries()
+    quiet_libraries()
     ClassifierCLI(args)
 
 
@@ -66,7 +66,10 @@ class ClassifierCLI(LightningCLI):
     defaults.
     """
 
-    def __init__(self, args: list[str]) -> None:
+    checkpoints, logs = CHECKPOINTS, LOGS
+    """The folders that hold the runs' own."""
+
+    def __init__(self, args: list[str], parser_kwargs: dict[str, Any] | None = None) -> None:
         self.verb = args[0]
         super().__init__(
             LoRAClassifier,
@@ -76,6 +79,7 @@ class ClassifierCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_class=Parser,
+            parser_kwargs=parser_kwargs,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=args,
@@ -166,10 +170,10 @@ class ClassifierCLI(LightningCLI):
         name = self._run_name() if self.verb == "fit" else ""
         if self.verb != "fit":
             kwargs["logger"] = False
-        elif config.logger in (None, True):
+        elif "logger" not in kwargs and config.logger in (None, True):
             # on resume, points that the run logged after its checkpoint are logged again
             purge: dict[str, Any] = {"purge_step": self.log_steps} if self.log_steps else {}
-            kwargs["logger"] = TensorBoardLogger(LOGS, name=name, version="", default_hp_metric=False, **purge)
+            kwargs["logger"] = TensorBoardLogger(self.logs, name=name, version="", default_hp_metric=False, **purge)
         callbacks = self._callbacks(name, logs=bool(kwargs.get("logger", config.logger)))
         kwargs["enable_progress_bar"] = self._shows_bar()
         kwargs["callbacks"] = [*self._saving(name), *_as_list(config.callbacks), *callbacks]
@@ -220,7 +224,7 @@ class ClassifierCLI(LightningCLI):
         config = self._option("trainer")
         if self.verb != "fit" or config.enable_checkpointing is False or config.fast_dev_run:
             return []
-        best, last = BestCheckpoint(CHECKPOINTS / name), LastCheckpoint(CHECKPOINTS / name)
+        best, last = BestCheckpoint(self.checkpoints / name), LastCheckpoint(self.checkpoints / name)
         points = SavePoints(best, last, self._option("save_every_steps"), self._option("save_every_minutes"))
         return [ExactResume(), points, best, last]
 
@@ -270,7 +274,7 @@ def _label_names(data: GlueDataModule) -> list[str]:
     return data.label_names
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep to what concerns the run: no advertisements, no advice on what is done on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

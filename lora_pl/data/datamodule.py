@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
@@ -46,6 +47,7 @@ class GlueDataModule(LightningDataModule):
         label_column: The label's column in own files.
         label_names: The classes in the order of their ids; by default the task's, or those in train_file.
         encoder: Whose tokenizer to use: a hub name, a folder, or package://NAME/PATH.
+        train_sentences: How many training sentences to use, chosen at random by the seed; by default all.
         max_length: The longest sentence in tokens.
         too_long: cut (and count) sentences that are longer, or refuse them.
         batch_size: Training sentences per step and process.
@@ -68,6 +70,7 @@ class GlueDataModule(LightningDataModule):
         label_column: str | None = None,
         label_names: list[str] | None = None,
         encoder: str = EMBEDDED,
+        train_sentences: int | None = None,
         max_length: int = 64,
         too_long: Literal["cut", "refuse"] = "cut",
         batch_size: int = 32,
@@ -82,6 +85,7 @@ class GlueDataModule(LightningDataModule):
         _require_at_least(3, max_length=max_length)
         _require_at_least(1, batch_size=batch_size, eval_batch_tokens=eval_batch_tokens)
         _require_at_least(0, num_workers=num_workers)
+        _require_at_least(1, train_sentences=1 if train_sentences is None else train_sentences)
         # logger=False: the model logs the settings that both share
         self.save_hyperparameters(logger=False)
         self.hparams.update({key: absolute(value) for key, value in self.hparams.items() if key in PATHS})
@@ -90,6 +94,7 @@ class GlueDataModule(LightningDataModule):
         self.source = source
         self.encoder, self.seed, self.num_workers = encoder, seed, num_workers
         self.max_length, self.batch_size, self.eval_batch_tokens = max_length, batch_size, eval_batch_tokens
+        self.train_sentences = train_sentences
         self.too_long, self._given_batching = too_long, batching
         self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self._given_label_names = label_names
@@ -181,7 +186,16 @@ class GlueDataModule(LightningDataModule):
             )
         if report:
             _report(split, examples, tokens, length)
-        return tokens
+        return self._chosen(tokens, report) if split == TRAIN and self.train_sentences else tokens
+
+    def _chosen(self, tokens: Tokens, report: bool) -> Tokens:
+        """As many training sentences as were asked for, in their order."""
+        count = self.train_sentences or len(tokens)
+        if count > len(tokens):
+            raise UserError(f"data.train_sentences: expected at most {len(tokens)}, the whole split, got {count}")
+        if report:
+            say(f"train: {count:,} of them are used, chosen at random by seed {self.seed}")
+        return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
 
     def read(self, split: str) -> Examples:
         """The texts and labels of a split, from its source."""

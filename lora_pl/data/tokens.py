@@ -48,6 +48,14 @@ class Tokens:
         """(sentences,): tokens per sentence."""
         return np.diff(self.offsets)
 
+    def take(self, indices: NDArray[np.int64]) -> Tokens:
+        """The sentences `indices` alone."""
+        lengths = self.lengths[indices]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
+        labels = self.labels[indices] if len(self.labels) else self.labels
+        return Tokens(self.ids[places], offsets, self.second[indices], labels, self.cut)
+
 
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], max_length: int, show_progress: bool = False

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -77,3 +79,27 @@ def test_worker_processes_give_the_same_batches(tiny_encoder, glue_folder):
         data.setup("fit")
     for a, b in zip(plain.train_dataloader(), worker.train_dataloader(), strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_part_of_the_training_sentences_is_drawn_by_the_seed(seed, tiny_encoder, glue_folder, capsys):
+    given = {"source": str(glue_folder), "encoder": tiny_encoder(), "seed": seed}
+    whole, part, again = (GlueDataModule(**given, train_sentences=count) for count in (None, 20, 20))
+    for data in (whole, part, again):
+        data.setup("fit")
+    everything, chosen, same = (data.train_dataloader().dataset.tokens for data in (whole, part, again))
+    sentences = [tuple(everything.ids[a:b]) for a, b in pairwise(everything.offsets)]
+    drawn = [tuple(chosen.ids[a:b]) for a, b in pairwise(chosen.offsets)]
+    assert len(drawn) == 20
+    assert set(drawn) <= set(sentences)
+    assert len(set(drawn)) == 20
+    assert [chosen.labels[drawn.index(s)] for s in drawn] == [everything.labels[sentences.index(s)] for s in drawn]
+    assert (chosen.ids == same.ids).all()
+    assert f"train: 20 of them are used, chosen at random by seed {seed}" in capsys.readouterr().err
+    assert len(part.val_dataloader()[0].dataset) == len(whole.val_dataloader()[0].dataset)
+
+
+def test_more_training_sentences_than_there_are(tiny_encoder, glue_folder):
+    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), train_sentences=49)
+    with pytest.raises(UserError, match="train_sentences: expected at most 48"):
+        data.setup("fit")

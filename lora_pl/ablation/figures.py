@@ -1,0 +1,175 @@
+"""The figures of a study's report, readable in grey and by the colour-blind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lora_pl.ablation.groups import Group, Series
+from lora_pl.ablation.statistics import summarize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lora_pl.ablation.record import Curve
+
+# Okabe and Ito's colours, apart in lightness too; each series has a marker and a line of its own besides
+STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+REFERENCE_LINES = {"head": ("#666666", ":"), "full": ("#000000", "--")}
+BASE_LAW = 36_864
+"""LoRA parameters per rank on query and value of roberta-base's shape: 12 layers x 2 x (768 + 768)."""
+
+
+def accuracy_by_rank(series: Sequence[Series], references: Sequence[Group], metric: str) -> Figure:
+    """The last epoch's metric: each run a dot, the mean with its 95% interval over seeds, and the references."""
+    figure, axes = _figure()
+    ranks = sorted({group.rank for one in series for group in one.groups})
+    for number, one in enumerate(series):
+        _draw_series(axes, one, ranks, number, len(series))
+    for group in references:
+        color, line = REFERENCE_LINES[group.method]
+        found = summarize(list(group.results().values()))
+        axes.axhline(
+            100 * found.mean, color=color, linestyle=line, linewidth=1.3, label=f"{group.name} (mean of {found.n})"
+        )
+    axes.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
+    axes.set_xlim(-0.6, len(ranks) - 0.4)
+    axes.set(xlabel="rank r", ylabel=f"validation {metric}, last epoch (%)")
+    _legend(axes)
+    return figure
+
+
+def parameters_by_rank(series: Sequence[Series]) -> Figure:
+    """The trained parameters of LoRA at each rank, with the law of roberta-base's shape."""
+    figure, axes = _figure()
+    ranks = sorted({group.rank for one in series for group in one.groups})
+    law = [BASE_LAW * rank for rank in ranks]
+    axes.plot(
+        ranks, law, color="#000000", linestyle="--", marker="x", label=f"{BASE_LAW:,} r (roberta-base, query and value)"
+    )
+    for (color, marker, line), targets, groups in zip(STYLES, *_by_targets(series), strict=False):
+        counts = [group.first["trainable_lora"] for group in groups]
+        per_rank = counts[0] // groups[0].rank
+        label = f"{per_rank:,} r (this encoder, {targets.replace(',', ' and ')})"
+        axes.plot([group.rank for group in groups], counts, color=color, linestyle=line, marker=marker, label=label)
+        for group, count in zip(groups, counts, strict=True):
+            axes.annotate(
+                f"{count:,}", (group.rank, count), (0, -14), textcoords="offset points", ha="center", fontsize=8
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(ranks, [str(rank) for rank in ranks])
+    axes.minorticks_off()
+    axes.margins(0.12, 0.18)
+    axes.set(xlabel="rank r", ylabel="LoRA parameters")
+    _legend(axes)
+    return figure
+
+
+def loss_curves(series: Series, curves: Mapping[str, Curve]) -> Figure:
+    """The training loss of one series: the mean over seeds at each rank, smoothed; the band is lowest to highest."""
+    import numpy as np
+
+    figure, axes = _figure()
+    for (color, _, line), group in zip(_cycle(len(series.groups)), series.groups, strict=True):
+        runs = [curves[row["trial"]] for row in group.rows if curves.get(row["trial"])]
+        if not runs:
+            continue
+        points = min(map(len, runs))
+        steps = [step for step, _ in runs[0][:points]]
+        losses = np.stack([_smooth([loss for _, loss in run[:points]]) for run in runs])
+        axes.plot(steps, losses.mean(0), color=color, linestyle=line, linewidth=1.5, label=group.name)
+        axes.fill_between(steps, losses.min(0), losses.max(0), color=color, alpha=0.12, linewidth=0)
+    axes.set(xlabel="optimizer step", ylabel="training loss")
+    _legend(axes)
+    return figure
+
+
+def similarity_maps(maps: Sequence[tuple[str, Any]], columns: int) -> Figure:
+    """Heat maps of phi(i, j), titled, on one scale; with numbers in the cells where the maps are few."""
+    import matplotlib.figure
+
+    rows = -(-len(maps) // columns)
+    shape = [max(values.shape[side] for _, values in maps) for side in (0, 1)]
+    height = 2.1 * shape[0] / shape[1] + 0.75
+    figure = matplotlib.figure.Figure(figsize=(2.5 * columns + 0.8, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    top = max(0.1, math.ceil(10 * max(float(values.max()) for _, values in maps)) / 10)
+    for axes, (title, values) in zip(grid.flat, maps, strict=False):
+        image = axes.imshow(values, vmin=0, vmax=top, cmap="cividis", origin="lower")
+        axes.set_title(title, fontsize=9)
+        axes.set_xticks(range(values.shape[1]), [str(j + 1) for j in range(values.shape[1])], fontsize=7)
+        axes.set_yticks(range(values.shape[0]), [str(i + 1) for i in range(values.shape[0])], fontsize=7)
+        axes.set_xlabel("j", fontsize=8)
+        axes.set_ylabel("i", fontsize=8)
+        if max(shape) <= 8 and len(maps) <= 6:
+            _numbers(axes, values, top)
+    for axes in grid.flat[len(maps) :]:
+        axes.set_visible(False)
+    figure.colorbar(image, ax=grid, label="similarity", fraction=0.03)
+    return figure
+
+
+def _numbers(axes: Axes, values: Any, top: float) -> None:
+    for (i, j), value in _entries(values):
+        color = "white" if value < 0.55 * top else "black"
+        axes.text(j, i, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=6, color=color)
+
+
+def _entries(values: Any) -> list[tuple[tuple[int, int], float]]:
+    return [((i, j), float(values[i, j])) for i in range(values.shape[0]) for j in range(values.shape[1])]
+
+
+def _draw_series(axes: Axes, series: Series, ranks: list[int], number: int, count: int) -> None:
+    color, marker, line = STYLES[number % len(STYLES)]
+    shift = 0.22 * (number - (count - 1) / 2)
+    centres, means, widths = [], [], []
+    for group in series.groups:
+        x = ranks.index(group.rank) + shift
+        values = [100 * value for value in group.results().values()]
+        spread = [x - 0.1 + 0.02 * index for index in range(len(values))]  # equal results stay apart
+        axes.plot(spread, values, linestyle="none", marker=marker, color=color, alpha=0.45, markersize=4)
+        found = summarize(values)
+        centres.append(x)
+        means.append(found.mean)
+        widths.append(found.half_width)
+    label = ", ".join(part for part in ("LoRA", series.name) if part)
+    axes.errorbar(
+        centres, means, widths, color=color, linestyle=line, linewidth=1.2, marker=marker, markersize=7, capsize=5,
+        markerfacecolor="white", label=f"{label}: mean, 95% interval over seeds",
+    )  # fmt: skip
+
+
+def _by_targets(series: Sequence[Series]) -> tuple[list[str], list[tuple[Group, ...]]]:
+    found = {one.groups[0].first["targets"]: one.groups for one in series}
+    return list(found), list(found.values())
+
+
+def _cycle(count: int) -> list[tuple[str, str, str]]:
+    return [STYLES[index % len(STYLES)] for index in range(count)]
+
+
+def _smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
+    """The exponential average, as TensorBoard smooths."""
+    smooth, last = [], values[0]
+    for value in values:
+        last = weight * last + (1 - weight) * value
+        smooth.append(last)
+    return smooth
+
+
+def _figure() -> tuple[Figure, Axes]:
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)

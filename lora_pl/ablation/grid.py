@@ -1,0 +1,111 @@
+"""The trials of an ablation."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lora_pl.classifier import Method
+from lora_pl.errors import UserError
+from lora_pl.lora import LoRAConfig
+
+AlphaRule = Literal["fixed", "proportional", "rslora"]
+REFERENCES: tuple[Method, ...] = ("head", "full")
+"""What is trained without adapters, for comparison."""
+
+
+def alpha_of(rule: AlphaRule, rank: int, base: LoRAConfig) -> float:
+    """The numerator alpha of the scaling alpha / r at `rank`.
+
+    fixed: that of `base`, so that the scaling falls with r. proportional: such that alpha / r is that of `base` at
+    every rank. rslora: such that the scaling is base alpha / sqrt(r) (Kalajdzievski, 2023).
+    """
+    if rule == "fixed":
+        return base.lora_alpha
+    return base.scaling * rank if rule == "proportional" else base.lora_alpha * math.sqrt(rank)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of an ablation."""
+
+    method: Method
+    seed: int
+    learning_rate: float
+    rank: int = 0
+    """0 where no adapter is trained."""
+    alpha_rule: AlphaRule = "fixed"
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What its folder and its TensorBoard run are called."""
+        what = self.method
+        if self.method == "lora":
+            what = f"r{self.rank}-{self.alpha_rule}-{'+'.join(self.targets)}"  # type: ignore[assignment]
+        return re.sub(r"[^\w+.-]", "_", f"{what}-lr{self.learning_rate:g}-s{self.seed}")
+
+    @property
+    def scaling(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank if self.rank else 0.0
+
+    def arguments(self) -> list[str]:
+        """The flags of `fit` that make this trial of the study's configuration."""
+        given = {"seed_everything": self.seed, "model.method": self.method, "model.learning_rate": self.learning_rate}
+        flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
+        if self.method != "lora":
+            return flags
+        flags += ["--model.lora.r", str(self.rank), "--model.lora.lora_alpha", str(self.alpha)]
+        return [*flags, "--model.lora.target_modules", json.dumps(list(self.targets))]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every combination of the axes, for every seed, and the references for every seed."""
+
+    ranks: Sequence[int]
+    seeds: Sequence[int]
+    learning_rates: Sequence[float]
+    alpha_rules: Sequence[AlphaRule]
+    targets: Sequence[tuple[str, ...]]
+    base: LoRAConfig
+    """What the rules for alpha start from."""
+    references: dict[Method, float] = field(default_factory=dict)
+    """Methods to train for comparison, each with its learning rate."""
+    reference_seeds: int | None = None
+    """How many of the seeds they are trained with; by default all."""
+
+    def __post_init__(self) -> None:
+        for axis in ("seeds", "learning_rates", "alpha_rules", "targets"):
+            values = getattr(self, axis)
+            _require(axis, bool(values), "at least one value", "none")
+            _require(axis, len(set(values)) == len(values), "each value once", list(values))
+        _require("ranks", len(set(self.ranks)) == len(self.ranks), "each rank once", list(self.ranks))
+        _require("ranks", all(rank >= 1 for rank in self.ranks), "integers >= 1", list(self.ranks))
+        _require("learning_rates", all(rate > 0 for rate in self.learning_rates), "numbers > 0", self.learning_rates)
+        _require("ranks", bool(self.ranks or self.references), "at least one rank", "none")
+
+    def trials(self) -> list[Trial]:
+        """All of them: seed by seed, so that a study that is stopped early has compared all ranks."""
+        axes = list(itertools.product(self.targets, self.alpha_rules, self.learning_rates, self.ranks))
+        found = []
+        for number, seed in enumerate(self.seeds):
+            if self.reference_seeds is None or number < self.reference_seeds:
+                found += [Trial(method, seed, rate) for method, rate in self.references.items()]
+            for targets, rule, rate, rank in axes:
+                found.append(Trial("lora", seed, rate, rank, rule, alpha_of(rule, rank, self.base), targets))
+        names = [trial.name for trial in found]
+        _require("targets", len(set(names)) == len(names), "sets that differ in letters", list(self.targets))
+        return found
+
+
+def _require(axis: str, holds: bool, expected: str, given: object) -> None:
+    if not holds:
+        raise UserError(f"{axis}: expected {expected}, got {given}")

@@ -1,0 +1,136 @@
+"""The report of a study: figures, a summary, and one HTML page that holds all of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_pl.ablation.groups import Group, Series, references_of, series_of
+from lora_pl.ablation.page import make_page, named_groups
+from lora_pl.ablation.published import PUBLISHED
+from lora_pl.ablation.section7 import section7_figures
+from lora_pl.ablation.statistics import summarize
+from lora_pl.ablation.study import SETTINGS
+from lora_pl.ablation.table import ResultTable
+from lora_pl.errors import UserError
+from lora_pl.files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lora_pl.ablation.record import Curve
+
+EXTRA = "pip install 'lora_pl[ablation]'"
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html`, `summary.json` and `figures/*.{png,svg}` of the study in `folder`; the page's path.
+
+    Raises:
+        UserError: there is no study, no trial of it is finished, or the extra that draws is not installed.
+    """
+    missing = [name for name in ("matplotlib", "scipy") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"report: {' and '.join(missing)} is not installed; {EXTRA}")
+    table = ResultTable(folder)
+    series = series_of(table.rows)
+    if not series and not references_of(table.rows):
+        raise UserError(f"{folder}: no finished trial; expected the folder of `lora_pl ablate`")
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    figures = _figures(folder, series, references_of(table.rows))
+    images = {name: _save(figure, folder / "figures" / name) for name, (figure, _) in figures.items()}
+    captions = {name: caption for name, (_, caption) in figures.items()}
+    write_whole(
+        folder / "summary.json",
+        lambda beside: _write_json(summary(series, references_of(table.rows), settings), beside),
+    )
+    page = make_page(table, series, settings, images, captions)
+    path = folder / "report.html"
+    write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
+    return path
+
+
+def summary(series: Sequence[Series], references: Sequence[Group], settings: dict[str, Any]) -> dict[str, Any]:
+    """What `summary.json` holds: a row per group with mean and deviation, and the published rows, marked as such."""
+    shared = {"encoder": settings.get("model.encoder"), "task": settings.get("data.task") or "sst2"}
+    shared["train_sentences"] = settings.get("data.train_sentences")
+    rows = []
+    for name, group in named_groups(series, references):
+        best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
+        rows.append(
+            {
+                **shared,
+                "name": name,
+                "method": group.method,
+                "r": group.rank,
+                **{key: group.first[key] for key in ("alpha", "alpha_rule", "targets", "learning_rate")},
+                **{key: group.first[key] for key in ("trainable_lora", "trainable_head", "trainable")},
+                "epochs": group.first["epoch"],
+                "seeds": last.n,
+                "metric": group.first["metric"],
+                "best": _clean(best.mean),
+                "best_std": _clean(best.std),
+                "last": _clean(last.mean),
+                "last_std": _clean(last.std),
+                "source": "measured",
+            }
+        )
+    return {"measured": rows, "published": list(PUBLISHED)}
+
+
+def _figures(folder: Path, series: list[Series], references: list[Group]) -> dict[str, tuple[Figure, str]]:
+    from lora_pl.ablation import figures
+
+    metric = (series[0].groups[0] if series else references[0]).first["metric"]
+    found = {
+        "accuracy_by_rank": (
+            figures.accuracy_by_rank(series, references, metric),
+            f"Validation {metric} after the last epoch. Small marks are runs, one per seed; large marks their mean "
+            "with the t-based 95% interval of the mean.",
+        )
+    }
+    if series:
+        found["parameters_by_rank"] = (
+            figures.parameters_by_rank(series),
+            "Trained parameters of LoRA by rank (both axes logarithmic): r (in + out) per adapted layer.",
+        )
+        found["loss_curves"] = (
+            figures.loss_curves(series[0], _curves(folder, series[0])),
+            f"Training loss{f' ({series[0].name})' if series[0].name else ''}, exponentially smoothed: mean over seeds "
+            "and, shaded, lowest to highest.",
+        )
+        found |= section7_figures(folder, series[0])
+    return found
+
+
+def _curves(folder: Path, series: Series) -> dict[str, Curve]:
+    names = [row["trial"] for group in series.groups for row in group.rows]
+    paths = {name: folder / "trials" / name / "metrics.json" for name in names}
+    return {name: json.loads(path.read_text())["loss_curve"] for name, path in paths.items() if path.is_file()}
+
+
+def _save(figure: Figure, path: Path) -> str:
+    """Write PATH.png and PATH.svg; the PNG as a page embeds it."""
+    import matplotlib
+
+    for suffix in ("png", "svg"):
+        # no date and no random ids: the same study gives the same files
+        with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
+            content = io.BytesIO()
+            figure.savefig(content, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+        write_whole(path.with_name(f"{path.name}.{suffix}"), lambda beside, c=content: beside.write_bytes(c.getvalue()))  # type: ignore[misc]
+    return base64.b64encode(path.with_name(f"{path.name}.png").read_bytes()).decode()
+
+
+def _clean(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")

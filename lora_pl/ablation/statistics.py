@@ -1,0 +1,96 @@
+"""Means, intervals and paired comparisons over seeds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sample's size, mean, standard deviation, and the half-width of the mean's interval."""
+
+    n: int
+    mean: float
+    std: float
+    """Of the sample (n - 1); not a number where n is 1."""
+    half_width: float
+    """t(n - 1) std / sqrt(n) at 95%; not a number where n is 1."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two groups compared seed by seed."""
+
+    one: str
+    other: str
+    difference: Summary
+    """Of one - other."""
+    p: float
+    """Of the two-sided paired t-test."""
+    adjusted_p: float
+    """After Holm's correction over all pairs."""
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean, standard deviation and the t-based 95% interval of some seeds' results."""
+    from scipy import stats
+
+    n, centre = len(values), mean(values)
+    if n < 2:
+        return Summary(n, centre, math.nan, math.nan)
+    deviation = stdev(values)
+    return Summary(n, centre, deviation, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n))
+
+
+def compare(groups: Mapping[str, Mapping[int, float]]) -> list[Comparison]:
+    """Every pair of groups (result by seed), on the seeds that both have; at least two.
+
+    The test is the paired t-test, whose p-values are corrected for their number by Holm's method: they are sorted,
+    the k-th smallest of m is multiplied by m - k + 1, and none may be below an earlier one.
+    """
+    pairs = []
+    for one, other in itertools.combinations(groups, 2):
+        seeds = sorted(groups[one].keys() & groups[other].keys())
+        if len(seeds) > 1:
+            differences = [groups[one][seed] - groups[other][seed] for seed in seeds]
+            pairs.append((one, other, summarize(differences), _p_value(differences)))
+    adjusted = holm([pair[3] for pair in pairs])
+    return [Comparison(*pair, adjusted_p=p) for pair, p in zip(pairs, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the given order."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def verdict(comparisons: Sequence[Comparison], unit: str) -> str:
+    """One sentence: whether any group differs from another by more than the noise."""
+    if not comparisons:
+        return "With fewer than two seeds, or one rank alone, nothing can be said about noise."
+    seeds = min(comparison.difference.n for comparison in comparisons)
+    how = f"paired t-tests over {seeds} seeds, Holm's correction for {len(comparisons)} comparisons"
+    found = [c for c in comparisons if c.adjusted_p < 1 - CONFIDENCE]
+    if not found:
+        least = min(comparison.adjusted_p for comparison in comparisons)
+        return f"No rank differs from another by more than the noise ({how}; smallest corrected p = {least:.2g})."
+    told = [f"{c.one} - {c.other}: {100 * c.difference.mean:+.2f} {unit}, p = {c.adjusted_p:.2g}" for c in found]
+    return f"{len(found)} of {len(comparisons)} differences are larger than the noise ({how}): {'; '.join(told)}."
+
+
+def _p_value(differences: Sequence[float]) -> float:
+    from scipy import stats
+
+    if stdev(differences) == 0:  # the test divides by it
+        return 1.0 if mean(differences) == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)

@@ -1,0 +1,136 @@
+"""The one table of an ablation, a row per trial and epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_pl.ablation.grid import Trial
+from lora_pl.errors import UserError
+from lora_pl.files import write_whole
+
+Row = dict[str, Any]
+
+COLUMNS: dict[str, str] = {
+    "trial": "string",
+    "status": "string",  # ok or failed
+    "method": "string",
+    "rank": "int64",
+    "seed": "int64",
+    "learning_rate": "double",
+    "alpha_rule": "string",
+    "alpha": "double",
+    "scaling": "double",
+    "targets": "string",
+    "trainable_lora": "int64",
+    "trainable_head": "int64",
+    "trainable": "int64",
+    "epoch": "int64",  # from 1
+    "train_loss": "double",  # mean over the epoch's sentences, with dropout
+    "validation_loss": "double",
+    "metric": "string",
+    "validation": "double",
+    "best": "double",  # of the trial's epochs
+    "last": "double",
+    "pack": "int64",  # trials that were trained together
+    "seconds": "double",  # of the epoch with its validation; a pack's trials share it
+    "sentences_per_second": "double",  # the trial's own, while training
+    "error": "string",
+}
+TIMES = ("seconds", "sentences_per_second")
+"""The columns that differ from run to run."""
+OK, FAILED = "ok", "failed"
+
+
+class ResultTable:
+    """`table.parquet`, and the same as `table.csv`, in the folder of a study.
+
+    A trial is in it as a whole or not at all; both files are replaced as a whole.
+
+    Raises:
+        UserError: the file that is there can't be read, or is no table of an ablation.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "table.parquet"
+        self.rows: list[Row] = _read(self.path) if self.path.is_file() else []
+
+    def trials(self, status: str = OK) -> set[str]:
+        """The names of the trials that ended so."""
+        return {row["trial"] for row in self.rows if row["status"] == status}
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Put in all rows of some trials, in the place of what was known of them, and write the files."""
+        rows = list(rows)
+        new = {row["trial"] for row in rows}
+        kept = [row for row in self.rows if row["trial"] not in new]
+        # in an order that does not depend on which trial was finished first
+        self.rows = sorted([*kept, *rows], key=_place)
+        self.write()
+
+    def write(self) -> None:
+        """Write both files."""
+        import pyarrow as pa
+        import pyarrow.csv
+        import pyarrow.parquet
+
+        schema = pa.schema(
+            [(name, getattr(pa, "float64" if kind == "double" else kind)()) for name, kind in COLUMNS.items()]
+        )
+        table = pa.Table.from_pylist(self.rows, schema=schema)
+        write_whole(self.path, lambda beside: pyarrow.parquet.write_table(table, beside))
+        write_whole(self.path.with_suffix(".csv"), lambda beside: pyarrow.csv.write_csv(table, beside))
+
+
+def trial_rows(trial: Trial, epochs: Sequence[Row]) -> list[Row]:
+    """The rows of a trial that went well: what `epochs` say, beside the trial's settings, its best and its last."""
+    values = [epoch["validation"] for epoch in epochs]
+    ends = {"best": max(values), "last": values[-1], "status": OK, "error": ""}
+    return [{**dict.fromkeys(COLUMNS), **_settings(trial), **ends, **epoch} for epoch in epochs]
+
+
+def failed_row(trial: Trial, error: str) -> Row:
+    """The row of a trial that went wrong."""
+    return {**dict.fromkeys(COLUMNS), **_settings(trial), "status": FAILED, "error": error}
+
+
+def _settings(trial: Trial) -> Row:
+    return {
+        "trial": trial.name,
+        "method": trial.method,
+        "rank": trial.rank,
+        "seed": trial.seed,
+        "learning_rate": trial.learning_rate,
+        "alpha_rule": trial.alpha_rule if trial.method == "lora" else "",
+        "alpha": trial.alpha,
+        "scaling": trial.scaling,
+        "targets": ",".join(trial.targets),
+    }
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return (
+        row["method"],
+        row["targets"],
+        row["alpha_rule"],
+        row["learning_rate"],
+        row["rank"],
+        row["seed"],
+        row["epoch"] or 0,
+    )
+
+
+def _read(path: Path) -> list[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: the table can't be read ({str(error).splitlines()[0]}); move it away") from error
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path}: no table of an ablation; the columns {', '.join(missing)} are missing")
+    rows: list[Row] = table.select(list(COLUMNS)).to_pylist()
+    return rows

@@ -1,0 +1,189 @@
+"""`lora_pl ablate`: a grid of ranks, seeds and more as one study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+
+from lora_pl.ablation.grid import AlphaRule, Grid, Trial
+from lora_pl.ablation.ray_launcher import RayLauncher
+from lora_pl.ablation.report import write_report
+from lora_pl.ablation.study import check_study, one_after_another, run_study, stored_setting
+from lora_pl.callbacks.stop_signals import RunStopped
+from lora_pl.cli.pack import choose_pack_size
+from lora_pl.cli.params import counts_at_rank
+from lora_pl.cli.parser import Parser
+from lora_pl.cli.resume import HARMLESS
+from lora_pl.cli.run_config import CONFIG
+from lora_pl.cli.run_folder import LOGS
+from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
+from lora_pl.cli.units import UnitRunner, units_of
+from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.encoder.loading import load_config
+from lora_pl.errors import UsageError, UserError
+from lora_pl.files import write_whole
+from lora_pl.flat import flatten
+from lora_pl.lora import LoRAConfig
+from lora_pl.reporting import say
+
+GRID = ("ranks", "seeds", "learning_rates", "alpha_rules", "targets", "head_rate", "full_rate", "reference_seeds")
+OWN = (*GRID, "data_seed", "pack", "launcher", "workers", "output")
+NOT_FITS = ("run_name", "ckpt_path", "seed_everything", "config", "resume", "force")
+AXES = ("model.method", "model.learning_rate", "model.lora.r", "model.lora.lora_alpha", "model.lora.target_modules")
+"""Settings of `fit` that each trial has its own of."""
+
+
+def run(args: list[str]) -> None:
+    """Run `lora_pl ablate ARGS`, or `lora_pl ablate report DIR`."""
+    quiet_libraries()
+    if args[1:2] == ["report"]:
+        parser = Parser(prog="lora_pl ablate report", description="Write a study's report anew.")
+        parser.add_argument("folder", type=str, help="The study's folder, with its table.parquet.")
+        say(f"report {write_report(Path(parser.parse_args(args[2:]).folder))}")
+    else:
+        AblateCLI(["fit", *args[1:]])
+
+
+def report(folder: Path) -> None:
+    """Write the report of what there is; say why where that can't be."""
+    try:
+        say(f"report {write_report(folder)}")
+    except UserError as error:
+        say(str(error))
+
+
+class AblateCLI(ClassifierCLI):
+    """The flags of `fit` and the grid's own; each trial is a run of `fit`."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(args, {"fit": {"description": __doc__}})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The axes of the grid, and where the study goes."""
+        super().add_arguments_to_parser(parser)
+        add = parser.add_argument_group("The grid, and how it runs").add_argument
+        add("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="Ranks of the update.")
+        add("--seeds", type=int, default=5, help="How many seeds, 0, 1, 2, ...")
+        add("--learning_rates", type=float, nargs="+", help="By default model.learning_rate alone.")
+        add("--alpha_rules", type=AlphaRule, nargs="+", default=["fixed"],
+            help="fixed (model.lora.lora_alpha at every rank), proportional (alpha / r as model.lora says, at every "
+            "rank), rslora (the scaling is alpha / sqrt(r)).")  # fmt: skip
+        add("--targets", type=str, nargs="+",
+            help="Sets of modules, each joined by commas; by default model.lora.target_modules alone.")  # fmt: skip
+        add("--head_rate", type=float | None, help="Train the head alone too, for comparison, at this learning rate.")
+        add("--full_rate", type=float | None, help="Train everything too, for comparison, at this learning rate.")
+        add("--reference_seeds", type=PositiveInt | None, help="With how many of the seeds; by default all.")
+        add("--data_seed", type=int | None, help="Draws every trial's data; by default each trial's own seed does.")
+        add("--pack", type=Literal["auto"] | PositiveInt, default="auto",
+            help="How many LoRA trials to train together; auto measures whether that pays.")  # fmt: skip
+        add("--launcher", type=Literal["local", "ray"], default="local",
+            help="local: this process runs one after another; ray: several worker processes do.")  # fmt: skip
+        add("--workers", type=PositiveInt, default=2, help="Trials or packs at a time, by Ray.")
+        add("--output", type=str | None, help="The study's folder; by default logs/ablation/NAME of the configuration.")
+        parser.set_defaults({"trainer.devices": 1})
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Those of `fit`; a study goes on by itself, without a checkpoint."""
+        return {"fit": SKIPPED_ARGUMENTS["fit"] | {"ckpt_path"}}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse as `fit` does, under the verb's own name."""
+        self._subcommand_parsers["fit"].prog = "lora_pl ablate"
+        super().parse_arguments(parser, args)
+        if self._option("run_name"):
+            raise UsageError("run_name: trials are named by their settings; --output names the study's folder")
+        if self.resumes or self.forced:
+            raise UsageError("resume: the same command goes on with a study by itself; leave --resume and --force out")
+
+    def instantiate_classes(self) -> None:
+        """Nothing yet: each trial has its own."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config[subcommand]
+        _require_one_device(config.trainer.devices)
+        grid = _grid(config)
+        _check_ranks(config, grid)
+        folder = Path(config.output or LOGS / "ablation" / Path(self.config_file or "grid.yaml").stem)
+        trials = grid.trials()
+        check_study(folder, self._settings())
+        text = yaml.safe_dump(self._of_fit(), sort_keys=False)
+        write_whole(folder / CONFIG, lambda beside: beside.write_text(text, encoding="utf-8"))
+        say(f"{len(trials)} trials into {folder}")
+        _prepare_data(config)
+        run_unit = UnitRunner((folder / CONFIG).resolve(), (folder / "trials").resolve(), config.data_seed)
+        size = self._pack_size(folder, run_unit, trials)
+        settings = {**self._settings(), "pack": size}
+        launch = RayLauncher(config.workers) if config.launcher == "ray" else one_after_another
+        try:
+            failed = run_study(folder, units_of(trials, size), settings, run_unit, launch)
+        except RunStopped as stop:
+            raise RunStopped(stop.exit_code - 128, f"stopped; the same command goes on with {folder}") from stop
+        report(folder)
+        if failed:
+            some = ", ".join(failed[:5]) + (", ..." if failed[5:] else "")
+            raise UserError(
+                f"{len(failed)} of {len(trials)} trials failed: {some}; {folder / 'table.csv'} says why; the same "
+                "command tries them again"
+            )
+
+    def _pack_size(self, folder: Path, runner: UnitRunner, trials: list[Trial]) -> int:
+        """As given, or as a study that is gone on with chose it, or by measurement."""
+        given = self.config["fit"].pack
+        if given != "auto":
+            return int(given)
+        stored: int | None = stored_setting(folder, "pack")
+        if stored:
+            return stored
+        adapted = [trial for trial in trials if trial.method == "lora"]
+        workers = self.config["fit"].workers if self.config["fit"].launcher == "ray" else 1
+        share = adapted[: -(-len(adapted) // workers)]  # no worker goes without a pack
+        return choose_pack_size(runner.config, runner.folder, runner.data_seed, share)
+
+    def _of_fit(self) -> dict[str, Any]:
+        """The configuration that every trial's `fit` starts from."""
+        dumped = yaml.safe_load(self._subcommand_parsers["fit"].dump(self.config["fit"], skip_unset=False))
+        return {key: value for key, value in dumped.items() if key not in (*OWN, *NOT_FITS)}
+
+    def _settings(self) -> dict[str, Any]:
+        """What all trials of the study share, by full key."""
+        shared = {**flatten(self._of_fit()), "data_seed": self.config["fit"].data_seed}
+        return {key: value for key, value in shared.items() if key not in AXES and not HARMLESS.fullmatch(key)}
+
+
+def _grid(config: Any) -> Grid:
+    lora = LoRAConfig.of(config.model.lora.as_dict())
+    references = {"head": config.head_rate, "full": config.full_rate}
+    return Grid(
+        ranks=config.ranks,
+        seeds=range(config.seeds),
+        learning_rates=config.learning_rates or [config.model.learning_rate],
+        alpha_rules=config.alpha_rules,
+        targets=[tuple(names.split(",")) for names in config.targets] if config.targets else [lora.target_modules],
+        base=lora,
+        references={method: rate for method, rate in references.items() if rate is not None},  # type: ignore[misc]
+        reference_seeds=config.reference_seeds,
+    )
+
+
+def _require_one_device(devices: Any) -> None:
+    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+        raise UserError(f"trainer.devices: a trial runs on one device, got {devices}")
+
+
+def _check_ranks(config: Any, grid: Grid) -> None:
+    """Raise before the first trial what would fail in some: a target that matches nothing, a rank above a layer's."""
+    encoder = load_config(config.model.encoder)
+    for targets in grid.targets:
+        for rank in grid.ranks:
+            counts_at_rank(encoder, LoRAConfig(r=rank, target_modules=targets), config.model.head, 2)
+
+
+def _prepare_data(config: Any) -> None:
+    """Read and tokenize once, say what there is, and fail here where the data are at fault."""
+    data = GlueDataModule(**{**config.data.as_dict(), "encoder": config.model.encoder, "seed": config.data_seed or 0})
+    data.prepare_data()
+    data.setup("fit")

@@ -1,0 +1,51 @@
+import pytest
+
+from lora_pl.ablation.grid import Grid, alpha_of
+from lora_pl.errors import UserError
+from lora_pl.lora import LoRAConfig
+
+BASE = LoRAConfig(r=4, lora_alpha=16)
+
+
+def grid(**changes) -> Grid:
+    given = {"ranks": [1, 4], "seeds": range(3), "learning_rates": [1e-3], "alpha_rules": ["fixed"],
+             "targets": [("query", "value")], "base": BASE, **changes}  # fmt: skip
+    return Grid(**given)
+
+
+@pytest.mark.parametrize(
+    ("rule", "scalings"), [("fixed", (16, 4, 1)), ("proportional", (4, 4, 4)), ("rslora", (16, 8, 4))]
+)
+def test_the_rules_for_alpha(rule, scalings):
+    assert [alpha_of(rule, rank, BASE) / rank for rank in (1, 4, 16)] == pytest.approx(scalings)
+
+
+def test_every_combination_once_and_the_references():
+    rules = ["fixed", "rslora"]
+    trials = grid(alpha_rules=rules, targets=[("query",), ("query", "value")], references={"head": 1e-2}).trials()
+    assert len(trials) == 3 * (2 * 2 * 2 + 1)
+    assert len({trial.name for trial in trials}) == len(trials)
+    assert [trial.seed for trial in trials] == sorted(trial.seed for trial in trials)
+    assert trials[0].arguments() == [
+        "--seed_everything",
+        "0",
+        "--model.method",
+        "head",
+        "--model.learning_rate",
+        "0.01",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ranks": [0]}, "ranks: expected integers >= 1"),
+        ({"ranks": [2, 2]}, "ranks: expected each rank once"),
+        ({"ranks": []}, "ranks: expected at least one rank"),
+        ({"seeds": range(0)}, "seeds: expected at least one value"),
+        ({"learning_rates": [0.0]}, "learning_rates: expected numbers > 0"),
+    ],
+)
+def test_grids_that_make_no_sense(changes, said):
+    with pytest.raises(UserError, match=said):
+        grid(**changes)

@@ -1,0 +1,81 @@
+"""A trial in a pack is the trial alone."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from lora_pl import GlueDataModule, LoRAClassifier
+from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.packed import BrokenPackError, PackedData, PackedTrials
+
+TRIALS = [
+    Trial("lora", seed=0, learning_rate=3e-2, rank=1, alpha=4, targets=("query", "value")),
+    Trial("lora", seed=1, learning_rate=1e-2, rank=8, alpha=16, targets=("query", "value")),
+    Trial("lora", seed=2, learning_rate=1e-2, rank=2, alpha=4, targets=("value", "dense")),
+]
+SETTINGS = {"dropout": 0.0, "schedule": "linear", "warmup_ratio": 0.1, "head_learning_rate": 1e-1}
+
+
+def run(model, data, tmp_path, **changes) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    limits = {"max_epochs": 17, "max_steps": 50, "gradient_clip_val": 0.5}
+    trainer = Trainer(default_root_dir=tmp_path, enable_model_summary=False, **{**quiet, **limits, **changes})
+    trainer.fit(model, data)
+    return trainer
+
+
+def like(tiny_encoder, **changes) -> LoRAClassifier:
+    return LoRAClassifier(encoder=tiny_encoder(), **{**SETTINGS, **changes})
+
+
+def data_of(tiny_encoder, glue_folder, seed: int) -> GlueDataModule:
+    return GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=16, seed=seed, train_sentences=40)
+
+
+def alone(trial: Trial, tiny_encoder, glue_folder, tmp_path, **changes) -> tuple[LoRAClassifier, Trainer]:
+    seed_everything(trial.seed, workers=True, verbose=False)
+    lora = {"r": trial.rank, "lora_alpha": trial.alpha, "target_modules": trial.targets}
+    model = like(tiny_encoder, lora=lora, learning_rate=trial.learning_rate)
+    return model, run(model, data_of(tiny_encoder, glue_folder, trial.seed), tmp_path, **changes)
+
+
+@pytest.mark.parametrize("clip", ["norm", "value"])
+def test_fifty_steps_in_a_pack_are_fifty_steps_alone(clip, tiny_encoder, glue_folder, tmp_path):
+    changes = {"gradient_clip_algorithm": clip, "gradient_clip_val": 0.5 if clip == "norm" else 0.02}
+    packed = PackedTrials(like(tiny_encoder), TRIALS)
+    starts = [{key: tensor.clone() for key, tensor in packed.trial_state(index).items()} for index in range(3)]
+    trainer = run(packed, PackedData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)
+    assert trainer.global_step == 50
+    for index, trial in enumerate(TRIALS):
+        model, single = alone(trial, tiny_encoder, glue_folder, tmp_path, **changes)
+        assert single.global_step == 50
+        expected, found = model.state_dict(), packed.trial_state(index)
+        assert expected.keys() == found.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
+        assert max((found[key] - tensor).abs().max() for key, tensor in starts[index].items()) > 0.1
+        metrics = packed.epoch_metrics(index, "val")
+        assert metrics["accuracy"] == pytest.approx(single.callback_metrics["val/accuracy"].item())
+        assert metrics["loss"] == pytest.approx(single.callback_metrics["val/loss"].item(), abs=1e-4)
+
+
+def test_dropout_masks_are_each_trials_own(tiny_encoder, glue_folder):
+    """The same trial twice on the same batch: other features under dropout, the same without."""
+    twins = [TRIALS[1], Trial(**{**vars(TRIALS[1]), "alpha_rule": "rslora"})]
+    for p, alike in ((0.5, False), (0.0, True)):
+        packed = PackedTrials(like(tiny_encoder, dropout=p), twins).train()
+        data = data_of(tiny_encoder, glue_folder, 1)
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        packed.training_step([batch, batch], 0)
+        assert torch.allclose(*packed.step_losses, atol=1e-6) == alike
+
+
+def test_a_loss_that_is_no_number_breaks_the_pack(tiny_encoder, glue_folder):
+    packed = PackedTrials(like(tiny_encoder), TRIALS[:1])
+    packed.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    torch.nn.init.constant_(packed.heads[0].weight, float("nan"))
+    data = data_of(tiny_encoder, glue_folder, 0)
+    data.setup("fit")
+    with pytest.raises(BrokenPackError, match="not finite"):
+        packed.training_step([next(iter(data.train_dataloader()))], 0)

@@ -1,0 +1,237 @@
+"""`lora_pl ablate` as a user types it, on a tiny encoder."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lora_pl import LoRAClassifier
+from lora_pl.ablation.table import COLUMNS, TIMES
+from lora_pl.cli.main import main
+
+RANKS, SEEDS = (1, 4), 2
+
+
+@pytest.fixture(scope="session")
+def flags(tiny_encoder, glue_folder):
+    given = ["ablate", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8"]
+    given += ["--model.learning_rate", "3e-2", "--trainer.max_epochs", "2", "--ranks", "1", "4", "--seeds", str(SEEDS)]
+    return [*given, "--output", "study", "--pack", "1"]
+
+
+@pytest.fixture(scope="session")
+def study(flags, tmp_path_factory) -> Path:
+    """A finished study with references."""
+    folder = tmp_path_factory.mktemp("study")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main([*flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]) == 0
+    finally:
+        os.chdir(before)
+    return folder / "study"
+
+
+def rows_of(folder: Path, times: bool = False) -> list[dict]:
+    rows = pq.read_table(folder / "table.parquet").to_pylist()
+    return rows if times else [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def test_the_table_has_a_row_per_trial_and_epoch(study):
+    rows = rows_of(study, times=True)
+    assert len(rows) == 2 * SEEDS * (len(RANKS) + 2)
+    assert list(rows[0]) == list(COLUMNS)
+    by_rank = {row["rank"]: row["trainable_lora"] for row in rows}
+    assert by_rank == {0: 0, 1: 4 * 32, 4: 4 * 4 * 32}
+    for trial in {row["trial"] for row in rows}:
+        own = [row for row in rows if row["trial"] == trial]
+        assert [row["epoch"] for row in own] == [1, 2]
+        assert {row["best"] for row in own} == {max(row["validation"] for row in own)}
+        assert {row["last"] for row in own} == {own[-1]["validation"]}
+        assert all(row["seconds"] > 0 and row["sentences_per_second"] > 0 and row["status"] == "ok" for row in own)
+    with (study / "table.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [row["trial"] for row in read] == [row["trial"] for row in rows]
+    assert [float(row["validation"]) for row in read] == [row["validation"] for row in rows]
+
+
+def test_a_trial_is_what_fit_does_with_its_seed(study, tiny_encoder, glue_folder):
+    row = next(row for row in rows_of(study) if (row["rank"], row["seed"], row["epoch"]) == (4, 1, 2))
+    flags = ["--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8"]
+    flags += ["--model.learning_rate", "3e-2", "--trainer.max_epochs", "2", "--model.lora.r", "4"]
+    assert main(["fit", *flags, "--seed_everything", "1", "--run_name", "alone"]) == 0
+    alone = LoRAClassifier.load_from_checkpoint("checkpoints/alone/last.ckpt").state_dict()
+    trial = LoRAClassifier.load_from_checkpoint(study / "trials" / row["trial"] / "last.ckpt").state_dict()
+    assert all((trial[key] == tensor).all() for key, tensor in alone.items())
+
+
+def test_every_trial_leaves_its_metrics_and_a_tensorboard_run(study):
+    names = {row["trial"] for row in rows_of(study)}
+    assert {path.name for path in (study / "trials").iterdir()} == names
+    for name in names:
+        metrics = json.loads((study / "trials" / name / "metrics.json").read_text())
+        assert set(metrics["metrics"]) == {"epoch_1", "epoch_2"}
+        assert set(metrics["metrics"]["epoch_1"]) == {"train_loss", "val_loss", "val_acc"}
+        assert list((study / "trials" / name).glob("events.*"))
+        assert (study / "trials" / name / "last.ckpt").is_file() == name.startswith("r")
+
+
+def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, monkeypatch, capsys):
+    from shutil import copytree
+
+    copytree(study, tmp_path / "study")
+    monkeypatch.chdir(tmp_path)
+    before = rows_of(tmp_path / "study", times=True)
+    assert main(flags) == 0
+    assert "4 of 4 trials are in" in capsys.readouterr().err
+    assert rows_of(tmp_path / "study", times=True) == before
+    assert main([*flags, "--ranks", "1", "2", "4"]) == 0
+    after = rows_of(tmp_path / "study", times=True)
+    assert [row for row in after if row["rank"] != 2] == before
+    assert len(after) == len(before) + 2 * SEEDS
+
+
+def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, flags, tmp_path):
+    command = [sys.executable, "-m", "lora_pl", *flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    table = tmp_path / "study" / "table.parquet"
+    deadline = time.monotonic() + 120
+    while not table.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.4)  # somewhere in a later trial
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = len({row["trial"] for row in rows_of(table.parent)})
+    assert 1 <= finished < SEEDS * (len(RANKS) + 2)
+    assert subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == 0
+    assert rows_of(table.parent) == rows_of(study)
+
+
+def test_packed_trials_give_the_same_table_but_for_rounding(study, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shared = ["--model.dropout", "0", "--trainer.precision", "32-true"]
+    assert main([*flags, *shared, "--pack", "3"]) == 0
+    assert main([*flags, *shared, "--output", "apart"]) == 0
+    packed, apart = rows_of(tmp_path / "study"), rows_of(tmp_path / "apart")
+    assert [row["trial"] for row in packed] == [row["trial"] for row in apart]
+    assert {row["pack"] for row in packed} == {3, 1}
+    for one, other in zip(packed, apart, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
+        assert one["validation"] == other["validation"]
+        assert one["trainable"] == other["trainable"]
+    name = packed[0]["trial"]
+    states = [LoRAClassifier.load_from_checkpoint(tmp_path / study / "trials" / name / "last.ckpt").state_dict()
+              for study in ("study", "apart")]  # fmt: skip
+    assert all((states[1][key] - tensor).abs().max() < 1e-4 for key, tensor in states[0].items())
+    assert main(["validate", "--ckpt_path", f"study/trials/{name}/last.ckpt"]) == 0
+
+
+def test_packing_is_chosen_by_measurement_and_kept(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [flag for flag in flags if flag != "--pack"][:-1]
+    assert main(given) == 0
+    assert "a token of two packed trials costs" in capsys.readouterr().err
+    kept = json.loads(Path("study/settings.json").read_text())["pack"]
+    assert kept >= 1
+    assert main(given) == 0
+    assert "a token of two" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pack", ["1", "2"])
+def test_a_damaged_trial_is_marked_and_the_rest_goes_on(pack, flags, tmp_path, monkeypatch, capsys):
+    """At the higher learning rate the loss is soon no number; in a pack, too, that is nobody else's."""
+    monkeypatch.chdir(tmp_path)
+    given = [*flags, "--ranks", "4", "--learning_rates", "3e-2", "1e30", "--pack", pack]
+    assert main(given) == 1
+    said = capsys.readouterr().err
+    assert "2 of 4 trials failed: r4-" in said
+    rows = rows_of(tmp_path / "study")
+    bad = [row for row in rows if row["status"] == "failed"]
+    assert {row["learning_rate"] for row in bad} == {1e30}
+    assert all("UserError: the loss is" in row["error"] for row in bad), bad
+    assert len([row for row in rows if row["status"] == "ok"]) == 2 * 2
+    assert "UserError: the loss is" in (tmp_path / "study" / "report.html").read_text()
+    before = [row for row in rows_of(tmp_path / "study", times=True) if row["status"] == "ok"]
+    assert main(given) == 1  # the failed ones are tried again, the others are not
+    assert [row for row in rows_of(tmp_path / "study", times=True) if row["status"] == "ok"] == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--ranks", "0"], "ranks: expected integers >= 1, got [0]"),
+        (["--ranks", "17"], "r: expected at most 16"),
+        (["--ranks", "four"], "four"),
+        (["--run_name", "mine"], "--output names the study's folder"),
+        (["--rank", "4"], "did you mean --ranks?"),
+        (["--seeds", "0"], "seeds: expected at least one value"),
+        (["--targets", "query,valeu"], "'valeu' matches no linear layer"),
+        (["--trainer.devices", "2"], "a trial runs on one device, got 2"),
+        (["--data.source", "nowhere"], "data.source: nowhere is no folder"),
+        (["--data.train_sentences", "1000"], "expected at most 48"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_trial(changes, said, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*flags, *changes]) in (1, 2)
+    message = capsys.readouterr().err
+    assert said in message
+    assert "Traceback" not in message
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_study_of_other_settings_is_refused(study, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(study.parent)
+    before = (study / "table.parquet").read_bytes()
+    assert main([*flags, "--data.batch_size", "16"]) == 1
+    assert "holds a study with data.batch_size = 8, not 16" in capsys.readouterr().err
+    assert (study / "table.parquet").read_bytes() == before
+
+
+def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    from lora_pl.cli import units
+
+    train, calls = units.train_trial, []
+
+    def second_fails(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return train(*given)
+
+    monkeypatch.setattr(units, "train_trial", second_fails)
+    assert main(flags) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert {row["status"] for row in rows_of(tmp_path / "study")} == {"ok"}
+    assert main(flags) == 0
+
+
+def test_the_report_holds_figures_tables_and_a_verdict(study):
+    page = (study / "report.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 5
+    assert "http" not in page.replace("http-equiv", "")
+    for said in ("r = 1", "r = 4", "head alone", "full fine-tuning", "published", "noise", "95% interval"):
+        assert said in page, said
+    names = {"accuracy_by_rank", "parameters_by_rank", "loss_curves", "subspace_similarity"}
+    names.add("subspace_similarity_by_layer")
+    assert {path.name for path in (study / "figures").iterdir()} == {f"{n}.{s}" for n in names for s in ("png", "svg")}
+    summary = json.loads((study / "summary.json").read_text())
+    assert {row["source"] for row in summary["measured"]} == {"measured"}
+    assert [row["last"] for row in summary["published"]] == [0.9335, 0.9369, 0.9289, 0.9346]
+    assert all("not measured here" in row["source"] for row in summary["published"])
+
+
+def test_the_report_can_be_written_anew(study, capsys, tmp_path):
+    before = (study / "report.html").read_text()
+    assert main(["ablate", "report", str(study)]) == 0
+    assert (study / "report.html").read_text() == before
+    assert main(["ablate", "report", str(tmp_path)]) == 1
+    assert "no finished trial" in capsys.readouterr().err
