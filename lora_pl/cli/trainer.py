@@ -120,7 +120,7 @@ class ClassifierCLI(LightningCLI):
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
         self.config_file = option_value(given, "--config", "-c")
         # flags alone: the configuration that a run saves must not force its next start
-        self.log_steps, self.resumes, self.forced = 0, "--resume" in given, "--force" in given
+        self.log_steps, self.resumes, self.forced = 0, self.verb == "fit" and "--resume" in given, "--force" in given
         checkpoint = self._resumed(given) if self.resumes else early_value(given, "ckpt_path")
         if checkpoint is not None:
             stored = read_checkpoint(checkpoint)
