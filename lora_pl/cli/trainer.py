@@ -276,6 +276,7 @@ def _quiet_libraries() -> None:
         "LeafSpec",
         "sys.argv",
         "is not empty",
+        "sync_dist=True",  # metrics are torchmetrics', exact over processes
         "your dataloader is not resumable",  # the run is: ExactResume
         "callbacks used to create the checkpoint",
     ):
