@@ -9,6 +9,7 @@ from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.save_points import SavePoints
+from lora_pl.checkpoint import WholeFileCheckpointIO
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.formats.huggingface import HuggingFaceExport
 from lora_pl.formats.stock_model import read_logits
@@ -19,10 +20,16 @@ from tests.test_classifier import trainer
 def fit(tiny_encoder, glue_folder, folder: Path, callback: MergedExport, **changes) -> LoRAClassifier:
     model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=3e-2)
     data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
-    settings = {"max_steps": -1, "max_epochs": 2, "enable_checkpointing": True, **changes}
+    settings = {
+        "max_steps": -1,
+        "max_epochs": 2,
+        "enable_checkpointing": True,
+        "plugins": [WholeFileCheckpointIO()],
+        **changes,
+    }
     best, last = BestCheckpoint(folder), LastCheckpoint(folder)
     callbacks = [SavePoints(best, last, None, None), best, last, callback, RunSummary()]
-    trainer(folder, callbacks=callbacks, **settings).fit(model, data)
+    trainer(folder, callbacks=callbacks, plugins=[WholeFileCheckpointIO()], **settings).fit(model, data)
     return model
 
 
