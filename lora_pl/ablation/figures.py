@@ -28,16 +28,13 @@ def accuracy_by_rank(series: Sequence[Series], references: Sequence[Group], metr
     ranks = sorted({group.rank for one in series for group in one.groups})
     for number, one in enumerate(series):
         _draw_series(axes, one, ranks, number, len(series))
+    low, high = axes.dataLim.y0, axes.dataLim.y1
     for group in references:
-        color, line = REFERENCE_LINES[group.method]
-        found = summarize(list(group.results().values()))
-        axes.axhline(
-            100 * found.mean, color=color, linestyle=line, linewidth=1.3, label=f"{group.name} (mean of {found.n})"
-        )
+        _draw_reference(axes, group, low - (high - low), high + (high - low))
     axes.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
     axes.set_xlim(-0.6, len(ranks) - 0.4)
     axes.set(xlabel="rank r", ylabel=f"validation {metric}, last epoch (%)")
-    _legend(axes)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     return figure
 
 
@@ -129,7 +126,7 @@ def _draw_series(axes: Axes, series: Series, ranks: list[int], number: int, coun
     for group in series.groups:
         x = ranks.index(group.rank) + shift
         values = [100 * value for value in group.results().values()]
-        spread = [x - 0.1 + 0.02 * index for index in range(len(values))]  # equal results stay apart
+        spread = [x - 0.26 + 0.03 * index for index in range(len(values))]  # equal results stay apart
         axes.plot(spread, values, linestyle="none", marker=marker, color=color, alpha=0.45, markersize=4)
         found = summarize(values)
         centres.append(x)
@@ -140,6 +137,17 @@ def _draw_series(axes: Axes, series: Series, ranks: list[int], number: int, coun
         centres, means, widths, color=color, linestyle=line, linewidth=1.2, marker=marker, markersize=7, capsize=5,
         markerfacecolor="white", label=f"{label}: mean, 95% interval over seeds",
     )  # fmt: skip
+
+
+def _draw_reference(axes: Axes, group: Group, low: float, high: float) -> None:
+    """A line, or where it would press all else together a note of its height."""
+    color, line = REFERENCE_LINES[group.method]
+    found = summarize([100 * value for value in group.results().values()])
+    told = f"{group.name}: {found.mean:.2f}, mean of {found.n}"
+    if not axes.has_data() or low <= found.mean <= high:
+        axes.axhline(found.mean, color=color, linestyle=line, linewidth=1.3, label=told)
+    else:
+        axes.plot([], [], color=color, linestyle=line, linewidth=1.3, label=f"{told} (off the scale)")
 
 
 def _by_targets(series: Sequence[Series]) -> tuple[list[str], list[tuple[Group, ...]]]:

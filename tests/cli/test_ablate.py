@@ -114,6 +114,34 @@ def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, f
     assert rows_of(table.parent) == rows_of(study)
 
 
+def test_a_stopped_trial_goes_on_where_it_was(study, flags, tmp_path, monkeypatch, capsys):
+    """SIGTERM in the second epoch of the first trial: saved, told, and later not trained from its start."""
+    from lora_pl.ablation.record import TrialRecord
+
+    monkeypatch.chdir(tmp_path)
+    steps, begin = [], TrialRecord.on_train_batch_start
+
+    def watched(self, trainer, module, batch, batch_idx):
+        steps.append((trainer.current_epoch, batch_idx))
+        if len(steps) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, trainer, module, batch, batch_idx)
+
+    monkeypatch.setattr(TrialRecord, "on_train_batch_start", watched)
+    assert main(flags) == 128 + signal.SIGTERM
+    assert "the same command goes on with study" in capsys.readouterr().err
+    assert steps[-1] == (1, 2)
+    assert not (tmp_path / "study" / "table.parquet").exists()
+    assert main(flags) == 0
+    assert steps[9] == (1, 3)
+    assert len(steps) == 4 * 12
+    assert rows_of(tmp_path / "study") == [row for row in rows_of(study) if row["method"] == "lora"]
+    name = rows_of(study)[-1]["trial"]
+    curves = [json.loads((folder / "trials" / name / "metrics.json").read_text())["loss_curve"]
+              for folder in (study, tmp_path / "study")]  # fmt: skip
+    assert curves[0] == curves[1]
+
+
 def test_packed_trials_give_the_same_table_but_for_rounding(study, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = ["--model.dropout", "0", "--trainer.precision", "32-true"]
