@@ -33,7 +33,7 @@ def early_value(args: Sequence[str], key: str) -> str | None:
         return given
     try:
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # the parser tells what is wrong with the file
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):  # the parser tells what is wrong
         return None
     value = values.get(key) if isinstance(values, dict) else None
     return value if isinstance(value, str) else None

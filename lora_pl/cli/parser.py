@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lora_pl.errors import UsageError
+from lora_pl.errors import UsageError, UserError
 
 # how jsonargparse names a key that it does not know, on the command line and in a file
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
@@ -59,8 +59,10 @@ class Parser(LightningArgumentParser):
         check_configuration(Path(str(cfg_path)))
         try:
             return super().parse_path(cfg_path, *args, **kwargs)
-        except (OverflowError, RecursionError) as error:
-            self.error(f"config: {cfg_path}: {error}", error)
+        except UserError:
+            raise
+        except Exception as error:  # the parsers of YAML raise what the text leads them to
+            self.error(f"config: {cfg_path}: {str(error)[:200]}", error)
 
     def _nearest(self, message: str) -> str:
         unknown = UNKNOWN_KEY.search(message)

@@ -284,6 +284,7 @@ def quiet_libraries() -> None:
         "LeafSpec",
         "sys.argv",
         "is not empty",
+        "sync_dist=True",  # metrics are torchmetrics', exact over processes
         "your dataloader is not resumable",  # the run is: ExactResume
         "callbacks used to create the checkpoint",
     ):

@@ -57,7 +57,9 @@ def require_columns(columns: Sequence[str], present: Sequence[str], where: str) 
     """Raise a UserError that lists what is there if one of `columns` is not."""
     for column in columns:
         if column not in present:
-            raise UserError(f"{where}: no column {column!r}; there are: {', '.join(map(str, present))}")
+            # a hostile header must not write over the terminal
+            shown = ", ".join(name if name.isprintable() else repr(name) for name in map(str, present))
+            raise UserError(f"{where}: no column {column!r}; there are: {shown[:500]}")
 
 
 def by_column(rows: Mapping[str, list[str]], columns: Sequence[str]) -> tuple[list[str], ...]:

@@ -129,7 +129,6 @@ def checkpoint_of(model: LoRAClassifier) -> dict[str, Any]:
         "global_step": 0,
         "pytorch-lightning_version": lightning.__version__,
         "state_dict": model.state_dict(),
-        "loops": {},
         "hparams_name": None,
         "hyper_parameters": dict(model.hparams),
     }

@@ -6,8 +6,10 @@ import torch
 
 from lora_pl import GlueDataModule, LoRAClassifier
 from lora_pl.callbacks.merged_export import MergedExport
-from lora_pl.callbacks.run_checkpoints import BestCheckpoint
+from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.callbacks.run_summary import RunSummary
+from lora_pl.callbacks.save_points import SavePoints
+from lora_pl.checkpoint import WholeFileCheckpointIO
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.formats.huggingface import HuggingFaceExport
 from lora_pl.formats.stock_model import read_logits
@@ -18,9 +20,16 @@ from tests.test_classifier import trainer
 def fit(tiny_encoder, glue_folder, folder: Path, callback: MergedExport, **changes) -> LoRAClassifier:
     model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=3e-2)
     data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
-    settings = {"max_steps": -1, "max_epochs": 2, "enable_checkpointing": True, **changes}
-    callbacks = [callback, RunSummary(), BestCheckpoint(folder)]
-    trainer(folder, callbacks=callbacks, **settings).fit(model, data)
+    settings = {
+        "max_steps": -1,
+        "max_epochs": 2,
+        "enable_checkpointing": True,
+        "plugins": [WholeFileCheckpointIO()],
+        **changes,
+    }
+    best, last = BestCheckpoint(folder), LastCheckpoint(folder)
+    callbacks = [SavePoints(best, last, None, None), best, last, callback, RunSummary()]
+    trainer(folder, callbacks=callbacks, plugins=[WholeFileCheckpointIO()], **settings).fit(model, data)
     return model
 
 

@@ -39,9 +39,10 @@ def test_a_disk_that_refuses_leaves_the_earlier_checkpoint(kind, fit, capsys, mo
             raise kind
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", refuse)
-    assert "could not be written" in fails(capsys, *fit, "--save_every_steps", "2")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        assert "could not be written" in fails(capsys, *fit, "--save_every_steps", "2")
+    assert steps() == 2
     assert main([*fit, "--save_every_steps", "2", "--resume"]) == 0
     assert steps() == 12
 
