@@ -18,7 +18,8 @@ from lora_pl.ablation.packed import PackedTrials
 from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import Tokens
 from tests.benchmarks.peers import Step, peak_memory, random_encoder
-from tests.benchmarks.training import SHARED, interleaved, sst2
+from tests.benchmarks.timing import interleaved
+from tests.benchmarks.training import SHARED, sst2
 
 RANKS = (1, 2, 4, 8)
 
@@ -50,7 +51,7 @@ def measure(folder: Path, dtype: str, counts: Sequence[int], batch_size: int, ro
     batches = [draw.choice(len(tokens), most, replace=False).tolist() for _ in range(rounds + 2)]
     makers = {str(count): partial(packed_step, encoder, dtype, count, batch_size) for count in counts}
     peaks = {name: peak_memory(make, tokens, batches[:3]) for name, make in makers.items()}
-    seconds = interleaved({name: make() for name, make in makers.items()}, tokens, batches)
+    seconds = interleaved({name: partial(make(), tokens) for name, make in makers.items()}, batches, warm_up=2)
     rows = []
     for name, value in seconds.items():
         count = int(name)
