@@ -96,8 +96,8 @@ def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) ->
         stored, given = (_nested(values, key) for values in (checkpoint["hyper_parameters"], hparams))
         if stored != given:
             raise UserError(
-                f"checkpoint: trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the setting out "
-                "or give the checkpoint's"
+                f"checkpoint: trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the "
+                "setting out or give the checkpoint's"
             )
 
 
@@ -117,7 +117,8 @@ def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
         if stored.get(part) != base[part]:
             raise UserError(
                 f"encoder: the {part} of {base['encoder']} (fingerprint {base[part]}) are not those of "
-                f"{printable(stored.get('encoder'))} ({printable(stored.get(part))}), on which this checkpoint was trained; give that encoder"
+                f"{printable(stored.get('encoder'))} ({printable(stored.get(part))}), on which this checkpoint was "
+                "trained; give that encoder"
             )
 
 
