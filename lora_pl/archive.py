@@ -42,7 +42,15 @@ def check_archive(path: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # zipfile and pickletools raise what the bytes happen to lead to
-        raise UserError(f"{path}: truncated or no checkpoint: {str(error)[:150] or type(error).__name__}") from error
+        raise UserError(
+            f"{path}: truncated or no checkpoint: {printable(str(error)[:150]) or type(error).__name__}"
+        ) from error
+
+
+def printable(value: Any) -> str:
+    """A value from a file as text that neither breaks a line nor writes over the terminal."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def _no_archive(path: Path) -> str:
@@ -62,7 +70,7 @@ def _check_records(path: Path) -> None:
             raise UserError(f"{path}: truncated or no checkpoint: its records are longer than the file")
         damaged = archive.testzip()
         if damaged is not None:
-            raise UserError(f"{path}: damaged, the checksum of its record {damaged} does not fit")
+            raise UserError(f"{path}: damaged, the checksum of its record {printable(damaged)} does not fit")
         sizes = {record.filename.partition("/")[2]: record.file_size for record in records}
         pickles = [record for record in records if record.filename.partition("/")[2] == "data.pkl"]
         if len(pickles) != 1 or len(sizes) != len(records):
@@ -75,7 +83,7 @@ def _check_pickle(path: Path, data: bytes, sizes: dict[str, int]) -> None:
         if name is not None and name not in ALLOWED:
             raise UserError(
                 f"{path}: refused, the file holds more than tensors and plain values and could run code when loaded "
-                f"({name})"
+                f"({printable(name)})"
             )
         if tensor == []:
             raise UserError(f"{path}: refused, a tensor is not described as PyTorch does")
@@ -83,7 +91,7 @@ def _check_pickle(path: Path, data: bytes, sizes: dict[str, int]) -> None:
             marker, storage, key, _, count = tensor
             width = STORAGES[storage.removeprefix("torch ").removesuffix("Storage")]
             if marker != "storage" or count * width != sizes[f"data/{key}"]:
-                raise UserError(f"{path}: damaged, tensor {key} is not as long as its record")
+                raise UserError(f"{path}: damaged, tensor {printable(key)} is not as long as its record")
 
 
 def _calls(data: bytes) -> Iterator[tuple[str | None, list[Any] | None]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from lora_pl.archive import check_archive
+from lora_pl.archive import check_archive, printable
 from lora_pl.errors import UserError
 from lora_pl.files import write_whole
 
@@ -96,8 +96,8 @@ def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) ->
         stored, given = (_nested(values, key) for values in (checkpoint["hyper_parameters"], hparams))
         if stored != given:
             raise UserError(
-                f"checkpoint: trained with {key} = {stored}, but the model has {key} = {given}; leave the setting out "
-                "or give the checkpoint's"
+                f"checkpoint: trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the "
+                "setting out or give the checkpoint's"
             )
 
 
@@ -105,7 +105,9 @@ def check_options(checkpoint: Mapping[str, Any], known: Collection[str]) -> None
     """Raise a UserError that names the model's options that this version has not."""
     foreign = [key for key in checkpoint["hyper_parameters"] if key not in known]
     if foreign:
-        raise UserError(f"checkpoint: of another version of lora_pl: its {', '.join(foreign)} is no option of this one")
+        raise UserError(
+            f"checkpoint: of another version of lora_pl: its {printable(', '.join(foreign))} is no option of this one"
+        )
 
 
 def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
@@ -115,7 +117,8 @@ def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
         if stored.get(part) != base[part]:
             raise UserError(
                 f"encoder: the {part} of {base['encoder']} (fingerprint {base[part]}) are not those of "
-                f"{stored.get('encoder')} ({stored.get(part)}), on which this checkpoint was trained; give that encoder"
+                f"{printable(stored.get('encoder'))} ({printable(stored.get(part))}), on which this checkpoint was "
+                "trained; give that encoder"
             )
 
 

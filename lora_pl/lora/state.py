@@ -57,4 +57,6 @@ def _shape(value: object) -> tuple[int, ...] | str:
 
 
 def _listed(kind: str, names: list[str]) -> list[str]:
-    return [f"{len(names)} {kind}: {', '.join(names)}"] if names else []
+    # names in a file from elsewhere must not break the line or write over the terminal
+    shown = [name if name.isprintable() else repr(name) for name in names]
+    return [f"{len(names)} {kind}: {', '.join(shown)}"] if names else []
