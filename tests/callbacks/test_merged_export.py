@@ -20,13 +20,7 @@ from tests.test_classifier import trainer
 def fit(tiny_encoder, glue_folder, folder: Path, callback: MergedExport, **changes) -> LoRAClassifier:
     model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=3e-2)
     data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
-    settings = {
-        "max_steps": -1,
-        "max_epochs": 2,
-        "enable_checkpointing": True,
-        "plugins": [WholeFileCheckpointIO()],
-        **changes,
-    }
+    settings = {"max_steps": -1, "max_epochs": 2, "enable_checkpointing": True, **changes}
     best, last = BestCheckpoint(folder), LastCheckpoint(folder)
     callbacks = [SavePoints(best, last, None, None), best, last, callback, RunSummary()]
     trainer(folder, callbacks=callbacks, plugins=[WholeFileCheckpointIO()], **settings).fit(model, data)
