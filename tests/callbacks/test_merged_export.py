@@ -23,7 +23,7 @@ def fit(tiny_encoder, glue_folder, folder: Path, callback: MergedExport, **chang
     settings = {"max_steps": -1, "max_epochs": 2, "enable_checkpointing": True, **changes}
     best, last = BestCheckpoint(folder), LastCheckpoint(folder)
     callbacks = [SavePoints(best, last, None, None), best, last, callback, RunSummary()]
-    trainer(folder, callbacks=callbacks, **settings).fit(model, data)
+    trainer(folder, callbacks=callbacks, plugins=[WholeFileCheckpointIO()], **settings).fit(model, data)
     return model
 
 

@@ -178,11 +178,20 @@ def test_configurations_parse(config, capsys):
     path = Path(__file__).resolve().parents[2] / "configs" / config
     assert main(["fit", "--config", str(path), "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    given = yaml.safe_load(path.read_text())
-    for section, values in given.items():
-        for key, value in values.items():
-            expected = {**printed[section][key], **value} if isinstance(value, dict) else value
-            assert printed[section][key] == (float(value) if isinstance(printed[section][key], float) else expected)
+    assert_covers(printed, yaml.safe_load(path.read_text()))
+
+
+def assert_covers(printed, given):
+    """Everything that is given is printed, beside defaults."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            assert_covers(printed[key], value)
+    elif isinstance(given, list) and given and isinstance(given[0], dict):
+        assert len(printed) == len(given)
+        for one, other in zip(printed, given, strict=True):
+            assert_covers(one, other)
+    else:
+        assert printed == (float(given) if isinstance(printed, float) else given)
 
 
 @pytest.mark.parametrize("verb", VERBS)
