@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +17,7 @@ from lora_pl.data.own_files import discover_labels, read_own_file
 from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
+from lora_pl.data.workers import obey_the_trainer
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens, takes_packed_rows
 from lora_pl.errors import UserError
@@ -220,19 +220,13 @@ class GlueDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=leave_signals,
+            worker_init_fn=obey_the_trainer,
             # its own, so that the number of workers changes nothing in the run's random numbers
             generator=torch.Generator(),
         )
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-
-
-def leave_signals(worker: int) -> None:
-    """Let a worker process outlive a Ctrl-C or SIGTERM to the whole group: the trainer finishes its step first."""
-    for received in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(received, signal.SIG_IGN)
 
 
 def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, ...]:
