@@ -5,7 +5,7 @@ import pytest
 from tests.benchmarks.training import HEADER, SHARED, Row, measure
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.shared]
-NOT_REACHED = pytest.mark.xfail(reason="5.5 to 6.1 where it was measured: PEFT's fp32 step ran at 70% of the products' peak")
+NOT_REACHED = pytest.mark.xfail(reason="5.5 to 6.1 measured: PEFT's fp32 step ran at 70% of the products' peak")
 
 
 @pytest.fixture(scope="module")
