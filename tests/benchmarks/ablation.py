@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,7 @@ def packed_step(encoder: str, dtype: str, count: int, batch_size: int) -> Step:
 
 def measure(folder: Path, dtype: str, counts: Sequence[int], batch_size: int, rounds: int) -> list[str]:
     """The rows of one encoder and type."""
-    encoder = random_encoder(folder, Path(tempfile.gettempdir()) / f"lora_pl_benchmark_{folder.name}")
+    encoder = random_encoder(folder)
     tokens = sst2(encoder)
     draw = np.random.default_rng(0)
     most = batch_size * max(counts)

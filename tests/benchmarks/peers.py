@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,10 +21,11 @@ PADDED_TO = 64
 Step = Callable[[Tokens, Sequence[int]], float]
 
 
-def random_encoder(folder: Path, place: Path) -> str:
+def random_encoder(folder: Path) -> str:
     """A folder with the encoder of `folder`'s configuration, weights drawn at random where it has none."""
     if (folder / "model.safetensors").is_file():
         return str(folder)
+    place = Path(tempfile.gettempdir()) / f"lora_pl_benchmark_{folder.name}"
     if not (place / "model.safetensors").is_file():
         torch.manual_seed(0)
         build_encoder(load_config(str(folder))).save_pretrained(place)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -60,7 +59,7 @@ def peft_unmerged(encoder: str, dtype: torch.dtype, batch_size: int) -> Predict:
 
 def measure(folder: Path, precision: str, split: str, sentences: int, rounds: int, only: str) -> list[str]:
     """The rows of one encoder, precision and split of SST-2: its first sentences, all peers in turn."""
-    encoder = random_encoder(folder, Path(tempfile.gettempdir()) / f"lora_pl_benchmark_{folder.name}")
+    encoder = random_encoder(folder)
     texts = read_split(str(SHARED / "glue" / "SST-2"), get_task("sst2"), split).texts[0][:sentences]
     dtype = DTYPES[precision]
     peers: dict[str, Predict] = {

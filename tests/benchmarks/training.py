@@ -83,7 +83,7 @@ class Row:
 
 def measure(folder: Path, precision: str, batch_size: int, rounds: int, memory: bool) -> list[Row]:
     """The rows of one encoder, precision and batch size."""
-    encoder = random_encoder(folder, Path(tempfile.gettempdir()) / f"lora_pl_benchmark_{folder.name}")
+    encoder = random_encoder(folder)
     tokens = sst2(encoder)
     draw = np.random.default_rng(0)
     batches = [draw.choice(len(tokens), batch_size, replace=False).tolist() for _ in range(rounds + 2)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,9 +86,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    encoder = random_encoder(
-        SHARED / "models" / args.encoder, Path(tempfile.gettempdir()) / f"lora_pl_benchmark_{args.encoder}"
-    )
+    encoder = random_encoder(SHARED / "models" / args.encoder)
     tokens = sst2(encoder)
     generator = np.random.default_rng(0)
     batches = [generator.choice(len(tokens), 32, replace=False).tolist() for _ in range(args.rounds)]
