@@ -4,19 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_pl.classifier import LoRAClassifier
-    from lora_pl.data.datamodule import GlueDataModule
+    from lora_pl.data.datamodule import SentenceDataModule
     from lora_pl.lora import LoRAConfig
-    from lora_pl.many_adapters import ManyAdapters
+    from lora_pl.model.classifier import LoRAClassifier
+    from lora_pl.model.many_adapters import ManyAdapters
 
 __version__ = "0.1.0"
-__all__ = ["GlueDataModule", "LoRAClassifier", "LoRAConfig", "ManyAdapters"]
+__all__ = ["LoRAClassifier", "LoRAConfig", "ManyAdapters", "SentenceDataModule"]
 
 _HOMES = {
-    "GlueDataModule": "lora_pl.data.datamodule",
-    "LoRAClassifier": "lora_pl.classifier",
+    "SentenceDataModule": "lora_pl.data.datamodule",
+    "LoRAClassifier": "lora_pl.model.classifier",
     "LoRAConfig": "lora_pl.lora",
-    "ManyAdapters": "lora_pl.many_adapters",
+    "ManyAdapters": "lora_pl.model.many_adapters",
 }
 
 

@@ -1,11 +1,19 @@
-"""What a user can mend."""
+"""Errors the user can fix."""
 
 
 class UserError(ValueError):
-    """A mistake in what was given. The message says in one or two lines what was given, what was expected and what
-    to do; the command line prints it without a traceback."""
+    """A mistake in what was given: `KEY: MESSAGE`, printed by the command line without a traceback.
+
+    Args:
+        key: What it is about, stable and dotted: an option (`data.too_long`) or a kind of file (`checkpoint.damaged`).
+        message: In one or two lines what was given, what was expected and what to do.
+    """
 
     exit_code = 1
+
+    def __init__(self, key: str, message: str = "") -> None:
+        super().__init__(f"{key}: {message}" if message else key)
+        self.key = key if message else key.partition(": ")[0]
 
 
 class UsageError(UserError):

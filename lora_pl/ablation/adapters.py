@@ -16,10 +16,10 @@ from lora_pl.ablation.subspace import (
     output_directions,
     subspace_similarity,
 )
-from lora_pl.checkpoint import read_checkpoint
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.errors import UserError
 from lora_pl.lora import lora_layers
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.storage.checkpoint import read_checkpoint
 
 Side = Literal["A", "B"]
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lora_pl.classifier import Method
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
+from lora_pl.model.classifier import Method
 
 AlphaRule = Literal["fixed", "proportional", "rslora"]
 REFERENCES: tuple[Method, ...] = ("head", "full")

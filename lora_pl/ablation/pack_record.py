@@ -13,7 +13,7 @@ from lora_pl.ablation.packed import PackedData, PackedTrials
 from lora_pl.ablation.record import LossCurve, TrialResult
 from lora_pl.ablation.table import Row
 from lora_pl.callbacks.hparams_record import write_hparams
-from lora_pl.checkpoint import WholeFileCheckpointIO
+from lora_pl.storage.checkpoint import WholeFileCheckpointIO
 
 
 class PackRecord(Callback):

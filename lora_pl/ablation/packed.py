@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lora_pl.ablation.grid import Trial
-from lora_pl.checkpoint import BASE_KEY
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.data.batches import Batch
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.encoder.targets import module_names
 from lora_pl.lora import AdapterBank, LoRAConfig, adapter_state_dict
-from lora_pl.metrics import SplitMetrics
-from lora_pl.optimizer import parameter_groups
-from lora_pl.prediction import features_of
+from lora_pl.model.answers import features_of
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.metrics import SplitMetrics
+from lora_pl.model.optimizer import parameter_groups
 from lora_pl.reporting import silence
+from lora_pl.storage.checkpoint import BASE_KEY
 
 
 class BrokenPackError(RuntimeError):
@@ -159,9 +159,9 @@ class PackedTrials(LoRAClassifier):
 class PackedData(LightningDataModule):
     """The data of K trials: K batches per step, each drawn as its trial alone draws it."""
 
-    def __init__(self, like: GlueDataModule, seeds: Sequence[int]) -> None:
+    def __init__(self, like: SentenceDataModule, seeds: Sequence[int]) -> None:
         super().__init__()
-        self.trials_data = [GlueDataModule(**{**like.hparams, "seed": seed}) for seed in seeds]
+        self.trials_data = [SentenceDataModule(**{**like.hparams, "seed": seed}) for seed in seeds]
 
     def setup(self, stage: str) -> None:
         """Load every trial's tokens."""

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lora_pl.ablation.table import Row
-from lora_pl.classifier import LoRAClassifier
-from lora_pl.metrics import SplitMetrics
-from lora_pl.parameters import count_parameters
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.metrics import SplitMetrics
+from lora_pl.model.parameters import count_parameters
 
 CURVE_STEPS = 10
 """Steps per point of a loss curve."""

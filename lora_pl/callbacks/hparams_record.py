@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from lora_pl.flat import flatten
+from lora_pl.storage.flat import flatten
 
 
 class HparamsRecord(Callback):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lora_pl.callbacks.run_checkpoints import BestCheckpoint
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Dtype, ExportOptions
 from lora_pl.formats.exporting import Format, export_checkpoint
@@ -39,7 +39,7 @@ class MergedExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, by the first process alone."""
-        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), "")
+        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), "")
         if not best or not trainer.is_global_zero:
             return
         folder = Path(self.folder or Path(best).with_name("merged"))
@@ -50,7 +50,7 @@ class MergedExport(Callback):
 
     def _sentences(self, trainer: Trainer, pl_module: LightningModule) -> Sentences:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, GlueDataModule):
+        if isinstance(data, SentenceDataModule):
             try:
                 return sentences_of(data, self.sentences)
             except UserError:  # gone since it was read

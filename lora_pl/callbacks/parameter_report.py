@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 from torch import nn
 
-from lora_pl.parameters import count_parameters, lora_by_module
+from lora_pl.model.parameters import count_parameters, lora_by_module
 from lora_pl.reporting import say
 
 Row = tuple[str, int, float]

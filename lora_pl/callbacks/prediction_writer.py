@@ -17,11 +17,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lora_pl.callbacks.row_files import JsonLines, RowFile, join, open_rows
-from lora_pl.callbacks.stop_signals import RunStopped
 from lora_pl.data.texts import CHUNK, SHARD, STDIN, TextStream
 from lora_pl.errors import UserError
-from lora_pl.files import write_whole
 from lora_pl.reporting import say
+from lora_pl.storage.files import write_whole
+from lora_pl.training.resume.stop_signals import RunStopped
 
 STDOUT = "-"
 PLAN = "plan.json"

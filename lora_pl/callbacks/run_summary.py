@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.rule import Rule
 
 from lora_pl.callbacks.merged_export import MergedExport
-from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.reporting import say
 
 
@@ -24,8 +24,8 @@ class RunSummary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary."""
         checkpoints = trainer.checkpoint_callbacks
-        best = next((c for c in checkpoints if isinstance(c, BestCheckpoint) and c.best_model_path), None)
-        last = next((c.last_model_path for c in checkpoints if isinstance(c, LastCheckpoint)), "")
+        best = next((c for c in checkpoints if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
+        last = next((path for c in checkpoints if (path := getattr(c, "last_model_path", ""))), "")
         if best is None and not last:
             return
         say(Rule("Done", align="left"))
@@ -35,7 +35,7 @@ class RunSummary(Callback):
 
 
 def _lines(
-    trainer: Trainer, pl_module: LightningModule, best: BestCheckpoint | None, last: str, seconds: float
+    trainer: Trainer, pl_module: LightningModule, best: ModelCheckpoint | None, last: str, seconds: float
 ) -> list[str]:
     name = str(pl_module.monitor).removeprefix("val/")
     if best is None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.data.batches import Batch
+from lora_pl.model.classifier import LoRAClassifier
 
 FORWARD_AND_BACKWARD = {"head": 1, "lora": 2, "full": 3}
 """Products with a layer's weight per step: the output; the input's gradient; the weight's gradient."""

@@ -13,22 +13,22 @@ from lora_pl.ablation.grid import AlphaRule, Grid, Trial
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
 from lora_pl.ablation.study import check_study, one_after_another, run_study, stored_setting
-from lora_pl.callbacks.stop_signals import RunStopped
 from lora_pl.cli.pack import choose_pack_size
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
-from lora_pl.cli.resume import HARMLESS
-from lora_pl.cli.run_config import CONFIG
-from lora_pl.cli.run_folder import LOGS
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
 from lora_pl.cli.units import UnitRunner, units_of
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
-from lora_pl.files import write_whole
-from lora_pl.flat import flatten
 from lora_pl.lora import LoRAConfig
 from lora_pl.reporting import say
+from lora_pl.storage.files import write_whole
+from lora_pl.storage.flat import flatten
+from lora_pl.training.resume.same_run import HARMLESS
+from lora_pl.training.resume.stop_signals import RunStopped
+from lora_pl.training.run_config import CONFIG
+from lora_pl.training.run_folder import LOGS
 
 GRID = ("ranks", "seeds", "learning_rates", "alpha_rules", "targets", "head_rate", "full_rate", "reference_seeds")
 OWN = (*GRID, "data_seed", "pack", "launcher", "workers", "output")
@@ -184,6 +184,8 @@ def _check_ranks(config: Any, grid: Grid) -> None:
 
 def _prepare_data(config: Any) -> None:
     """Read and tokenize once, say what there is, and fail here where the data are at fault."""
-    data = GlueDataModule(**{**config.data.as_dict(), "encoder": config.model.encoder, "seed": config.data_seed or 0})
+    data = SentenceDataModule(
+        **{**config.data.as_dict(), "encoder": config.model.encoder, "seed": config.data_seed or 0}
+    )
     data.prepare_data()
     data.setup("fit")

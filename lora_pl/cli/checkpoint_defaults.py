@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from lora_pl.flat import flatten
 from lora_pl.reporting import say
+from lora_pl.storage.flat import flatten
 
 FROM_DATA = ("task", "label_names", "max_length", "pairs")  # the model gets these from the data
 OWN_FILES = ("train_file", "validation_file")

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lora_pl.callbacks.stop_signals import RunStopped
 from lora_pl.errors import UserError
+from lora_pl.training.resume.stop_signals import RunStopped
 
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 

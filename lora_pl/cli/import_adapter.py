@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_pl.cli.parser import Parser
-from lora_pl.cli.run_folder import CHECKPOINTS
 from lora_pl.errors import UsageError
 from lora_pl.formats.importing import ImportOptions, import_adapter
 from lora_pl.reporting import say
+from lora_pl.training.run_folder import CHECKPOINTS
 
 
 def run(args: list[str]) -> None:

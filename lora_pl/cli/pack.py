@@ -16,7 +16,7 @@ from lora_pl.ablation.packed import PackedData, PackedTrials
 from lora_pl.ablation.record import TrialResult
 from lora_pl.cli.explained import explained
 from lora_pl.cli.trainer import ClassifierCLI
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.reporting import say, silence
 
 
@@ -49,7 +49,7 @@ class PackCLI(ClassifierCLI):
         self.trials, self.data_seed, self.folder = list(trials), data_seed, folder
         super().__init__(["fit", "--config", str(config), *trials[0].arguments()])
 
-    def fit(self, model: LightningModule, datamodule: GlueDataModule, **kwargs: Any) -> None:  # type: ignore[override]
+    def fit(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:  # type: ignore[override]
         """Run instead of the trainer's `fit`: the model and the data are those of several trials."""
         seeds = [trial.seed if self.data_seed is None else self.data_seed for trial in self.trials]
         data = PackedData(datamodule, seeds)

@@ -15,7 +15,7 @@ from lora_pl.encoder.loading import build_encoder, load_config
 from lora_pl.encoder.targets import module_names
 from lora_pl.errors import UsageError
 from lora_pl.lora import LoRAConfig, inject_lora, mark_only_lora_as_trainable
-from lora_pl.parameters import ParameterCounts, count_parameters
+from lora_pl.model.parameters import ParameterCounts, count_parameters
 from lora_pl.reporting import make_console
 
 

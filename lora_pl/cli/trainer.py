@@ -18,30 +18,30 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from lora_pl.callbacks.epoch_lines import EpochLines
-from lora_pl.callbacks.exact_resume import RESUME_KEY, ExactResume
 from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.parameter_report import ParameterReport
 from lora_pl.callbacks.precision_report import PrecisionReport
 from lora_pl.callbacks.prediction_writer import STDOUT, PredictionWriter
 from lora_pl.callbacks.progress_bar import ProgressBar
-from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.callbacks.run_summary import RunSummary
-from lora_pl.callbacks.save_points import SavePoints
 from lora_pl.callbacks.throughput import Throughput
-from lora_pl.checkpoint import WholeFileCheckpointIO, read_checkpoint
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
 from lora_pl.cli.explained import explained
 from lora_pl.cli.parser import Parser
-from lora_pl.cli.resume import check_same_run, checkpoint_to_resume
-from lora_pl.cli.run_config import CONFIG, RunConfig, config_text
-from lora_pl.cli.run_folder import CHECKPOINTS, LOGS, run_name
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.texts import STDIN, TextStream
 from lora_pl.errors import UsageError, UserError
-from lora_pl.precision import default_precision
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.precision import default_precision
 from lora_pl.reporting import say
+from lora_pl.storage.checkpoint import WholeFileCheckpointIO, read_checkpoint
+from lora_pl.training.resume.exact_resume import RESUME_KEY, ExactResume
+from lora_pl.training.resume.run_checkpoints import BestCheckpoint, LastCheckpoint
+from lora_pl.training.resume.same_run import check_same_run, checkpoint_to_resume
+from lora_pl.training.resume.save_points import SavePoints
+from lora_pl.training.run_config import CONFIG, RunConfig, config_text
+from lora_pl.training.run_folder import CHECKPOINTS, LOGS, run_name
 
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
@@ -73,7 +73,7 @@ class ClassifierCLI(LightningCLI):
         self.verb = args[0]
         super().__init__(
             LoRAClassifier,
-            GlueDataModule,
+            SentenceDataModule,
             save_config_callback=RunConfig if self.verb == "fit" else None,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults=TRAINER_DEFAULTS,
@@ -188,7 +188,7 @@ class ClassifierCLI(LightningCLI):
         with explained(self.trainer):
             self.trainer.fit(model, **kwargs)
 
-    def predict(self, model: LightningModule, datamodule: GlueDataModule, **kwargs: Any) -> None:
+    def predict(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
         """Run instead of the trainer's `predict`: the texts come from `--input`."""
         self.writer.stream.columns = datamodule.text_columns
         self.model.predict_batch_tokens = datamodule.eval_batch_tokens
@@ -262,15 +262,15 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _task_name(data: GlueDataModule) -> str:
+def _task_name(data: SentenceDataModule) -> str:
     return data.task.name
 
 
-def _pairs(data: GlueDataModule) -> bool:
+def _pairs(data: SentenceDataModule) -> bool:
     return len(data.text_columns) > 1
 
 
-def _label_names(data: GlueDataModule) -> list[str]:
+def _label_names(data: SentenceDataModule) -> list[str]:
     return data.label_names
 
 

@@ -14,9 +14,9 @@ from lora_pl.ablation.record import TrialRecord, TrialResult
 from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.throughput import Throughput
-from lora_pl.checkpoint import newest_checkpoint
 from lora_pl.cli.trainer import ClassifierCLI
 from lora_pl.reporting import silence
+from lora_pl.storage.checkpoint import newest_checkpoint
 
 
 def train_trial(config: Path, folder: Path, data_seed: int | None, trial: Trial) -> TrialResult:

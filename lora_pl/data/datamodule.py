@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PATHS = ("source", "train_file", "validation_file", "cache_dir")
 
 
-class GlueDataModule(LightningDataModule):
+class SentenceDataModule(LightningDataModule):
     """A GLUE task from the hub, from a download's folder or from the embedded sample, or a user's own files.
 
     Sentences are tokenized once and cached without padding; training draws random batches of them.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.errors import UserError
 from lora_pl.formats.sentences import Sentences
-from lora_pl.metrics import SplitMetrics
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.metrics import SplitMetrics
 
 
 @dataclass(frozen=True)

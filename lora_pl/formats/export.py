@@ -11,10 +11,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.data.texts import Text
 from lora_pl.encoder.dtype import DTYPES
 from lora_pl.errors import UserError
+from lora_pl.model.classifier import LoRAClassifier
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 MergeDtype = Literal["float32", "float64"]

@@ -6,14 +6,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from lora_pl.checkpoint import read_checkpoint
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.errors import UserError
-from lora_pl.folders import write_folder_whole
 from lora_pl.formats.comparison import Comparison, compare
 from lora_pl.formats.export import Export, ExportOptions
 from lora_pl.formats.model_card import write_model_card, write_record
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, sentences_for
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.storage.folders import write_folder_whole
 
 Format = Literal["hf", "peft", "onnx", "adapter"]
 

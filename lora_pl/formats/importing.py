@@ -12,8 +12,6 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from lora_pl.checkpoint import BASE_KEY, WholeFileCheckpointIO, check_base
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.data.tasks import CUSTOM, get_task
 from lora_pl.encoder.loading import holds_pooler, load_config
 from lora_pl.errors import UserError
@@ -30,6 +28,8 @@ from lora_pl.formats.stock_head import stock_names
 from lora_pl.formats.stock_model import stock_shapes
 from lora_pl.formats.target_names import targets_of
 from lora_pl.lora import LoRAConfig
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.storage.checkpoint import BASE_KEY, WholeFileCheckpointIO, check_base
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_pl import __version__
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
 from lora_pl.formats.comparison import Comparison
 from lora_pl.formats.export import Export
+from lora_pl.model.classifier import LoRAClassifier
 
 RECORD = "lora_pl.json"
 """What the model was made of, for programs: settings, base, comparison, versions."""

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lora_pl import __version__
-from lora_pl.checkpoint import BASE_KEY, check_base
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.data.texts import Text
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
 from lora_pl.formats.foreign import parse_safetensors, require_finite
 from lora_pl.formats.model_card import RECORD, write_record
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.storage.checkpoint import BASE_KEY, check_base
 
 WEIGHTS = "adapter.safetensors"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.sources import HUB, SAMPLE, read_split
 from lora_pl.data.tasks import get_task
 from lora_pl.data.texts import Text
@@ -25,7 +25,7 @@ class Sentences:
     source: str
 
 
-def sentences_of(data: GlueDataModule, count: int) -> Sentences:
+def sentences_of(data: SentenceDataModule, count: int) -> Sentences:
     """The first `count` sentences of the data's validation split (0: all of it)."""
     split = data.validation_splits[0]
     examples = data.read(split)
@@ -45,7 +45,7 @@ def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
         settings.get(f"{kind}_file") for kind in ("train", "validation")
     ):
         try:
-            return sentences_of(GlueDataModule(**{**settings, **labels}), count)
+            return sentences_of(SentenceDataModule(**{**settings, **labels}), count)
         except UserError:  # moved or deleted since
             pass
     return embedded_sentences(bool(checkpoint["hyper_parameters"]["pairs"]), count)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.data.texts import Text
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UserError
+from lora_pl.model.classifier import LoRAClassifier
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from lora_pl import GlueDataModule, LoRAClassifier
+from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.packed import BrokenPackError, PackedData, PackedTrials
 
@@ -28,8 +28,10 @@ def like(tiny_encoder, **changes) -> LoRAClassifier:
     return LoRAClassifier(encoder=tiny_encoder(), **{**SETTINGS, **changes})
 
 
-def data_of(tiny_encoder, glue_folder, seed: int) -> GlueDataModule:
-    return GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=16, seed=seed, train_sentences=40)
+def data_of(tiny_encoder, glue_folder, seed: int) -> SentenceDataModule:
+    return SentenceDataModule(
+        source=str(glue_folder), encoder=tiny_encoder(), batch_size=16, seed=seed, train_sentences=40
+    )
 
 
 def alone(trial: Trial, tiny_encoder, glue_folder, tmp_path, **changes) -> tuple[LoRAClassifier, Trainer]:

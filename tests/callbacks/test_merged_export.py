@@ -4,22 +4,22 @@ from pathlib import Path
 
 import torch
 
-from lora_pl import GlueDataModule, LoRAClassifier
+from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.callbacks.merged_export import MergedExport
-from lora_pl.callbacks.run_checkpoints import BestCheckpoint, LastCheckpoint
 from lora_pl.callbacks.run_summary import RunSummary
-from lora_pl.callbacks.save_points import SavePoints
-from lora_pl.checkpoint import WholeFileCheckpointIO
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.formats.huggingface import HuggingFaceExport
 from lora_pl.formats.stock_model import read_logits
+from lora_pl.storage.checkpoint import WholeFileCheckpointIO
+from lora_pl.training.resume.run_checkpoints import BestCheckpoint, LastCheckpoint
+from lora_pl.training.resume.save_points import SavePoints
 from tests.formats.conftest import TEXTS
-from tests.test_classifier import trainer
+from tests.model.test_classifier import trainer
 
 
 def fit(tiny_encoder, glue_folder, folder: Path, callback: MergedExport, **changes) -> LoRAClassifier:
     model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=3e-2)
-    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
     settings = {"max_steps": -1, "max_epochs": 2, "enable_checkpointing": True, **changes}
     best, last = BestCheckpoint(folder), LastCheckpoint(folder)
     callbacks = [SavePoints(best, last, None, None), best, last, callback, RunSummary()]
@@ -79,7 +79,7 @@ def test_data_that_has_gone_since_is_no_reason_to_fail(tiny_encoder, glue_folder
 def test_without_a_best_checkpoint_there_is_nothing_to_export(tiny_encoder, glue_folder, tmp_path):
     callback = MergedExport()
     model = LoRAClassifier(encoder=tiny_encoder())
-    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     trainer(tmp_path, callbacks=[callback]).fit(model, data)
     assert callback.exported is None
     assert not list(tmp_path.glob("merged*"))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_pl import GlueDataModule, LoRAClassifier
+from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.callbacks.precision_report import (
     PrecisionReport,
     check_loss_scaling,
@@ -10,13 +10,13 @@ from lora_pl.callbacks.precision_report import (
     computed_type,
 )
 from lora_pl.errors import UserError
-from lora_pl.precision import cpu_has_bf16, default_precision
-from tests.test_classifier import trainer
+from lora_pl.model.precision import cpu_has_bf16, default_precision
+from tests.model.test_classifier import trainer
 
 
 def fit(precision, tiny_encoder, glue_folder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder())
-    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     trainer(tmp_path, precision=precision, callbacks=[PrecisionReport()], limit_val_batches=0).fit(model, data)
     return model
 

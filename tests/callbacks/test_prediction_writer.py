@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_pl.callbacks import prediction_writer
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.cli.main import main
 from lora_pl.data import texts
 from lora_pl.data.rows import stream_rows
 from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
+from lora_pl.model.classifier import LoRAClassifier
 
 TEXTS = [f"the film {number} is good" for number in range(100)]
 

@@ -4,9 +4,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from lora_pl.callbacks.throughput import Throughput, step_products
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.data.batches import Batch
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.model.classifier import LoRAClassifier
 
 
 def test_products_count_what_is_computed(tiny_encoder):
@@ -24,7 +24,7 @@ def test_logs_rates_and_the_share_of_the_peak(batching, tiny_encoder, glue_folde
     rows = []
     logger = CSVLogger(tmp_path)
     logger.log_metrics = lambda metrics, step: rows.append(metrics)
-    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching, batch_size=8)
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching, batch_size=8)
     Trainer(
         default_root_dir=tmp_path, logger=logger, max_steps=4, log_every_n_steps=2, callbacks=[Throughput()],
         accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

@@ -90,7 +90,7 @@ def test_data_files(content, said, capsys, fit, tmp_path, glue_folder):
 
 
 def test_checkpoints(capsys, checkpoint, tmp_path):
-    from tests.test_checkpoint import damaged
+    from tests.storage.test_checkpoint import damaged
 
     assert "ckpt_path: expected --ckpt_path" in fails(capsys, "validate", code=2)
     for kind, said in {

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.cli.main import main
+from lora_pl.model.classifier import LoRAClassifier
 from tests.conftest import run_cli
 
 

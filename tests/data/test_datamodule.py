@@ -3,12 +3,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
 
 
-def module(tiny_encoder, glue_folder, **changes) -> GlueDataModule:
-    return GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), **changes)
+def module(tiny_encoder, glue_folder, **changes) -> SentenceDataModule:
+    return SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), **changes)
 
 
 def test_batches_of_a_folder(tiny_encoder, glue_folder):
@@ -60,7 +60,7 @@ def test_mnli_has_two_validation_splits(tiny_encoder, tmp_path):
 
     for name in ("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"):
         (tmp_path / name).write_text("\n".join(LAYOUTS["mnli"][0]) + "\n")
-    data = GlueDataModule(task="mnli", source=str(tmp_path), encoder=tiny_encoder("bert"))
+    data = SentenceDataModule(task="mnli", source=str(tmp_path), encoder=tiny_encoder("bert"))
     data.setup("fit")
     assert len(data.val_dataloader()) == 2
     (batch,) = data.train_dataloader()
@@ -70,7 +70,7 @@ def test_mnli_has_two_validation_splits(tiny_encoder, tmp_path):
 @pytest.mark.parametrize("name", ["batch_size", "eval_batch_tokens", "max_length"])
 def test_sizes_below_the_least(name):
     with pytest.raises(UserError, match=f"data.{name}: expected at least"):
-        GlueDataModule(**{name: 0})
+        SentenceDataModule(**{name: 0})
 
 
 def test_worker_processes_give_the_same_batches(tiny_encoder, glue_folder):
@@ -84,7 +84,7 @@ def test_worker_processes_give_the_same_batches(tiny_encoder, glue_folder):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_part_of_the_training_sentences_is_drawn_by_the_seed(seed, tiny_encoder, glue_folder, capsys):
     given = {"source": str(glue_folder), "encoder": tiny_encoder(), "seed": seed}
-    whole, part, again = (GlueDataModule(**given, train_sentences=count) for count in (None, 20, 20))
+    whole, part, again = (SentenceDataModule(**given, train_sentences=count) for count in (None, 20, 20))
     for data in (whole, part, again):
         data.setup("fit")
     everything, chosen, same = (data.train_dataloader().dataset.tokens for data in (whole, part, again))
@@ -100,6 +100,6 @@ def test_a_part_of_the_training_sentences_is_drawn_by_the_seed(seed, tiny_encode
 
 
 def test_more_training_sentences_than_there_are(tiny_encoder, glue_folder):
-    data = GlueDataModule(source=str(glue_folder), encoder=tiny_encoder(), train_sentences=49)
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), train_sentences=49)
     with pytest.raises(UserError, match="train_sentences: expected at most 48"):
         data.setup("fit")

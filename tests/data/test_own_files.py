@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lora_pl.data.datamodule import GlueDataModule
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.own_files import discover_labels, iterate_texts, read_own_file
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS
 from lora_pl.errors import UserError
@@ -53,9 +53,9 @@ def test_a_number_is_no_id_where_the_names_are_numbers(tmp_path):
 
 def test_a_pair_task_asks_for_its_second_column():
     with pytest.raises(UserError, match="the task rte compares two sentences"):
-        GlueDataModule(task="rte", train_file="x.csv", text_column="premise")
-    assert GlueDataModule(task="rte", train_file="x.csv").text_columns == ("sentence1", "sentence2")
-    assert GlueDataModule(task="stsb", train_file="x.csv", text_column="text").text_columns == ("text",)
+        SentenceDataModule(task="rte", train_file="x.csv", text_column="premise")
+    assert SentenceDataModule(task="rte", train_file="x.csv").text_columns == ("sentence1", "sentence2")
+    assert SentenceDataModule(task="stsb", train_file="x.csv", text_column="text").text_columns == ("text",)
 
 
 def test_scores_and_pairs(tmp_path):
@@ -105,7 +105,7 @@ def test_labels_that_are_no_classes(rows, said, tmp_path):
 def test_a_missing_file_or_half_a_pair(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         discover_labels(tmp_path / "none.csv", "stars")
-    half = GlueDataModule(
+    half = SentenceDataModule(
         train_file=str(write(tmp_path / "mine.csv", ROWS)), text_column="review", label_column="stars"
     )
     with pytest.raises(UserError, match="data.validation_file: expected a file"):
@@ -114,7 +114,7 @@ def test_a_missing_file_or_half_a_pair(tmp_path):
 
 def test_own_files_with_a_glue_task_take_its_labels(tmp_path, tiny_encoder):
     path = str(write(tmp_path / "mine.csv", [("fine", "positive"), ("dull", 0)]))
-    data = GlueDataModule(
+    data = SentenceDataModule(
         task="sst2", train_file=path, validation_file=path, text_column="review", label_column="stars",
         encoder=tiny_encoder(),
     )  # fmt: skip

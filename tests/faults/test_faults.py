@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lora_pl.callbacks.finite_gradients import FiniteGradients
-from lora_pl.classifier import LoRAClassifier
 from lora_pl.cli.main import main
 from lora_pl.data.batches import TokenDataset
+from lora_pl.model.classifier import LoRAClassifier
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lora_pl import LoRAClassifier
-from lora_pl.checkpoint import read_checkpoint
 from lora_pl.cli.trainer import ClassifierCLI
 from lora_pl.data.glue_files import read_glue_file
 from lora_pl.data.own_files import read_own_file
@@ -23,6 +22,7 @@ from lora_pl.data.rows import stream_rows
 from lora_pl.data.tasks import get_task
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAError
+from lora_pl.storage.checkpoint import read_checkpoint
 
 FEW, MANY = 200, 10_000
 MEMORY = 400 << 20

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_pl.checkpoint import read_checkpoint
-from tests.callbacks.test_exact_resume import assert_same_end
+from lora_pl.storage.checkpoint import read_checkpoint
+from tests.training.test_exact_resume import assert_same_end
 
 BETWEEN_RENAMES = "between renames"
 IN_A_WRITE = "in a write"

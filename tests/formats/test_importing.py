@@ -17,7 +17,7 @@ from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.importing import ImportOptions, import_adapter, load_foreign
 from lora_pl.formats.merging import merged_state
 from tests.formats.conftest import TEXTS, saved
-from tests.test_checkpoint import Harm
+from tests.storage.test_checkpoint import Harm
 
 
 def state_of(model: LoRAClassifier, a: str, b: str, head: dict[str, str]) -> dict[str, torch.Tensor]:
@@ -69,8 +69,8 @@ def test_the_seeds_two_layouts(layout, make_model, tiny_encoder, tmp_path):
 )
 def test_the_seeds_published_adapters_tensor_by_tensor(name, r, alpha, shared, tmp_path, monkeypatch):
     """On roberta-base's shape with random weights: names, shapes, scaling, and the merged matrices by arithmetic."""
-    from lora_pl import classifier
     from lora_pl.encoder.loading import build_encoder, load_config
+    from lora_pl.model import classifier
 
     monkeypatch.setattr(classifier, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
     file = shared / "peers" / "seed" / f"{name}.pt"

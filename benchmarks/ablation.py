@@ -1,0 +1,90 @@
+"""A training step of K packed trials beside a step of one: `python -m benchmarks.ablation --output FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.peers import Step, peak_memory, random_encoder
+from benchmarks.timing import interleaved
+from benchmarks.training import SHARED, sst2
+from lora_pl import LoRAClassifier
+from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.packed import PackedTrials
+from lora_pl.data.batches import make_batch
+from lora_pl.data.tokens import Tokens
+
+RANKS = (1, 2, 4, 8)
+
+
+def packed_step(encoder: str, dtype: str, count: int, batch_size: int) -> Step:
+    """`count` trials of the ranks 1, 2, 4, 8, 1, ..., each on `batch_size` sentences of its own."""
+    trials = [Trial("lora", seed, 1e-4, RANKS[seed % 4], alpha=16, targets=("query", "value")) for seed in range(count)]
+    model = PackedTrials(LoRAClassifier(encoder=encoder, base_dtype=dtype), trials).train()
+    optimizer = torch.optim.AdamW(model._parameter_groups())
+
+    def step(tokens: Tokens, indices: Sequence[int]) -> float:
+        parts = [indices[start : start + batch_size] for start in range(0, count * batch_size, batch_size)]
+        batches = [make_batch(tokens, part, "packed", model.tokenizer.pad_token_id) for part in parts]
+        loss = model.training_step(batches, 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def measure(folder: Path, dtype: str, counts: Sequence[int], batch_size: int, rounds: int) -> list[str]:
+    """The rows of one encoder and type."""
+    encoder = random_encoder(folder)
+    tokens = sst2(encoder)
+    draw = np.random.default_rng(0)
+    most = batch_size * max(counts)
+    batches = [draw.choice(len(tokens), most, replace=False).tolist() for _ in range(rounds + 2)]
+    makers = {str(count): partial(packed_step, encoder, dtype, count, batch_size) for count in counts}
+    peaks = {name: peak_memory(make, tokens, batches[:3]) for name, make in makers.items()}
+    seconds = interleaved({name: partial(make(), tokens) for name, make in makers.items()}, batches, warm_up=2)
+    rows = []
+    for name, value in seconds.items():
+        count = int(name)
+        rows.append(
+            f"| {folder.name} | {dtype} | {count} | {count * batch_size / value:.1f} | {value / seconds['1']:.2f} "
+            f"| {count * seconds['1'] / value:.2f} | {peaks[name]:,.0f} |"
+        )
+    return rows
+
+
+HEADER = """\
+| encoder | base | K | sentences/s, all trials | time of a step / K = 1 | faster than one after another by | peak MiB |
+| --- | --- | ---: | ---: | ---: | ---: | ---: |"""
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
+    parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    rows = [HEADER]
+    for name in args.encoders:
+        for dtype in args.dtypes:
+            rows += measure(SHARED / "models" / name, dtype, args.counts, args.batch_size, args.rounds)
+            print("\n".join(rows), flush=True)
+    if args.output:
+        args.output.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Prediction side by side with peers: `python -m benchmarks.prediction --output FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.peers import peft_model, random_encoder
+from benchmarks.timing import interleaved
+from benchmarks.training import SHARED
+from lora_pl.data.sources import read_split
+from lora_pl.data.tasks import get_task
+from lora_pl.encoder.loading import load_tokenizer
+from lora_pl.lora import lora_layers
+from lora_pl.model.classifier import LoRAClassifier
+
+Predict = Callable[[Sequence[str]], object]
+OURS = "lora_pl, merged"
+PIPELINE_BATCHES = (1, 8, 32, 64)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def lora_pl(encoder: str, dtype: torch.dtype, merged: bool, method: str = "lora") -> Predict:
+    """This package; `method: head` has no adapters at all: the base model's own time."""
+    model = LoRAClassifier(encoder=encoder, method=method).eval()
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B)
+        layer.merge() if merged else None
+    model._cast_base(dtype)
+    return torch.inference_mode()(lambda texts: model._predictions(texts, model.predict_batch_tokens))
+
+
+def pipeline(encoder: str, dtype: torch.dtype, batch_size: int) -> Predict:
+    """Transformers' pipeline over a list, at one batch size."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers import pipeline as make
+
+    model = AutoModelForSequenceClassification.from_pretrained(encoder, dtype=dtype)
+    return partial(make("text-classification", model=model, tokenizer=load_tokenizer(encoder)), batch_size=batch_size)
+
+
+def peft_unmerged(encoder: str, dtype: torch.dtype, batch_size: int) -> Predict:
+    """PEFT with its adapters apart, in batches padded to their longest."""
+    model, tokenizer = peft_model(encoder, dtype).eval(), load_tokenizer(encoder)
+
+    @torch.inference_mode()
+    def predict(texts: Sequence[str]) -> list[torch.Tensor]:
+        parts = [list(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
+        return [model(**tokenizer(part, padding=True, return_tensors="pt")).logits.softmax(-1) for part in parts]
+
+    return predict
+
+
+def measure(folder: Path, precision: str, split: str, sentences: int, rounds: int, only: str) -> list[str]:
+    """The rows of one encoder, precision and split of SST-2: its first sentences, all peers in turn."""
+    encoder = random_encoder(folder)
+    texts = read_split(str(SHARED / "glue" / "SST-2"), get_task("sst2"), split).texts[0][:sentences]
+    dtype = DTYPES[precision]
+    peers: dict[str, Predict] = {
+        OURS: lora_pl(encoder, dtype, merged=True),
+        "lora_pl, adapters apart": lora_pl(encoder, dtype, merged=False),
+        "lora_pl, the base without adapters": lora_pl(encoder, dtype, merged=False, method="head"),
+        "PEFT, adapters apart, batch 32": peft_unmerged(encoder, dtype, 32),
+    }
+    peers |= {f"Transformers' pipeline, batch {size}": pipeline(encoder, dtype, size) for size in PIPELINE_BATCHES}
+    peers = {name: make for name, make in peers.items() if only in name or name == OURS}
+    seconds = interleaved(peers, [texts] * (rounds + 1), warm_up=1)
+    ours = seconds[OURS]
+    return [
+        f"| {folder.name} | {precision} | {split} | {name} | {len(texts) / value:.1f} | {value / ours:.2f} |"
+        for name, value in seconds.items()
+    ]
+
+
+HEADER = """\
+| encoder | precision | sentences | what | sentences/s | lora_pl is faster by |
+| --- | --- | --- | --- | ---: | ---: |"""
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--splits", nargs="+", default=["train", "validation"])
+    parser.add_argument("--sentences", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="the peers with this in their name; lora_pl's own in any case")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    rows = [HEADER]
+    print(HEADER, flush=True)
+    for name in args.encoders:
+        for precision, split in itertools.product(args.precisions, args.splits):
+            found = measure(SHARED / "models" / name, precision, split, args.sentences, args.rounds, args.only)
+            print("\n".join(found), flush=True)
+            rows += found
+    if args.output:
+        args.output.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What being resumable costs per training step: `python -m benchmarks.resume_cost`.
+
+The same steps with and without the callbacks that make a run resumable, in turn; and the time of a save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lora_pl import LoRAClassifier, SentenceDataModule
+from lora_pl.callbacks.finite_gradients import FiniteGradients
+from lora_pl.encoder import EMBEDDED
+from lora_pl.storage.checkpoint import WholeFileCheckpointIO
+from lora_pl.training.resume.exact_resume import ExactResume
+from lora_pl.training.resume.run_checkpoints import BestCheckpoint, LastCheckpoint
+from lora_pl.training.resume.save_points import SavePoints
+
+
+class Clock(Callback):
+    """The time from each step's start to the next one's."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Note the time."""
+        self.at.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Per step, the first few left out."""
+        return [b - a for a, b in zip(self.at[5:], self.at[6:], strict=False)]
+
+
+class TimedLast(LastCheckpoint):
+    """Notes how long each save takes."""
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.seconds: list[float] = []
+
+    def write(self, trainer: Trainer) -> None:
+        """Save, timed."""
+        started = time.perf_counter()
+        super().write(trainer)
+        self.seconds.append(time.perf_counter() - started)
+
+
+def run(
+    encoder: str, folder: Path, steps: int, resumable: bool, every_steps: int | None
+) -> tuple[list[float], list[float]]:
+    """Seconds per step, and per save."""
+    clock, last = Clock(), TimedLast(folder)
+    best = BestCheckpoint(folder)
+    saving = [ExactResume(), SavePoints(best, last, every_steps, None), FiniteGradients(), best, last]
+    trainer = Trainer(
+        accelerator="cpu", precision="bf16-mixed", max_steps=steps, limit_val_batches=0, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=resumable,
+        plugins=[WholeFileCheckpointIO()], callbacks=[*(saving if resumable else []), clock],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    trainer.fit(LoRAClassifier(encoder=encoder), SentenceDataModule(source="sample", encoder=encoder))
+    return clock.seconds(), last.seconds
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoder", default=EMBEDDED)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    plain: list[float] = []
+    resumable: list[float] = []
+    saves: list[float] = []
+    with tempfile.TemporaryDirectory() as name:
+        for _ in range(args.rounds):
+            plain += run(args.encoder, Path(name), args.steps, False, None)[0]
+            resumable += run(args.encoder, Path(name), args.steps, True, None)[0]
+            saves += run(args.encoder, Path(name), args.steps, True, 10)[1]
+    without, with_ = median(plain) * 1e3, median(resumable) * 1e3
+    print(f"median step without {without:.3f} ms, resumable {with_:.3f} ms ({100 * (with_ / without - 1):+.2f}%)")
+    print(f"median save {median(saves) * 1e3:.2f} ms, with fsync")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""A training step side by side with peers: `python -m benchmarks.training --output FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from benchmarks.peers import Step, full_step, lora_pl_step, peak_memory, peft_step, random_encoder, seed_step
+from benchmarks.timing import interleaved
+from lora_pl.callbacks.throughput import measured_peak, step_products
+from lora_pl.data.batches import make_batch
+from lora_pl.data.sources import read_split
+from lora_pl.data.tasks import get_task
+from lora_pl.data.tokens import Tokens, tokenize_cached
+from lora_pl.encoder.loading import load_tokenizer
+from lora_pl.model.classifier import LoRAClassifier
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+OURS = "lora_pl"
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+PEERS: dict[str, dict[str, Callable[[str], Step]]] = {
+    "bf16": {
+        OURS: partial(lora_pl_step, dtype="bfloat16"),
+        "lora_pl, padded": partial(lora_pl_step, dtype="bfloat16", batching="padded"),
+        "PEFT, bf16 weights": partial(peft_step, dtype="bfloat16", weights=torch.bfloat16),
+        "PEFT, fp32 weights, autocast": partial(peft_step, dtype="bfloat16"),
+        "PEFT, its default fp32": partial(peft_step, dtype="float32"),
+        "the seed's recipe": partial(seed_step, dtype="bfloat16"),
+        "full fine-tuning": partial(full_step, dtype="bfloat16"),
+    },
+    "fp32": {
+        OURS: partial(lora_pl_step, dtype="float32"),
+        "PEFT": partial(peft_step, dtype="float32"),
+        "the seed's recipe": partial(seed_step, dtype="float32"),
+    },
+}
+
+
+def sst2(encoder: str) -> Tokens:
+    """SST-2's training sentences, cut at 64 tokens."""
+    examples = read_split(str(SHARED / "glue" / "SST-2"), get_task("sst2"), "train")
+    return tokenize_cached(load_tokenizer(encoder), examples, 64, Path(tempfile.gettempdir()) / "lora_pl_benchmark")
+
+
+def share_of_peak(encoder: str, dtype: str, tokens: Tokens, batches: Sequence[Sequence[int]], seconds: float) -> float:
+    """What part of a lora_pl step is the time that its linear layers' products would take at the measured peak."""
+    model = LoRAClassifier(encoder=encoder, base_dtype=dtype)
+    packed = [make_batch(tokens, indices, "packed", 0) for indices in batches]
+    products = median(step_products(model, batch) for batch in packed)
+    peak = measured_peak(model.encoder, getattr(torch, dtype), int(median(batch.tokens for batch in packed)))
+    return products / peak / seconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    sentences_per_second: float
+    ratio: float
+    """How many times as long a step takes as lora_pl's."""
+    peak: float | None = None
+    """MiB."""
+    share_of_memory: float | None = None
+    """lora_pl's peak divided by this one."""
+    share_of_peak: float | None = None
+
+    def line(self, *first: object) -> str:
+        """As Markdown, after the columns `first`."""
+        figures = [_shown(self.peak, ",.0f"), _shown(self.share_of_memory, ".2f"), _shown(self.share_of_peak, ".0%")]
+        cells = [*first, self.what, f"{self.sentences_per_second:.1f}", f"{self.ratio:.2f}", *figures]
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+def measure(folder: Path, precision: str, batch_size: int, rounds: int, memory: bool) -> list[Row]:
+    """The rows of one encoder, precision and batch size."""
+    encoder = random_encoder(folder)
+    tokens = sst2(encoder)
+    draw = np.random.default_rng(0)
+    batches = [draw.choice(len(tokens), batch_size, replace=False).tolist() for _ in range(rounds + 2)]
+    makers = {name: partial(make, encoder) for name, make in PEERS[precision].items()}
+    peaks = {name: peak_memory(make, tokens, batches[:4]) for name, make in makers.items()} if memory else {}
+    steps = {name: partial(make(), tokens) for name, make in makers.items()}
+    seconds = interleaved(steps, batches, warm_up=2)
+    share = share_of_peak(encoder, DTYPES[precision], tokens, batches, seconds[OURS])
+    return [
+        Row(
+            name,
+            batch_size / value,
+            value / seconds[OURS],
+            peaks.get(name),
+            peaks[OURS] / peaks[name] if peaks else None,
+            share if name == OURS else None,
+        )
+        for name, value in seconds.items()
+    ]
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+HEADER = """\
+| encoder | precision | batch | what | sentences/s | lora_pl is faster by | peak MiB | lora_pl's share | of peak speed |
+| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"""
+
+
+def main() -> None:
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[8, 32, 128])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    rows = [HEADER]
+    print(HEADER, flush=True)
+    for name in args.encoders:
+        for precision in args.precisions:
+            for size in args.batch_sizes:
+                rows_here = measure(SHARED / "models" / name, precision, size, args.rounds, memory=size == 32)
+                found = [row.line(name, precision, size) for row in rows_here]
+                print("\n".join(found), flush=True)
+                rows += found
+    if args.output:
+        args.output.write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The models: an encoder with adapters, and what it is asked."""

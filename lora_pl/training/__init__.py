@@ -1,0 +1,1 @@
+"""A run: its name, folders, callbacks and trainer."""

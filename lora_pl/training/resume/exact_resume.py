@@ -1,0 +1,123 @@
+"""A resumed run goes on bit for bit as the run that was never stopped."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lora_pl.model.metrics import SplitMetrics
+from lora_pl.reporting import say
+from lora_pl.training.resume.random_state import random_state, set_random_state
+
+RESUME_KEY = "lora_pl_resume"
+"""Where a checkpoint holds what Lightning leaves out."""
+
+Position = tuple[int, int]
+"""Whole epochs, and batches of the next one that are done."""
+
+
+class ExactResume(Callback):
+    """Adds to every checkpoint what Lightning leaves out of it, and puts that back on resume.
+
+    That is: the position in the epoch's random order (Lightning starts the epoch's data anew), the random generators of
+    every process, the training metrics' sums of the epoch so far, and the count that log points follow. Lightning's own
+    counters are written as they are between two steps, where nothing is in flight: after the end of a window of
+    accumulated gradients, its logging and its validation. `SavePoints` saves there.
+
+    It comes first among the callbacks, so that on resume the generators are as they were before anyone used them.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the state; collective over the processes."""
+        epoch, batch = position(trainer)
+        own = {"random": random_state(), "sums": _train_sums(pl_module).sums()}
+        checkpoint[RESUME_KEY] = {
+            "epoch": epoch,
+            "batch": batch,
+            "log_steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "processes": _gathered(trainer, own),
+        }
+        if between_steps(trainer):
+            _settle(checkpoint, epoch, batch)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the data start where the run was; the rest waits for the first step."""
+        self._loaded = checkpoint.get(RESUME_KEY)
+        if self._loaded is not None and hasattr(trainer.datamodule, "start_at"):  # type: ignore[attr-defined]
+            trainer.datamodule.start_at(self._loaded["epoch"], self._loaded["batch"])  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Before the first step: restore what the way there has moved."""
+        if self._loaded is None:
+            return
+        loaded, self._loaded = self._loaded, None
+        progress = trainer.fit_loop.epoch_loop
+        progress._batches_that_stepped = loaded["log_steps"]
+        progress.batch_progress.total.ready = progress.batch_progress.total.completed + 1
+        if len(loaded["processes"]) != trainer.world_size:
+            say(
+                f"resume: saved by {len(loaded['processes'])} processes; random numbers and the epoch's sums start anew"
+            )
+            return
+        own = loaded["processes"][trainer.global_rank]
+        if loaded["batch"]:
+            _train_sums(pl_module).load_sums(own["sums"])
+        set_random_state(own["random"])
+
+
+def position(trainer: Trainer) -> Position:
+    """Where the run is; an epoch that `max_steps` or a stop cut short counts as not ended."""
+    epochs = trainer.fit_loop.epoch_progress.current
+    done: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+    if epochs.started > epochs.processed:  # type: ignore[attr-defined]
+        return epochs.processed, done  # type: ignore[attr-defined]
+    if 0 < done < trainer.num_training_batches:
+        return epochs.processed - 1, done  # type: ignore[attr-defined]
+    return epochs.processed, 0  # type: ignore[attr-defined]
+
+
+def between_steps(trainer: Trainer) -> bool:
+    """Whether nothing is in flight: before a step's forward pass, or after the last epoch's end."""
+    epochs = trainer.fit_loop.epoch_progress.current
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current
+    return batches.ready > batches.started or epochs.completed == epochs.ready  # type: ignore[attr-defined]
+
+
+def _settle(checkpoint: dict[str, Any], epoch: int, batch: int) -> None:
+    """Lightning's counters as they are before batch `batch` of epoch `epoch` is begun.
+
+    A batch that is ready but not started is how Lightning knows that it stopped between two steps.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    begun = epoch + bool(batch)
+    epochs = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
+    loops["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
+    total = loops["epoch_loop.batch_progress"]["total"]["processed"]
+    loops["epoch_loop.batch_progress"] = {
+        **{kind: _before(done) for kind, done in (("total", total), ("current", batch))},
+        "is_last_batch": False,
+    }
+    # as Lightning has it after an epoch: the last one that was trained in
+    checkpoint["epoch"] = epoch if batch else max(0, epoch - 1)
+
+
+def _before(done: int) -> dict[str, int]:
+    return {"ready": done + 1, "started": done, "processed": done, "completed": done}
+
+
+def _train_sums(pl_module: LightningModule) -> SplitMetrics:
+    return cast(SplitMetrics, pl_module.metrics["train/"])  # type: ignore[index]
+
+
+def _gathered(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every process's state, by rank."""
+    if trainer.world_size == 1:
+        return [own]
+    everyone: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone

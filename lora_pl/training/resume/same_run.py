@@ -1,0 +1,58 @@
+"""`--resume`: which checkpoint a run goes on from, and whether it would go on as the same run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora_pl.errors import UsageError, UserError
+from lora_pl.reporting import say
+from lora_pl.storage.checkpoint import newest_checkpoint
+from lora_pl.storage.flat import flatten
+
+HARMLESS = re.compile(
+    r"config|run_name|ckpt_path|resume|force|save_every_.*|data\.(num_workers|cache_dir)|trainer\.(logger.*|enable_.*|"
+    r"log_every_n_steps|profiler.*|default_root_dir|detect_anomaly|num_sanity_val_steps)"
+)
+"""Options that change no weight and no metric of a run."""
+LENGTHS = re.compile(r"trainer\.(max|min)_(epochs|steps|time)")
+"""Options that change nothing but where a run ends, unless its schedule is stretched over all steps."""
+
+
+def checkpoint_to_resume(folder: Path | None) -> Path | None:
+    """The newest whole checkpoint in a run's folder; none where the run has yet to start.
+
+    Raises:
+        UsageError: no run is named.
+        UserError: the run has checkpoints, and none is whole.
+    """
+    if folder is None:
+        raise UsageError("resume: expected --run_name NAME beside --resume, got none")
+    path, damaged = newest_checkpoint(folder)
+    for problem in damaged:
+        say(f"resume: {problem}")
+    say(f"resume: {path}" if path else f"resume: {folder} holds no checkpoint yet; the run starts")
+    return path
+
+
+def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
+    """Raise a UserError that names every option that would make another run of the one in `saved`, a config.yaml."""
+    if not saved.is_file():
+        return
+    before, now = (flatten(values) for values in (yaml.safe_load(saved.read_text(encoding="utf-8")), given))
+    stretched = now.get("model.schedule") != "constant" or now.get("model.warmup_ratio")
+    changed = [
+        f"{key} (was {before[key]}, now {value})"
+        for key, value in now.items()
+        if key in before and before[key] != value and not HARMLESS.fullmatch(key)
+        if stretched or not LENGTHS.fullmatch(key)
+    ]
+    if changed:
+        raise UserError(
+            f"resume: the run would go on as another one: {', '.join(changed)}; leave the options as they were, or "
+            "add --force"
+        )

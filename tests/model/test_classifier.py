@@ -1,0 +1,350 @@
+import copy
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
+from lora_pl.data.batches import make_batch
+from lora_pl.data.tokens import tokenize
+from lora_pl.errors import UserError
+from lora_pl.lora import LoRAError, lora_layers
+from tests.encoder.test_loading import KINDS
+
+TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
+
+
+def trainer(tmp_path, **changes) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=tmp_path, enable_model_summary=False, **{**quiet, "max_steps": 3, **changes})
+
+
+def batch_of(model: LoRAClassifier, texts=TEXTS, batching="packed"):
+    tokens = tokenize(model.tokenizer, [texts], 38)
+    return make_batch(tokens, range(len(texts)), batching, model.tokenizer.pad_token_id)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["linear", "architecture"])
+def test_every_architecture_trains_adapters_and_head_alone(kind, head, tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(kind), head=head, learning_rate=1e-2)
+    assert len(model.adapted) == 4
+    before = copy.deepcopy(dict(model.named_parameters()))
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(kind))
+    trainer(tmp_path, max_epochs=3, max_steps=-1).fit(model, data)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert changed == trained
+    assert all("lora_" in name or name.startswith("head.") for name in trained)
+    assert changed == set(model.state_dict())
+
+
+def test_starts_as_the_base(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder()).eval()
+    bare = LoRAClassifier(encoder=tiny_encoder(), method="head").eval()
+    bare.head.load_state_dict(model.head.state_dict())
+    assert torch.equal(model(batch_of(model)), bare(batch_of(bare)))
+
+
+def test_padding_does_not_change_a_sentence(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder()).eval()
+    together = model(batch_of(model))
+    alone = torch.cat([model(batch_of(model, [text])) for text in TEXTS])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_is_active_in_fit(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    seen = []
+
+    def watch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        seen.append((module.training, bool((output == 0).any())))
+
+    model.encoder.embeddings.dropout.register_forward_hook(watch)
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    trainer(tmp_path, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
+    assert seen == [(True, True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_encoders_dropout_can_be_set(kind, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder(kind), dropout=0.0).train()
+    batch = batch_of(model)
+    assert torch.equal(model(batch), model(batch))
+    default = LoRAClassifier(encoder=tiny_encoder(kind)).train()
+    assert not torch.equal(default(batch), default(batch))
+
+
+@pytest.mark.parametrize(("method", "trained"), [("lora", 4 * 2 * 16 * 4 + 34), ("head", 34), ("full", None)])
+def test_methods(method, trained, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder(), method=method)
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert count == (trained or sum(parameter.numel() for parameter in model.parameters()))
+    assert bool(lora_layers(model)) == (method == "lora")
+
+
+def groups(model, tmp_path, **changes):
+    model.trainer = trainer(tmp_path, **changes)
+    return model.configure_optimizers()["optimizer"].param_groups
+
+
+def test_the_head_has_its_own_rate_and_biases_may_go_without_decay(tiny_encoder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1)
+    assert [(g["name"], g["initial_lr"], g["weight_decay"]) for g in groups(model, tmp_path)] == [
+        ("encoder", 1e-3, 0.1), ("head", 1e-2, 0.1)]  # fmt: skip
+    model = LoRAClassifier(encoder=tiny_encoder(), weight_decay=0.1, decay_bias=False)
+    found = {g["name"]: (g["weight_decay"], len(g["params"])) for g in groups(model, tmp_path)}
+    assert found == {"encoder": (0.1, 8), "head": (0.1, 1), "head_bias": (0.0, 1)}
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 1 / 9)])
+def test_the_schedule_goes_by_optimizer_steps(schedule, last, tiny_encoder, glue_folder, tmp_path):
+    """48 sentences, batches of 8, 2 epochs, gradients of one batch a step: 12 steps, a quarter of them warm-up."""
+    model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=1.0, schedule=schedule, warmup_ratio=0.25)
+    rates = []
+
+    def note(optimizer, *args):
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    configure = model.configure_optimizers
+
+    def watched():
+        configured = configure()
+        configured["optimizer"].register_step_pre_hook(note)
+        return configured
+
+    model.configure_optimizers = watched
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    trainer(tmp_path, max_steps=-1, max_epochs=2, limit_val_batches=0).fit(model, data)
+    assert len(rates) == 12
+    assert rates[:4] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert rates[-1] == pytest.approx(last)
+
+
+def test_accumulated_batches_are_one_step_of_the_schedule(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    runner = trainer(tmp_path, max_steps=-1, max_epochs=2, accumulate_grad_batches=3, limit_val_batches=0)
+    runner.fit(model, data)
+    assert runner.global_step == 4
+    assert runner.lr_scheduler_configs[0].scheduler.last_epoch == 4
+    assert runner.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_a_linear_schedule_needs_an_end(tiny_encoder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
+    model.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf})()
+    with pytest.raises(UserError, match="max_epochs"):
+        model.configure_optimizers()
+
+
+@pytest.mark.parametrize("batch_tokens", [8, 50, 4096])
+def test_accuracy_is_exact_over_the_split(batch_tokens, tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), eval_batch_tokens=batch_tokens)
+    (logged,) = trainer(tmp_path).validate(model, data, verbose=False)
+    lines = (glue_folder / "dev.tsv").read_text().splitlines()[1:]
+    texts, labels = zip(*(line.split("\t") for line in lines), strict=True)
+    right = sum((p["label"] == "positive") == (y == "1") for p, y in zip(model.predict(texts), labels, strict=True))
+    assert logged["val/accuracy"] == pytest.approx(right / len(labels), abs=1e-7)
+    logits = model.eval()(batch_of(model, list(texts)))
+    loss = nn.functional.cross_entropy(logits, torch.tensor([int(y) for y in labels]))
+    assert logged["val/loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder()).train()
+    model.encoder.embeddings.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    few, many = model.predict(TEXTS, batch_tokens=12), model.predict(TEXTS * 20)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    for one, other in zip(few * 20, many, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-6)
+        assert list(one["probabilities"]) == ["negative", "positive"]
+        assert sum(one["probabilities"].values()) == pytest.approx(1)
+        assert one["probabilities"][one["label"]] == one["score"] == max(one["probabilities"].values())
+    assert model.predict([]) == []
+
+
+def test_predict_refuses_what_is_no_list_of_texts(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    with pytest.raises(UserError, match=r"predict\(\['fine'\]\)"):
+        model.predict("fine")
+    with pytest.raises(UserError, match="all of one kind"):
+        model.predict(["fine", ("a", "b")])
+    with pytest.raises(UserError, match="give pairs"):
+        LoRAClassifier(encoder=tiny_encoder(), task="rte").predict(["fine"])
+
+
+def test_pairs_regression_and_own_classes(tiny_encoder):
+    pairs = [("the film", "is good"), ("the plot", "is dull")]
+    assert {p["label"] for p in LoRAClassifier(encoder=tiny_encoder("bert"), task="rte").predict(pairs)} <= {
+        "entailment", "not_entailment"}  # fmt: skip
+    (score,) = LoRAClassifier(encoder=tiny_encoder(), task="stsb").predict(pairs[:1])
+    assert list(score) == ["score"]
+    own = LoRAClassifier(encoder=tiny_encoder(), task="custom", label_names=["a", "b", "c"])
+    assert list(own.predict(["fine"])[0]["probabilities"]) == ["a", "b", "c"]
+    with pytest.raises(UserError, match="at least two classes"):
+        LoRAClassifier(encoder=tiny_encoder(), task="custom")
+    with pytest.raises(UserError, match="2 classes for the task sst2"):
+        LoRAClassifier(encoder=tiny_encoder(), label_names=["one"])
+    single = LoRAClassifier(encoder=tiny_encoder(), task="stsb", pairs=False)
+    assert list(single.predict(["fine"])[0]) == ["score"]
+    with pytest.raises(UserError, match="single sentences"):
+        single.predict(pairs)
+
+
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_type_ids_reach_an_encoder_that_has_types(batching, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder("bert"), task="rte").eval()
+    tokens = tokenize(model.tokenizer, [["the film"], ["is good"]], 38)
+    batch = make_batch(tokens, [0], batching, 1)
+    assert batch.token_type_ids.sum() == 3
+    encoded = model.tokenizer("the film", "is good", return_tensors="pt")
+    expected = model.head(model.encoder(**encoded).last_hidden_state[:, 0])
+    torch.testing.assert_close(model(batch), expected)
+
+
+@pytest.mark.parametrize("kind", ["cola", "mrpc", "stsb", "mnli"])
+def test_every_metric_and_split_is_logged(kind, tiny_encoder, tmp_path):
+    from tests.data.test_glue_files import LAYOUTS
+
+    lines = LAYOUTS[kind][0]
+    body = lines if kind == "cola" else lines[1:]
+    body = [*body, *(line.replace("3.800", "1.0") for line in body)]
+    header = [] if kind == "cola" else lines[:1]
+    for name in ("train.tsv", "dev.tsv", "dev_matched.tsv", "dev_mismatched.tsv"):
+        (tmp_path / name).write_text("\n".join(header + body) + "\n")
+    data = SentenceDataModule(task=kind, source=str(tmp_path), encoder=tiny_encoder())
+    model = LoRAClassifier(encoder=tiny_encoder(), task=kind)
+    runner = trainer(tmp_path, max_steps=1)
+    runner.fit(model, data)
+    expected = {
+        "cola": {"matthews", "accuracy"}, "mrpc": {"accuracy", "f1"}, "stsb": {"pearson", "spearman"},
+        "mnli": {"accuracy", "accuracy_mismatched", "loss_mismatched"},
+    }[kind]  # fmt: skip
+    logged = {name.removeprefix("val/") for name in runner.callback_metrics if name.startswith("val/")}
+    assert logged == expected | {"loss"}
+    assert model.monitor in runner.callback_metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", 0.0),
+        ("head_learning_rate", -1.0),
+        ("weight_decay", -0.1),
+        ("warmup_ratio", 1.0),
+        ("dropout", 1.0),
+    ],
+)
+def test_rates_out_of_range_are_named(name, value, tiny_encoder):
+    with pytest.raises(UserError, match=f"model.{name}: expected"):
+        LoRAClassifier(encoder=tiny_encoder(), **{name: value})
+
+
+def test_roles_become_the_architectures_names(tiny_encoder):
+    lora = LoRAConfig(target_modules=("query", "key"))
+    model = LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=lora)
+    assert [name.rpartition(".")[2] for name in model.adapted[:2]] == ["q_lin", "k_lin"]
+    with pytest.raises(LoRAError, match=r"'q_linn' matches no.*q_lin"):
+        LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=LoRAConfig(target_modules=("q_linn",)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "base_dtype", "expected"),
+    [
+        ("32-true", "auto", torch.float32),
+        ("bf16-mixed", "auto", torch.bfloat16),
+        ("bf16-mixed", "float32", torch.float32),
+        ("32-true", "float16", torch.float16),
+    ],
+)
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_the_base_is_kept_in_its_type_and_the_rest_in_fp32(
+    precision, base_dtype, expected, batching, tiny_encoder, glue_folder, tmp_path
+):
+    model = LoRAClassifier(encoder=tiny_encoder(), base_dtype=base_dtype, learning_rate=1e-2)
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching)
+    trainer(tmp_path, precision=precision).fit(model, data)
+    for name, parameter in model.encoder.named_parameters():
+        is_fp32 = parameter.requires_grad or "LayerNorm" in name
+        assert parameter.dtype == (torch.float32 if is_fp32 else expected), name
+    assert {p.dtype for p in model.head.parameters()} == {torch.float32}
+    assert model.eval()(batch_of(model)).dtype == torch.float32
+    before = copy.deepcopy(model.state_dict())
+    assert len(model.predict(TEXTS * 80)) == 320
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_full_fine_tuning_keeps_fp32(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), method="full")
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    trainer(tmp_path, precision="bf16-mixed").fit(model, data)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_trainers_predict_merges_and_unmerges(tiny_encoder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B)
+    expected = model.predict(TEXTS)
+    merged = []
+    model.head.register_forward_hook(lambda *_: merged.append({m.merged for m in lora_layers(model).values()}))
+    base = model.encoder.encoder.layer[0].attention.self.query.weight.clone()
+    (rows,) = trainer(tmp_path).predict(model, DataLoader([TEXTS], batch_size=None))
+    assert merged == [{True}]
+    assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    assert torch.equal(model.encoder.encoder.layer[0].attention.self.query.weight, base)
+    model.train()(batch_of(model)).sum().backward()  # no tensor of the inference mode is left behind
+
+
+def test_fifty_steps_are_the_same_packed_and_padded(tiny_encoder, glue_folder, tmp_path):
+    losses = {}
+    for batching in ("packed", "padded"):
+        torch.manual_seed(0)
+        model = LoRAClassifier(encoder=tiny_encoder(), dropout=0.0, learning_rate=3e-2, head_learning_rate=1e-1)
+        data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching, batch_size=8)
+        seen = losses[batching] = []
+        model._loss = lambda *given, of=model._loss, seen=seen: _noted(of(*given), seen)
+        trainer(tmp_path, max_steps=50, max_epochs=-1, limit_val_batches=0).fit(model, data)
+    assert len(losses["packed"]) == 50
+    assert losses["packed"] == pytest.approx(losses["padded"], abs=2e-5)
+    assert max(losses["packed"]) - min(losses["packed"]) > 0.2  # the weights moved far
+
+
+def _noted(result, seen):
+    seen.append(result[0].item())
+    return result
+
+
+def broken(tiny_encoder, **changes) -> LoRAClassifier:
+    """A model whose loss is no number at its second step."""
+    model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=1e-2, **changes)
+    calls, of = [], model._loss
+    model._loss = lambda *given: _second_is_nan(of(*given), calls)
+    return model
+
+
+def _second_is_nan(result, calls):
+    calls.append(1)
+    return (result[0] * float("nan") if len(calls) == 2 else result[0]), result[1]
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder, glue_folder, tmp_path):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    with pytest.raises(UserError, match=r"loss is nan at step 1 \(epoch 0, batch 1\); the last good checkpoint: none"):
+        trainer(tmp_path, num_sanity_val_steps=0).fit(broken(tiny_encoder), data)
+
+
+def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    model = broken(tiny_encoder, nonfinite_loss="skip")
+    run = trainer(tmp_path, num_sanity_val_steps=0, max_steps=-1, max_epochs=1)
+    run.fit(model, data)
+    assert "loss is nan at step 1 (epoch 0, batch 1); the batch is skipped" in capsys.readouterr().err
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert torch.isfinite(run.callback_metrics["train/accuracy"])

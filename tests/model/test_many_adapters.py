@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from lora_pl.errors import UserError
+from lora_pl.lora import lora_layers
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.many_adapters import ManyAdapters
+
+SENTENCES = ["the film is good", "dull", "the plot is very slow and the cast is awful", "fine"]
+PAIRS = [("the film is good", "the film is bad"), ("dull", "the plot is slow"), ("fine", "great"), ("bad", "bad")]
+
+
+@pytest.fixture
+def write(tiny_encoder, tmp_path):
+    """Writes the checkpoint of an untrained model whose adapter does something."""
+
+    def make(name: str, kind: str = "roberta", **settings):
+        torch.manual_seed(len(name))
+        model = LoRAClassifier(encoder=tiny_encoder(kind), **settings)
+        for layer in lora_layers(model).values():
+            torch.nn.init.normal_(layer.lora_B)
+        checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+        model.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, tmp_path / f"{name}.ckpt")
+        return tmp_path / f"{name}.ckpt"
+
+    return make
+
+
+def assert_same(answers, expected):
+    assert len(answers) == len(expected)
+    for answer, other in zip(answers, expected, strict=True):
+        assert answer.get("label") == other.get("label")
+        assert answer["score"] == pytest.approx(other["score"], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "bert", "distilbert"])
+@pytest.mark.parametrize("head", ["linear", "architecture"])
+def test_mixed_batches_say_what_single_models_say(kind, head, write):
+    paths = {
+        "sst2": write("sst2", kind, head=head),
+        "rte": write("rte", kind, head=head, task="rte", lora={"r": 2, "target_modules": ("query", "key", "value")}),
+        "stsb": write("stsb", kind, head=head, task="stsb", lora={"r": 8, "lora_alpha": 3}),
+        "headonly": write("headonly", kind, head=head, method="head"),
+    }
+    models = ManyAdapters(paths)
+    asked = ["sst2", "rte", "headonly", "stsb"] * 4
+    texts = [(PAIRS if name in ("rte", "stsb") else SENTENCES)[i // 4] for i, name in enumerate(asked)]
+    answers = models.predict(texts, asked)
+    for name, path in paths.items():
+        alone = LoRAClassifier.load_from_checkpoint(path)
+        own = [place for place, other in enumerate(asked) if other == name]
+        expected = alone.predict([texts[place] for place in own])
+        assert_same([answers[place] for place in own], expected)
+        assert_same(models.predict([texts[place] for place in own], name), expected)
+
+
+def test_the_base_is_there_once_and_adapters_come_later(write):
+    models = ManyAdapters({"a": write("a")})
+    before = {name: p.data_ptr() for name, p in models.encoder.named_parameters() if "lora" not in name}
+    models.load_adapter("b", write("bb", lora={"r": 1}))
+    after = {
+        name: p.data_ptr()
+        for name, p in models.encoder.named_parameters()
+        if "lora" not in name and "adapters" not in name
+    }
+    assert after == before
+    models.set_adapter("b")
+    assert_same(
+        models.predict(SENTENCES), LoRAClassifier.load_from_checkpoint(write("bb", lora={"r": 1})).predict(SENTENCES)
+    )
+    assert models.predict([], "a") == []
+
+
+def test_bfloat16_stays_near(write):
+    paths = {"a": write("a"), "b": write("bb")}
+    exact, rounded = ManyAdapters(paths), ManyAdapters(paths, base_dtype="bfloat16")
+    for one, other in zip(exact.predict(SENTENCES, "b"), rounded.predict(SENTENCES, "b"), strict=True):
+        assert one["probabilities"]["positive"] == pytest.approx(other["probabilities"]["positive"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda models, write: models.predict(SENTENCES, "c"), "there is no 'c'; there are: a"),
+        (lambda models, write: models.set_adapter("c"), "there is no 'c'"),
+        (lambda models, write: models.predict(SENTENCES, ["a"]), "name per text, got 1 for 4"),
+        (lambda models, write: models.predict("dull", "a"), "expected a list of texts"),
+        (lambda models, write: models.predict(PAIRS, "a"), "adapter a: predict: this model reads single sentences"),
+        (lambda models, write: models.load_adapter("a", write("a")), "expected a new name"),
+        (lambda models, write: models.load_adapter("b", write("b", method="full")), "holds a whole encoder"),
+        (lambda models, write: models.load_adapter("b", write("b", "electra")), "adapter b: encoder: the weights of"),
+        (lambda models, write: ManyAdapters({}), "at least one name"),
+    ],
+)
+def test_mistakes(ask, message, write):
+    models = ManyAdapters({"a": write("a")})
+    with pytest.raises(UserError, match=message):
+        ask(models, write)
+    assert models.predict(SENTENCES[:1], "a")  # as it was
+
+
+def test_heads_of_two_kinds_share_a_bert(write):
+    paths = {"a": write("a", "bert"), "b": write("bb", "bert", head="architecture")}
+    models = ManyAdapters(paths)
+    for name, path in paths.items():
+        assert_same(models.predict(SENTENCES, name), LoRAClassifier.load_from_checkpoint(path).predict(SENTENCES))

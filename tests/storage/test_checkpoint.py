@@ -1,0 +1,215 @@
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
+from lora_pl.errors import UserError
+from lora_pl.storage.checkpoint import WholeFileCheckpointIO, read_checkpoint
+from tests.model.test_classifier import TEXTS, trainer
+
+
+def test_holds_adapter_head_optimizer_and_schedule_but_no_base(checkpoint):
+    stored = torch.load(checkpoint, weights_only=True)
+    assert sorted(stored["state_dict"]) == sorted(LoRAClassifier.load_from_checkpoint(checkpoint).state_dict())
+    assert sum(tensor.numel() for tensor in stored["state_dict"].values()) == 4 * 2 * 16 * 4 + 34
+    assert len(stored["optimizer_states"][0]["state"]) == 10
+    assert stored["lr_schedulers"][0]["last_epoch"] > 0
+    json.dumps(stored["hyper_parameters"])
+    json.dumps(stored["datamodule_hyper_parameters"])
+
+
+def test_a_fresh_process_gives_the_same_logits(checkpoint):
+    model = LoRAClassifier.load_from_checkpoint(checkpoint)
+    assert not model.training
+    script = f"""
+from lora_pl import LoRAClassifier
+predictions = LoRAClassifier.load_from_checkpoint({str(checkpoint)!r}).predict({TEXTS!r})
+print([p["probabilities"]["positive"].hex() for p in predictions])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([p["probabilities"]["positive"].hex() for p in model.predict(TEXTS)])
+
+
+def test_the_trained_head_comes_back(checkpoint):
+    loaded = LoRAClassifier.load_from_checkpoint(checkpoint)
+    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert torch.equal(loaded.head.weight, stored["head.weight"])
+    assert any(tensor.abs().sum() > 0 for name, tensor in stored.items() if name.endswith("lora_B"))
+
+
+def test_full_fine_tuning_keeps_its_encoder(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), method="full", learning_rate=1e-2)
+    runner = trainer(tmp_path)
+    runner.fit(model, SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder()))
+    runner.save_checkpoint(tmp_path / "full.ckpt")
+    loaded = LoRAClassifier.load_from_checkpoint(tmp_path / "full.ckpt")
+    assert loaded.predict(TEXTS) == model.predict(TEXTS)
+
+
+@pytest.mark.shared
+def test_size_on_roberta_bases_shape(shared, tmp_path, monkeypatch):
+    """At r = 4: 148,994 weights in fp32, and with the optimizer's two moments under 2 MB."""
+    from lora_pl.encoder.loading import build_encoder, load_config
+    from lora_pl.model import classifier
+
+    folder = str(shared / "models" / "roberta-base")
+    monkeypatch.setattr(classifier, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
+    model = LoRAClassifier(encoder=folder)
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
+    (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
+    runner = trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    runner.fit(model, SentenceDataModule(source=str(tmp_path), encoder=folder))
+    path = tmp_path / "size.ckpt"
+    runner.save_checkpoint(path)
+    assert path.stat().st_size < 2_000_000
+    stored = read_checkpoint(path)
+    torch.save(stored["state_dict"], tmp_path / "weights.pt")
+    assert (tmp_path / "weights.pt").stat().st_size == pytest.approx(4 * 148_994, rel=0.05)
+    assert len(stored["optimizer_states"][0]["state"]) == 50
+
+
+def test_another_base_under_the_same_name_is_an_error(tiny_encoder, checkpoint, tmp_path):
+    from lora_pl.encoder.loading import load_encoder, load_tokenizer
+
+    other = load_encoder(tiny_encoder())
+    with torch.no_grad():
+        other.embeddings.word_embeddings.weight[5] += 0.1
+    other.save_pretrained(tmp_path / "other")
+    load_tokenizer(tiny_encoder()).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="the weights of .*other.* are not those of"):
+        LoRAClassifier.load_from_checkpoint(checkpoint, encoder=str(tmp_path / "other"))
+
+
+def test_another_vocabulary_is_an_error(tiny_encoder, checkpoint, tmp_path):
+    from lora_pl.encoder.loading import load_encoder, load_tokenizer
+
+    load_encoder(tiny_encoder()).save_pretrained(tmp_path / "other")
+    tokenizer = load_tokenizer(tiny_encoder())
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="the vocabulary of"):
+        LoRAClassifier.load_from_checkpoint(checkpoint, encoder=str(tmp_path / "other"))
+
+
+def test_a_base_that_moved_is_given_by_hand(tiny_encoder, checkpoint, tmp_path):
+    from shutil import copytree
+
+    copytree(tiny_encoder(), tmp_path / "moved")
+    model = LoRAClassifier.load_from_checkpoint(checkpoint, encoder=str(tmp_path / "moved"))
+    assert model.predict(TEXTS) == LoRAClassifier.load_from_checkpoint(checkpoint).predict(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora": LoRAConfig(r=2)}, {"head": "architecture"}, {"method": "head"}, {"label_names": ["bad", "good"]}],
+)
+def test_another_shape_is_an_error(changes, checkpoint):
+    with pytest.raises(UserError, match="checkpoint: .* but the model has"):
+        LoRAClassifier.load_from_checkpoint(checkpoint, **changes)
+
+
+class Harm:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def damaged(kind: str, whole: Path, path: Path) -> Path:
+    if kind == "truncated":
+        path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    elif kind == "text":
+        path.write_text("sentence\tlabel")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "foreign":
+        torch.save({"state_dict": {}, "epoch": 1}, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"state_dict": Harm()}))
+    elif kind == "torch pickle":
+        torch.save({"state_dict": Harm()}, path)
+    elif kind == "lightning":
+        stored = torch.load(whole, weights_only=True)
+        stored["hyper_parameters"]["x"] = Harm()
+        torch.save(stored, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("missing", "no such checkpoint"),
+        ("empty", "the file is empty"),
+        ("truncated", "truncated or no checkpoint"),
+        ("text", "truncated or no checkpoint|refused"),
+        ("foreign", "lora_pl did not write this file"),
+        ("pickle", "refused"),
+        ("torch pickle", "refused"),
+        ("lightning", "refused"),
+    ],
+)
+def test_damaged_and_foreign_files(kind, said, checkpoint, tmp_path):
+    path = damaged(kind, checkpoint, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=said) as error:
+        LoRAClassifier.load_from_checkpoint(path)
+    assert len(str(error.value).splitlines()) == 1
+    assert not Path("harmed").exists()
+
+
+def test_an_option_of_another_version_is_named(checkpoint, tmp_path):
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["hyper_parameters"]["rank"] = 4
+    torch.save(stored, tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="another version of lora_pl: its rank is no option"):
+        LoRAClassifier.load_from_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_missing_and_unexpected_tensors_are_listed(checkpoint, tmp_path):
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["state_dict"]["head.extra"] = stored["state_dict"].pop("head.bias")
+    torch.save(stored, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"1 missing: head.bias; 1 unexpected: head.extra"):
+        LoRAClassifier.load_from_checkpoint(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(error, tmp_path, monkeypatch):
+    writer, path = WholeFileCheckpointIO(), tmp_path / "last.ckpt"
+    writer.save_checkpoint({"step": 1}, path)
+    before = path.read_bytes()
+
+    def fill(checkpoint, file):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(UserError, match=r"last.ckpt: could not be written.*is whole"):
+        writer.save_checkpoint({"step": 2}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_resume_continues_the_count_of_steps(tiny_encoder, glue_folder, tmp_path):
+    def runner(epochs: int) -> Trainer:
+        return trainer(tmp_path, max_epochs=epochs, max_steps=-1, plugins=[WholeFileCheckpointIO()])
+
+    def parts():
+        encoder = tiny_encoder()
+        return LoRAClassifier(encoder=encoder), SentenceDataModule(
+            source=str(glue_folder), encoder=encoder, batch_size=8
+        )
+
+    first = runner(1)
+    first.fit(*parts())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    second = runner(3)
+    model, data = parts()
+    second.fit(model, data, ckpt_path=tmp_path / "one.ckpt")
+    assert first.global_step == 6
+    assert second.global_step == 18
+    assert second.optimizers[0].state[model.head.weight]["step"] == 18

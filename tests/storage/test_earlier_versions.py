@@ -1,0 +1,45 @@
+"""What version 0.1.0 wrote still loads: checkpoints, adapter folders and configurations."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_pl import LoRAClassifier
+from lora_pl.cli.main import main
+from lora_pl.formats.importing import ImportOptions, load_foreign
+from lora_pl.formats.native import read_adapter_folder
+
+BEFORE = Path(__file__).resolve().parents[1] / "fixtures" / "before"
+ENCODER = str(BEFORE / "encoder")
+SAID = json.loads((BEFORE / "logits.json").read_text(encoding="utf-8"))
+"""Logits on three texts, by that version."""
+
+
+def require_same(model: LoRAClassifier, what: str) -> None:
+    torch.testing.assert_close(model.logits(SAID["texts"]), torch.tensor(SAID[what]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "head", "full"])
+def test_checkpoints(method):
+    path = BEFORE / method / "last.ckpt"
+    require_same(LoRAClassifier.load_from_checkpoint(path, encoder=ENCODER), method)
+
+
+def test_adapter_folders():
+    require_same(read_adapter_folder(BEFORE / "adapter", encoder=ENCODER), "adapter")
+    require_same(load_foreign(BEFORE / "peft", ImportOptions(encoder=ENCODER)), "adapter")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_is_resumed_with_its_configuration(method, glue_folder, capsys):
+    folder = Path("checkpoints") / method
+    shutil.copytree(BEFORE / method, folder)
+    flags = ["--model.encoder", ENCODER, "--data.source", str(glue_folder), "--force", "--trainer.max_epochs", "5"]
+    assert main(["fit", "--run_name", method, "--resume", *flags]) == 0
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 4
+    assert checkpoint["global_step"] == 30
+    assert checkpoint["hyper_parameters"]["learning_rate"] == {"lora": 3e-2, "full": 3e-3}[method]

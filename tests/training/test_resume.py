@@ -1,0 +1,126 @@
+"""`--resume` as a user types it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lora_pl.cli.main import main
+from lora_pl.training.run_folder import run_name
+
+
+@pytest.fixture
+def fit(tiny_encoder, glue_folder):
+    return ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8",
+            "--trainer.precision", "32-true", "--resume", "--run_name", "mine"]  # fmt: skip
+
+
+def epochs(count: int) -> list[str]:
+    return ["--trainer.max_epochs", str(count)]
+
+
+def last(name: str = "mine") -> dict:
+    return torch.load(f"checkpoints/{name}/last.ckpt", weights_only=True)
+
+
+def fails(capsys, *arguments: str, code: int = 1) -> str:
+    assert main(list(arguments)) == code
+    return capsys.readouterr().err
+
+
+def test_the_same_command_starts_goes_on_and_ends(fit, capsys):
+    assert main([*fit, *epochs(1)]) == 0
+    assert "holds no checkpoint yet; the run starts" in capsys.readouterr().err
+    assert main([*fit, *epochs(2)]) == 0
+    assert "resume: checkpoints/mine/last.ckpt" in capsys.readouterr().err
+    assert last()["global_step"] == 12
+    assert main([*fit, *epochs(2)]) == 0
+    assert last()["global_step"] == 12
+
+
+def test_the_same_command_with_a_configuration(fit, capsys):
+    Path("c.yaml").write_text(yaml.safe_dump({"data": {"batch_size": 8}, "model": {"learning_rate": 0.003}}))
+    here = [*fit, "--config", "c.yaml"]
+    assert main([*here, *epochs(1)]) == 0
+    assert main([*here, *epochs(2)]) == 0
+    assert last()["global_step"] == 12
+    Path("other.yaml").write_text(yaml.safe_dump({"data": {"batch_size": 8}}))
+    said = fails(capsys, *fit, *epochs(2), "--config", "other.yaml")
+    assert "model.learning_rate (was 0.003, now 0.0001)" in said
+
+
+def test_what_would_change_the_mathematics_is_named(fit, capsys):
+    assert main([*fit, *epochs(1)]) == 0
+    changed = [*fit, *epochs(2), "--data.batch_size", "4", "--model.learning_rate", "1e-2", "--data.num_workers", "1"]
+    said = fails(capsys, *changed)
+    assert "data.batch_size (was 8, now 4)" in said
+    assert "model.learning_rate (was 0.0001, now 0.01)" in said
+    assert "num_workers" not in said
+    assert "--force" in said
+    stretched = [*fit, *epochs(3), "--model.schedule", "linear", "--force"]
+    assert main([*changed, "--force"]) == 0
+    assert "trainer.max_epochs (was 2, now 3)" in fails(capsys, *stretched[:-1])
+
+
+def test_options_that_do_not_fit_together(fit, capsys):
+    assert "expected --run_name NAME beside --resume" in fails(capsys, *fit[:-2], code=2)
+    assert "expected --resume or --ckpt_path, got both" in fails(capsys, *fit, "--ckpt_path", "x.ckpt", code=2)
+    assert "save_every_steps: expected more than 0" in fails(capsys, *fit, "--save_every_steps", "0")
+
+
+def test_no_whole_checkpoint_is_an_error(fit, capsys):
+    Path("checkpoints/mine").mkdir(parents=True)
+    Path("checkpoints/mine/last.ckpt").write_bytes(b"PK half")
+    assert "checkpoints/mine: no checkpoint is whole" in fails(capsys, *fit)
+
+
+def test_a_moved_run_keeps_its_best(fit):
+    assert main([*fit, *epochs(1)]) == 0
+    shutil.move("checkpoints/mine", "checkpoints/moved")
+    assert main([*fit[:-1], "moved", *epochs(3)]) == 0
+    assert {path.name for path in Path("checkpoints/moved").iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
+    (state,) = (value for key, value in last("moved")["callbacks"].items() if key.startswith("BestCheckpoint"))
+    assert Path(state["best_model_path"]) == Path("checkpoints/moved/best.ckpt").resolve()
+
+
+def test_a_checkpoint_named_in_yaml_brings_its_settings(fit, capsys):
+    assert main([*fit, *epochs(1), "--model.lora.r", "2"]) == 0
+    Path("more.yaml").write_text(yaml.safe_dump({"ckpt_path": "checkpoints/mine/last.ckpt"}))
+    assert main(["validate", "--config", "more.yaml"]) == 0
+    Path("none.yaml").write_text("ckpt_path: none.ckpt\n")
+    assert "none.ckpt: no such checkpoint" in fails(capsys, "validate", "--config", "none.yaml")
+
+
+def test_options_of_another_version_are_left_out_by_name(fit, capsys):
+    assert main([*fit, *epochs(1)]) == 0
+    stored = last()
+    stored["datamodule_hyper_parameters"]["eval_batch_size"] = 64
+    torch.save(stored, "old.ckpt")
+    assert main(["validate", "--ckpt_path", "old.ckpt"]) == 0
+    assert "data.eval_batch_size is no option of this version" in capsys.readouterr().err
+
+
+def test_a_run_says_what_made_it(fit):
+    assert main([*fit, *epochs(1), "--seed_everything", "5"]) == 0
+    record = last()["lora_pl_run"]
+    assert record["seed"] == 5
+    assert {"lora_pl", "python", "torch", "lightning", "transformers"} <= record["versions"].keys()
+    assert record["git"]
+    text = Path("checkpoints/mine/config.yaml").read_text()
+    assert f"# torch {torch.__version__}" in text
+    assert yaml.safe_load(text) == yaml.safe_load(record["config"])
+    assert yaml.safe_load(text)["seed_everything"] == 5
+
+
+def test_without_validation_the_summary_names_the_last_checkpoint(fit, capsys):
+    assert main([*fit, *epochs(1), "--trainer.limit_val_batches", "0"]) == 0
+    said = capsys.readouterr().err
+    assert "6 steps without validation" in said
+    assert "checkpoints/mine/last.ckpt" in said
+
+
+def test_runs_of_the_same_second_have_names_of_their_own():
+    names = [run_name(None, "demo.yaml", None) for _ in range(3)]
+    assert len(set(names)) == 3

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from lora_pl.cli.checkpoint_defaults import option_value
+from lora_pl.errors import UserError
+from lora_pl.training.run_folder import run_name
+
+
+def test_the_name_is_the_configurations_and_the_time():
+    assert run_name(None, "configs/demo.yaml", None).startswith("demo-20")
+    assert run_name(None, None, None).startswith("run-20")
+    assert run_name("mine", "configs/demo.yaml", None) == "mine"
+
+
+def test_a_run_with_checkpoints_is_taken_and_one_that_failed_before_is_not():
+    Path("checkpoints/mine").mkdir(parents=True)
+    Path("logs/mine").mkdir(parents=True)
+    Path("checkpoints/mine/config.yaml").touch()
+    assert run_name("mine", None, None) == "mine"
+    Path("checkpoints/mine/last.ckpt").touch()
+    with pytest.raises(UserError, match=r"the run mine exists .*--ckpt_path checkpoints/mine/last\.ckpt"):
+        run_name("mine", None, None)
+
+
+def test_a_resumed_run_keeps_its_name():
+    assert run_name(None, "configs/demo.yaml", "checkpoints/mine/last.ckpt") == "mine"
+    assert run_name("mine", None, "checkpoints/mine/last.ckpt") == "mine"
+    assert run_name(None, "configs/demo.yaml", "elsewhere/last.ckpt").startswith("demo-")
+
+
+@pytest.mark.parametrize(
+    ("args", "value"),
+    [
+        (["--config", "a.yaml"], "a.yaml"),
+        (["-c", "a.yaml"], "a.yaml"),
+        (["--config=a.yaml", "--x", "1"], "a.yaml"),
+        (["--config", "a.yaml", "--config", "b.yaml"], "b.yaml"),
+        (["--configs", "a.yaml"], None),
+        (["--config"], None),
+    ],
+)
+def test_an_options_value(args, value):
+    assert option_value(args, "--config", "-c") == value
