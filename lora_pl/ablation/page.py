@@ -1,10 +1,10 @@
-"""The page of a study's report."""
+"""The page of a study's report: what `report.html.jinja` is filled with."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +15,30 @@ from lora_pl.ablation.statistics import Comparison, Summary, compare, summarize,
 from lora_pl.ablation.table import FAILED, ResultTable
 from lora_pl.errors import UserError
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #111; }
-table { border-collapse: collapse; margin: 1em 0; } caption { text-align: left; color: #444; padding-bottom: .4em; }
-th, td { padding: .25em .8em; text-align: right; border-bottom: 1px solid #ccc; }
-th:first-child, td:first-child { text-align: left; } figure { margin: 1.5em 0; } img { max-width: 100%; }
-figcaption { color: #444; } .verdict { font-weight: 600; } tr.published { color: #555; font-style: italic; }
-"""
+TEMPLATE = "report.html.jinja"
+TableRow = dict[str, Any]
 
 
 def make_page(
     table: ResultTable, series: list[Series], settings: dict[str, Any], images: dict[str, str], captions: dict[str, str]
 ) -> str:
     """The page; `images` are PNGs in base64, by name, as their captions are."""
-    references = references_of(table.rows)
-    parts = ["<h1>Rank ablation</h1>", f"<p>{html.escape(conditions(settings, table))}</p>"]
-    parts += [_failed(table)] if table.trials(FAILED) else []
-    parts += [_results(series, references)]
-    for one in series:
-        comparisons = compare_ranks(one)
-        title = f" ({html.escape(one.name)})" if one.name else ""
-        parts.append(f'<p class="verdict">{html.escape(verdict(comparisons, "points"))}{title}</p>')
-        parts += [_differences(comparisons)] if comparisons else []
-    parts += [_amplification(table.path.parent, series[0])] if series else []
-    for name, image in images.items():
-        alt = html.escape(captions[name])
-        parts.append(
-            f'<figure><img src="data:image/png;base64,{image}" alt="{alt}"><figcaption>{alt}</figcaption></figure>'
+    from jinja2 import Environment
+
+    source = resources.files("lora_pl.ablation").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    page: str = (
+        Environment(autoescape=True, trim_blocks=True)
+        .from_string(source)
+        .render(
+            conditions=conditions(settings, table),
+            failed=[_cells(row["trial"], row["error"]) for row in table.rows if row["status"] == FAILED],
+            results=[*_measured(series, references_of(table.rows)), *map(_published, PUBLISHED)],
+            series=[_compared(one) for one in series],
+            figures=[{"png": image, "caption": captions[name]} for name, image in images.items()],
+            **_amplification(table.path.parent, series),
         )
-    head = f'<meta charset="utf-8"><title>Rank ablation</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    )
+    return page
 
 
 def compare_ranks(series: Series, which: Any = "last") -> list[Comparison]:
@@ -62,65 +56,13 @@ def conditions(settings: dict[str, Any], table: ResultTable) -> str:
     return (
         f"{encoder} on {source}: {subset}, {settings.get('trainer.max_epochs')} epochs, batch "
         f"{settings.get('data.batch_size')}, {settings.get('model.schedule')} schedule, precision "
-        f"{settings.get('trainer.precision')}, {seeds} seeds. A seed sets the start of adapter and head, dropout and "
-        "the order of the data."
+        f"{settings.get('trainer.precision')}, {seeds} seeds. A seed sets the initialization of adapter and head, "
+        "dropout and the order of the data."
     )
-
-
-def _results(series: list[Series], references: list[Group]) -> str:
-    rows = []
-    for name, group in named_groups(series, references):
-        cells = [name, f"{group.first['alpha']:g}" if group.rank else "", f"{group.first['learning_rate']:g}"]
-        cells += [f"{group.first['trainable_lora']:,}", f"{group.first['trainable_head']:,}"]
-        for which in ("last", "best"):
-            cells.append(_percent(summarize(list(group.results(which).values()))))
-        rows.append(_row([*cells, str(len(group.rows))]))
-    for row in PUBLISHED:
-        cells = [
-            f"r = {row['r']}, {row['encoder']}, published",
-            f"{row['alpha']:g}",
-            f"{row['learning_rate']:g}",
-            f"{row['trainable_lora']:,}",
-        ]
-        rows.append(_row([*cells, f"{row['trainable_head']:,}", f"{100 * row['last']:.2f}", "", "1"], "published"))
-    heads = ["", "alpha", "learning rate", "LoRA", "head", "last epoch, %", "best epoch, %", "seeds"]
-    caption = "Mean ± standard deviation over seeds. Rows in italics were published by others, and not measured here."
-    return f"<table><caption>{caption}</caption>{_row(heads, cell='th')}{''.join(rows)}</table>"
-
-
-def _differences(comparisons: Sequence[Comparison]) -> str:
-    rows = []
-    for c in comparisons:
-        d, half = 100 * c.difference.mean, 100 * c.difference.half_width
-        interval = f"{d - half:+.2f} to {d + half:+.2f}"
-        rows.append(_row([f"({c.one}) - ({c.other})", f"{d:+.2f}", interval, f"{c.p:.3f}", f"{c.adjusted_p:.3f}"]))
-    heads = ["difference, last epoch", "points", "95% interval", "p", "p, corrected"]
-    caption = "Paired by seed; intervals are each pair's own, p is corrected for the number of pairs by Holm's method."
-    return f"<table><caption>{caption}</caption>{_row(heads, cell='th')}{''.join(rows)}</table>"
-
-
-def _amplification(folder: Path, series: Series) -> str:
-    try:
-        found = amplification_rows(folder, series)
-    except UserError as error:
-        return f"<p>Section 7.3 is left out: {html.escape(str(error))}</p>"
-    rows = [_row([one.name, *(f"{value:.2f}" for value in list(vars(one).values())[1:])]) for one in found]
-    heads = ["", "‖W‖", "‖ΔW‖", "‖UᵀWVᵀ‖ by ΔW", "by W", "by random", "‖ΔW‖ / ‖UᵀWVᵀ‖"]
-    caption = (
-        "Section 7.3 (the paper's Table 7): what W has in the first r singular directions of ΔW, of W itself and of a "
-        "random matrix, and by which factor ΔW amplifies what W has in ΔW's. Frobenius norms, means over layers, "
-        "first seed."
-    )
-    return f"<table><caption>{caption}</caption>{_row(heads, cell='th')}{''.join(rows)}</table>" if rows else ""
-
-
-def _failed(table: ResultTable) -> str:
-    rows = [_row([row["trial"], row["error"]]) for row in table.rows if row["status"] == FAILED]
-    return f"<table><caption>Trials that failed; they are no part of what follows.</caption>{''.join(rows)}</table>"
 
 
 def named_groups(series: Sequence[Series], references: Sequence[Group]) -> Iterable[tuple[str, Group]]:
-    """Every group by a name that no other has."""
+    """Every group by a name of its own."""
     for one in series:
         for group in one.groups:
             yield ", ".join(part for part in (group.name, one.name) if part), group
@@ -128,9 +70,54 @@ def named_groups(series: Sequence[Series], references: Sequence[Group]) -> Itera
         yield group.name, group
 
 
-def _row(cells: Sequence[str], css: str = "", cell: str = "td") -> str:
-    inner = "".join(f"<{cell}>{html.escape(text)}</{cell}>" for text in cells)
-    return f'<tr class="{css}">{inner}</tr>' if css else f"<tr>{inner}</tr>"
+def _measured(series: list[Series], references: list[Group]) -> Iterable[TableRow]:
+    for name, group in named_groups(series, references):
+        first = group.first
+        results = [_percent(summarize(list(group.results(which).values()))) for which in ("last", "best")]
+        yield _cells(
+            name, f"{first['alpha']:g}" if group.rank else "", f"{first['learning_rate']:g}",
+            f"{first['trainable_lora']:,}", f"{first['trainable_head']:,}", *results, len(group.rows),
+        )  # fmt: skip
+
+
+def _published(row: dict[str, Any]) -> TableRow:
+    cells = _cells(
+        f"r = {row['r']}, {row['encoder']}, published", f"{row['alpha']:g}", f"{row['learning_rate']:g}",
+        f"{row['trainable_lora']:,}", f"{row['trainable_head']:,}", f"{100 * row['last']:.2f}", "", 1,
+    )  # fmt: skip
+    return {**cells, "published": True}
+
+
+def _compared(series: Series) -> dict[str, Any]:
+    comparisons = compare_ranks(series)
+    return {
+        "name": series.name,
+        "verdict": verdict(comparisons, "points"),
+        "differences": [_difference(comparison) for comparison in comparisons],
+    }
+
+
+def _difference(c: Comparison) -> TableRow:
+    d, half = 100 * c.difference.mean, 100 * c.difference.half_width
+    interval = f"{d - half:+.2f} to {d + half:+.2f}"
+    return _cells(f"({c.one}) - ({c.other})", f"{d:+.2f}", interval, f"{c.p:.3f}", f"{c.adjusted_p:.3f}")
+
+
+def _amplification(folder: Path, series: list[Series]) -> dict[str, Any]:
+    """The rows of Table 7, or why there are none."""
+    try:
+        found = amplification_rows(folder, series[0]) if series else []
+    except UserError as error:
+        return {"left_out": f"Section 7.3 is left out: {error}"}
+    return {"amplification": [_cells(*(_figure(value) for value in vars(one).values())) for one in found]}
+
+
+def _figure(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.2f}"
+
+
+def _cells(*cells: object) -> TableRow:
+    return {"cells": cells}
 
 
 def _percent(found: Summary) -> str:

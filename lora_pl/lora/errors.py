@@ -2,11 +2,11 @@
 
 
 class LoRAError(ValueError):
-    """A configuration, a model or a state that LoRA can't be applied to: `KEY: MESSAGE`; the message says what to change.
+    """A configuration, a model or a state that LoRA can't be applied to, as `KEY: MESSAGE`.
 
     Args:
         key: What it is about: a field of `LoRAConfig`, `adapter` or `state`.
-        message: What was given, what was expected and what to do.
+        message: What was given, what was expected and what to change.
     """
 
     def __init__(self, key: str, message: str = "") -> None:
