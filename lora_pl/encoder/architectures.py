@@ -106,6 +106,8 @@ class Architecture:
     last_block: LastBlock | None = None
     """None where every row must go through the last block."""
     head: StockHead | None = None
+    shares_batches: bool = True
+    """Whether sentences of several adapters may lie in one batch: all that an adapted layer sees is sentences' rows."""
 
     def first_position(self, config: PretrainedConfig) -> int:
         """The position id of a sentence's first token."""
@@ -185,6 +187,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             dropout=("cls_dropout", "hidden_dropout_prob"),
             input_dropout=("pooler_dropout",),
         ),
+        shares_batches=False,  # query and key are applied to the relative positions, too
     ),
     "mpnet": Architecture(
         roles={"query": "attn.q", "key": "attn.k", "value": "attn.v"} | BLOCK_ROLES | {"attention_output": "attn.o"},
@@ -211,6 +214,16 @@ def stock_head(config: PretrainedConfig) -> StockHead:
             "model.head", f"architecture is known for {known}, not for {config.model_type}; take --model.head linear"
         )
     return head
+
+
+def require_shared_batches(config: PretrainedConfig) -> None:
+    """Raise a UserError where an adapted layer sees what belongs to no sentence, and so to no adapter."""
+    if not architecture_of(config).shares_batches:
+        raise UserError(
+            "model.encoder",
+            f"{config.model_type} applies its layers to relative positions too, which all sentences of a batch share: "
+            "several adapters can't share one; load each checkpoint as a LoRAClassifier",
+        )
 
 
 def module_names(lora: LoRAConfig, config: PretrainedConfig) -> LoRAConfig:

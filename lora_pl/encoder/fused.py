@@ -32,14 +32,19 @@ class SplitLinear(nn.ModuleDict):
 def split_fused(model: nn.Module, fused: Mapping[str, Sequence[str]]) -> None:
     """Replace every linear layer whose name ends in a key of `fused` by a `SplitLinear` with the names it maps to."""
     for name, module in list(model.named_modules()):
-        for ending, names in fused.items():
-            if f".{name}".endswith(f".{ending}") and isinstance(module, nn.Linear):
-                model.set_submodule(name, SplitLinear(module, names))
+        names = parts_of(name, fused)
+        if names and isinstance(module, nn.Linear):
+            model.set_submodule(name, SplitLinear(module, names))
+
+
+def parts_of(name: str, fused: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """The parts of the layer `name` by the key of `fused` that it ends in, none where it is not fused."""
+    return next((names for ending, names in fused.items() if f".{name}".endswith(f".{ending}")), ())
 
 
 def join_fused(model: nn.Module) -> None:
     """The reverse of `split_fused`."""
-    for name, split in _split_layers(model).items():
+    for name, split in split_layers(model).items():
         weights, biases = ([getattr(part, kind) for part in split.values()] for kind in ("weight", "bias"))
         model.set_submodule(name, _linear(torch.cat(weights), None if biases[0] is None else torch.cat(biases)))
 
@@ -52,7 +57,7 @@ def joined_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
         state: `...Wqkv.query.weight`, ...: parameters, or what they are to be written as.
     """
     joined = dict(state)
-    for prefix, split in _split_layers(model).items():
+    for prefix, split in split_layers(model).items():
         for kind in ("weight", "bias"):
             names = [f"{prefix}.{part}.{kind}" for part in split]
             if names[0] in joined:
@@ -60,7 +65,8 @@ def joined_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     return joined
 
 
-def _split_layers(model: nn.Module) -> dict[str, SplitLinear]:
+def split_layers(model: nn.Module) -> dict[str, SplitLinear]:
+    """Every `SplitLinear` of `model` by its name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SplitLinear)}
 
 

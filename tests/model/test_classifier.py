@@ -12,7 +12,7 @@ from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAError, lora_layers
-from tests.encoder.test_loading import KINDS
+from tests.encoder.test_architectures import KINDS
 
 TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
 
