@@ -15,7 +15,15 @@ from lora_pl.encoder.fingerprint import weights_fingerprint
 from lora_pl.encoder.loading import build_encoder, load_config, load_encoder, max_tokens
 from lora_pl.encoder.packing import Packing
 from lora_pl.errors import UserError
-from lora_pl.lora import LoRAConfig, inject_lora, lora_layers, mark_only_lora_as_trainable
+from lora_pl.lora import (
+    AdapterBank,
+    LoRAConfig,
+    adapter_state_dict,
+    inject_lora,
+    lora_layers,
+    mark_only_lora_as_trainable,
+    remove_lora,
+)
 from tests.conftest import tiny_config
 from tests.support import rounding
 
@@ -166,6 +174,8 @@ def test_the_dropout_of_all_places_is_set(kind, tiny_encoder):
               if "dropout" in name and isinstance(value, float)]  # fmt: skip
     assert len(found) >= 2 * encoder.config.num_hidden_layers
     assert set(found) == {0.5}
+    ids = torch.full((1, 8), 5)
+    assert not torch.equal(encoder(ids).last_hidden_state, encoder(ids).last_hidden_state)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -186,6 +196,22 @@ def test_lora_on_query_and_value_trains_exactly_those(kind):
     trained = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
     assert trained == {f"{name}.lora_{part}" for name in names for part in "AB"}
     assert all(parameter.grad.any() for parameter in encoder.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, row in ARCHITECTURES.items() if row.shares_batches])
+def test_in_a_bank_each_sentence_goes_through_its_own_adapter(kind):
+    features, encoder = made(kind)
+    ids, way = sentences([6, 6, 6]), packed if kind in PACKED else padded
+    own, state = way(features, ids), adapter_state_dict(encoder)
+    remove_lora(encoder)
+    base = way(features, ids)
+    bank = AdapterBank(encoder)
+    bank.add("own", module_names(LoRAConfig(r=2, target_modules=("query", "value")), encoder.config), state)
+    with bank.route(["own", None, "own"], [6, 6, 6]):
+        got = way(features, ids)
+    expected = torch.stack([own[0], base[1], own[2]])
+    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
+    assert (own - base).abs().max() > 100 * rounding(TERMS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -69,15 +69,6 @@ def test_dropout_is_active_in_fit(tiny_encoder, glue_folder, tmp_path):
     assert seen == [(True, True)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_encoders_dropout_can_be_set(kind, tiny_encoder):
-    model = LoRAClassifier(encoder=tiny_encoder(kind), dropout=0.0).train()
-    batch = batch_of(model)
-    assert torch.equal(model(batch), model(batch))
-    default = LoRAClassifier(encoder=tiny_encoder(kind)).train()
-    assert not torch.equal(default(batch), default(batch))
-
-
 @pytest.mark.parametrize(("method", "trained"), [("lora", 4 * 2 * 16 * 4 + 34), ("head", 34), ("full", None)])
 def test_methods(method, trained, tiny_encoder):
     model = LoRAClassifier(encoder=tiny_encoder(), method=method)
