@@ -10,6 +10,7 @@ from lora_pl.encoder.architectures import LastBlock, architecture_of
 from lora_pl.encoder.attention import use_packed_attention
 from lora_pl.encoder.dropout import use_bulk_dropout
 from lora_pl.encoder.packing import Packing
+from lora_pl.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,20 +31,26 @@ class FirstTokenFeatures:
         architecture = architecture_of(encoder.config)
         self._has_types = architecture.has_token_types(encoder.config)
         self._first_position = architecture.first_position(encoder.config)
+        self._packed = architecture.packed
         self._last_layer: _LastLayer | None = None
         use_bulk_dropout(encoder)
-        if architecture.packed:
+        if self._packed:
             use_packed_attention(encoder)
             self._last_layer = _LastLayer(encoder, architecture.last_block) if architecture.last_block else None
 
     def of_packed(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
-        """(1, tokens), (1, tokens) -> (sentences, hidden)."""
-        positions = packing.positions + self._first_position
+        """(1, tokens), (1, tokens) -> (sentences, hidden).
+
+        Raises:
+            UserError: sentences of this architecture can't lie in one row.
+        """
+        if not self._packed:
+            kind = self.encoder.config.model_type
+            raise UserError("data.batching", f"{kind} takes no packed rows; take --data.batching padded")
         # a mask of four dimensions is taken as it is, and attention over a packed row reads none
-        no_mask = input_ids.new_empty(1, 1, 1, 0)
-        hidden = self._run(input_ids, token_type_ids, attention_mask=no_mask, position_ids=positions, packing=packing)[
-            0
-        ]
+        inputs = {"attention_mask": input_ids.new_empty(1, 1, 1, 0), "packing": packing}
+        positions = packing.positions + self._first_position
+        hidden = self._run(input_ids, token_type_ids, position_ids=positions, **inputs)[0]
         return hidden if self._last_layer else hidden.index_select(0, packing.starts)
 
     def of_padded(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def load_config(name: str) -> PretrainedConfig:
     """The encoder's configuration.
 
     Raises:
-        UserError: the name leads nowhere, or to a model whose tokens attend to those before them only.
+        UserError: the name leads nowhere, or the model is a decoder or has one.
     """
     from transformers import AutoConfig
 
@@ -39,12 +39,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = None) -> PreTrainedModel:
-    """The pretrained encoder in fp32 and in train mode, without a pooler unless it is asked for; see `split_fused`.
+    """The pretrained encoder in fp32 and in train mode, without a pooler unless it is asked for.
+
+    Fused projections come as a `SplitLinear`, so that each role is a linear layer of its own.
 
     Args:
         name: A hub name, a folder, or package://NAME/PATH.
         with_pooler: Whether to load the pooler too, where the architecture has one.
-        dropout: On hidden states and on attention; by default what the encoder's configuration says.
+        dropout: In all places of the encoder; by default what its configuration says.
 
     Raises:
         UserError: the name leads nowhere, the hub can't be reached, or the folder's weights can't be read or do not
@@ -112,8 +114,8 @@ def _require_bidirectional(name: str, config: PretrainedConfig) -> None:
     if decodes or (type(config) in CAUSAL and type(config) not in MASKED):
         raise UserError(
             "model.encoder",
-            f"{name} ({config.model_type}) is a decoder: its first token sees no other; expected an encoder whose "
-            "tokens see the whole sentence, such as roberta-base",
+            f"{name} ({config.model_type}) is a decoder or has one; expected an encoder whose tokens see the whole "
+            "sentence, such as roberta-base",
         )
 
 

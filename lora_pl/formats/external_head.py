@@ -52,7 +52,7 @@ def head_of(adapter: ForeignAdapter, config: PretrainedConfig) -> ImportedHead:
     tensors = {_bare(name, layers): tensor.float() for name, tensor in adapter.head.items()}
     linear = adapter.linear_head or (stock.out_proj != LINEAR and f"{LINEAR}.weight" in tensors)
     kind: HeadKind = "linear" if linear else "architecture"
-    if not linear:
+    if not linear and adapter.base is None:  # lora_pl's own records name their base; their heads read the first token
         require_first_token(config)
     expected = _expected(kind, config)
     optional = {name for name in expected if needs_pooler(kind, config) and name.startswith(stock.dense)}

@@ -38,7 +38,7 @@ def join_updates(encoder: nn.Module, updates: Mapping[str, Update]) -> dict[str,
     for prefix, split in split_layers(encoder).items():
         parts = [joined.pop(f"{prefix}.{name}", None) for name in split]
         if any(parts):
-            joined[prefix] = _joined(parts, [layer.out_features for layer in split.values()])
+            joined[prefix] = _joined(parts, split.rows)
     return joined
 
 
@@ -64,7 +64,7 @@ def _joined(parts: Sequence[Update | None], rows: Sequence[int]) -> Update:
     scaling = given[0].scaling
     a = torch.cat([part.a for part in given])
     b, column = a.new_zeros(sum(rows), len(a)), 0
-    for part, block in zip(parts, b.split(list(rows)), strict=True):
+    for part, block in zip(parts, torch.split(b, list(rows)), strict=True):
         if part:
             ratio = 1.0 if part.scaling == scaling else part.scaling / scaling
             block[:, column : column + len(part.a)] = part.b * ratio

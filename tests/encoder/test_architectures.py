@@ -130,6 +130,14 @@ def test_packed_is_padded(kind, lengths):
     assert_packed_is_padded(kind, lengths)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PACKED])
+def test_a_packed_row_is_refused_where_it_would_be_one_sentence(kind):
+    features, _ = made(kind)
+    with pytest.raises(UserError) as error:
+        packed(features, sentences([5, 3]))
+    assert error.value.key == "data.batching"
+
+
 @pytest.mark.parametrize("lengths", [[64, 64], [64, 3, 5, 40, 9, 6], [70]])
 def test_a_local_window_is_kept_in_sentences_longer_than_it(lengths):
     assert_packed_is_padded("modernbert", lengths, max_position_embeddings=80)
@@ -185,6 +193,16 @@ def test_each_role_is_one_layer_of_every_block(kind):
     layers = [adapted(build_encoder(tiny_config(kind)), role) for role in roles]
     assert [len(names) for names in layers] == [2] * len(roles)
     assert len({name for names in layers for name in names}) == 2 * len(roles)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_counted_without_weights(kind):
+    with torch.device("meta"):
+        encoder, stock = build_encoder(tiny_config(kind)), AutoModel.from_config(tiny_config(kind))
+        adapted(encoder, "query", "value")
+    counted = sum(parameter.numel() for parameter in encoder.parameters() if not parameter.requires_grad)
+    assert counted == without_pooler(stock).num_parameters()
+    assert encoder.num_parameters(only_trainable=True) == 2 * 2 * 2 * (16 + 16)
 
 
 @pytest.mark.parametrize("kind", KINDS)

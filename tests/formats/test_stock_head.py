@@ -3,14 +3,13 @@ import torch
 from torch.nn import functional as F
 
 from lora_pl.encoder.architectures import stock_head
-from lora_pl.encoder.head import LinearHead
+from lora_pl.encoder.head import LinearHead, new_head
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UserError
 from lora_pl.formats.external_head import head_of
 from lora_pl.formats.foreign import ForeignAdapter
 from lora_pl.formats.stock_head import (
     linear_head_of,
-    require_first_token,
     require_representable,
     stock_head_state,
 )
@@ -83,8 +82,10 @@ def test_the_refusal_names_the_reason_and_the_alternatives(tiny_encoder):
 
 def test_a_stock_head_that_pools_otherwise_is_refused(tiny_encoder):
     config = load_config(tiny_encoder("modernbert"))
+    tensors = stock_head_state(new_head("architecture", config, 2), config, torch.float32)
     with pytest.raises(UserError, match="classifier_pooling: mean") as error:
-        require_first_token(config)
+        head_of(ForeignAdapter("the test", {}, tensors), config)
     assert error.value.key == "model.head"
+    head_of(ForeignAdapter("lora_pl's own", {}, tensors, base={}), config)
     config.classifier_pooling = "cls"
-    require_first_token(config)
+    head_of(ForeignAdapter("the test", {}, tensors), config)
