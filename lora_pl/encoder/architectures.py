@@ -38,8 +38,8 @@ class StockHead:
     """On h; empty where there is none."""
     dense_bias: str | None = None
     """The setting that says whether `dense` has a bias; None where it always has."""
-    dense_from_pooler: bool = False
-    """Whether `dense` starts as the encoder's pretrained pooler."""
+    pretrained: tuple[str, ...] = ()
+    """The layers that start as the base's weights have them, where they do (BERT's pooler)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the configuration must say for the stock model to read the first token."""
 
@@ -129,7 +129,7 @@ BERT = Architecture(
     roles=QUERY_KEY_VALUE | BLOCK_ROLES,
     packed=True,
     last_block=LastBlock(),
-    head=StockHead("bert.pooler.dense", "classifier", modules=("classifier", "pooler"), dense_from_pooler=True),
+    head=StockHead("bert.pooler.dense", "classifier", modules=("classifier", "pooler"), pretrained=("dense",)),
 )
 ROBERTA = replace(BERT, positions_after_padding=True, head=IN_CLASSIFIER)
 
@@ -174,6 +174,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             activation="classifier_activation",
             dropout=("classifier_dropout",),
             dense_bias="classifier_bias",
+            pretrained=("dense", "norm"),
             settings={"classifier_pooling": "cls"},
         ),
     ),

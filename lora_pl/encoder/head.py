@@ -28,7 +28,7 @@ class LinearHead(nn.Linear):
 class ArchitectureHead(nn.Module):
     """z = out_proj(dropout(norm(f(dense(dropout(h)))))): see `StockHead`. (batch, hidden) -> (batch, outputs).
 
-    BERT's `dense` starts as its pretrained pooler.
+    The layers that `StockHead.pretrained` names start as the base's weights have them, where they do.
     """
 
     def __init__(self, config: PretrainedConfig, outputs: int) -> None:
@@ -51,8 +51,8 @@ class ArchitectureHead(nn.Module):
 
 
 def needs_pooler(kind: HeadKind, config: PretrainedConfig) -> bool:
-    """Whether the head starts from the encoder's pretrained pooler."""
-    return kind == "architecture" and stock_head(config).dense_from_pooler
+    """Whether layers of the head start as the base's weights have them: the encoder's `pooler`."""
+    return kind == "architecture" and bool(stock_head(config).pretrained)
 
 
 def new_head(kind: HeadKind, config: PretrainedConfig, outputs: int) -> LinearHead | ArchitectureHead:
@@ -63,8 +63,10 @@ def new_head(kind: HeadKind, config: PretrainedConfig, outputs: int) -> LinearHe
 def make_head(kind: HeadKind, encoder: PreTrainedModel, outputs: int) -> LinearHead | ArchitectureHead:
     """The head for `encoder`; where it starts from the encoder's pooler, the pooler moves out of the encoder."""
     head = new_head(kind, encoder.config, outputs)
-    if isinstance(head, ArchitectureHead) and needs_pooler(kind, encoder.config):
-        head.dense.load_state_dict(encoder.pooler.dense.state_dict())
+    pooler = getattr(encoder, "pooler", None)
+    if pooler is not None and needs_pooler(kind, encoder.config):
+        for name in stock_head(encoder.config).pretrained:
+            head.get_submodule(name).load_state_dict(pooler.get_submodule(name).state_dict())
         encoder.pooler = None
     return head
 

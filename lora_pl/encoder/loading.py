@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from lora_pl.encoder.architectures import architecture_of
+from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.fused import split_fused
 from lora_pl.encoder.source import is_folder_name, local_path
 from lora_pl.errors import UserError
@@ -45,7 +46,7 @@ def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = N
 
     Args:
         name: A hub name, a folder, or package://NAME/PATH.
-        with_pooler: Whether to load the pooler too, where the architecture has one.
+        with_pooler: Whether to load the layers of the stock head that its weights hold, as `encoder.pooler`.
         dropout: In all places of the encoder; by default what its configuration says.
 
     Raises:
@@ -72,17 +73,30 @@ def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = N
             "model.encoder", f"{name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ..."
         )
     split_fused(encoder, architecture_of(config).fused)
+    if with_pooler and not hasattr(encoder, "pooler"):
+        encoder.pooler = _pretrained_layers(name, config)
     # Transformers hands models over in eval mode, which would train without dropout
     return encoder.train()
 
 
 def holds_pooler(name: str) -> bool:
-    """Whether the encoder's weights have a pooler; where not, Transformers would draw one at random."""
-    from transformers import AutoModel
+    """Whether the encoder's weights hold the stock head's pretrained layers; else they would be drawn at random."""
+    return _pretrained_layers(name, load_config(name)) is not None
 
-    with quiet_transformers():
-        _, report = _from_pretrained(AutoModel.from_pretrained, name, dtype=torch.float32, output_loading_info=True)
-    return not any(key.startswith("pooler.") for key in report["missing_keys"])
+
+def _pretrained_layers(name: str, config: PretrainedConfig) -> nn.ModuleDict | None:
+    """The stock head's pretrained layers by `StockHead`'s names for them, None where the weights hold none."""
+    from transformers import AutoModelForSequenceClassification
+
+    head = stock_head(config)
+    layers = {own: head.layers[own] for own in head.pretrained}
+    load, arguments = AutoModelForSequenceClassification.from_pretrained, {"config": config, "dtype": torch.float32}
+    # the rest of the stock head is drawn at random, and not used
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        model, report = _from_pretrained(load, name, output_loading_info=True, **arguments)
+    if any(key.startswith(f"{layer}.") for key in report["missing_keys"] for layer in layers.values()):
+        return None
+    return nn.ModuleDict({own: model.get_submodule(layer) for own, layer in layers.items()})
 
 
 def build_encoder(config: PretrainedConfig, with_pooler: bool = False) -> PreTrainedModel:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_pl.encoder.architectures import stock_head
-from lora_pl.encoder.head import HeadKind, needs_pooler, new_head
+from lora_pl.encoder.head import HeadKind, new_head
 from lora_pl.errors import UserError
 from lora_pl.formats.foreign import ForeignAdapter
 from lora_pl.formats.stock_head import linear_head_of, require_first_token
@@ -27,7 +27,7 @@ class ImportedHead:
 
     kind: HeadKind
     state: Mapping[str, Tensor]
-    """Where `dense` is not in it, it is the base's own pooler."""
+    """Where `dense` is not in it, it is the base's own (BERT's pooler)."""
 
     @property
     def is_whole(self) -> bool:
@@ -55,7 +55,8 @@ def head_of(adapter: ForeignAdapter, config: PretrainedConfig) -> ImportedHead:
     if not linear and adapter.base is None:  # lora_pl's own records name their base; their heads read the first token
         require_first_token(config)
     expected = _expected(kind, config)
-    optional = {name for name in expected if needs_pooler(kind, config) and name.startswith(stock.dense)}
+    pretrained = () if linear else tuple(f"{stock.layers[own]}." for own in stock.pretrained)
+    optional = {name for name in expected if name.startswith(pretrained)}
     _require_names(adapter.source, tensors, set(expected), optional)
     state = {expected[name]: tensor for name, tensor in tensors.items()}
     _require_sizes(adapter.source, state, _shapes(kind, config))

@@ -1,10 +1,15 @@
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
 
 from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import ArchitectureHead, LinearHead, make_head, needs_pooler
-from lora_pl.encoder.loading import load_config, load_encoder
+from lora_pl.encoder.loading import holds_pooler, load_config, load_encoder
 from lora_pl.errors import UserError
 from tests.encoder.test_architectures import KINDS, TERMS
 from tests.support import rounding
@@ -20,21 +25,36 @@ def test_linear_head_is_the_seeds(tiny_encoder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_architecture_head_computes_what_transformers_own_does(kind, tiny_encoder):
+def test_architecture_head_computes_what_transformers_own_does(kind, tiny_encoder, tmp_path):
     config = load_config(tiny_encoder(kind))
     config.update({**stock_head(config).settings, "num_labels": 3})
-    stock = AutoModelForSequenceClassification.from_pretrained(tiny_encoder(kind), config=config).eval()
-    encoder = load_encoder(tiny_encoder(kind), with_pooler=needs_pooler("architecture", config)).eval()
+    stock = AutoModelForSequenceClassification.from_config(config).eval()
+    stock.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path), with_pooler=needs_pooler("architecture", config)).eval()
     head = make_head("architecture", encoder, 3).eval()
+    assert getattr(encoder, "pooler", None) is None
     for own, name in stock_head(config).layers.items():
         layer, theirs = head.get_submodule(own), stock.get_submodule(name)
-        if own == "dense" and needs_pooler("architecture", config):
-            assert torch.equal(layer.weight, theirs.weight), "does not start from the pretrained pooler"
-            assert encoder.pooler is None
+        if own in stock_head(config).pretrained:
+            assert torch.equal(layer.weight, theirs.weight), "does not start as the base has it"
         layer.load_state_dict(theirs.state_dict())
     ids = torch.tensor([[0, 5, 6, 7, 2]])
     expected = stock(ids).logits
     torch.testing.assert_close(head(encoder(ids).last_hidden_state[:, 0]), expected, rtol=0, atol=rounding(TERMS))
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_pretrained_layers_of_the_head_are_found_where_they_are(kind, tiny_encoder, tmp_path):
+    config = load_config(tiny_encoder(kind))
+    whole = {"bert": AutoModelForPreTraining, "modernbert": AutoModelForMaskedLM}[kind].from_config(config)
+    whole.save_pretrained(tmp_path / "whole")
+    encoder = AutoModel.from_config(config)
+    encoder.pooler = None
+    encoder.save_pretrained(tmp_path / "bare")
+    assert holds_pooler(str(tmp_path / "whole"))
+    assert not holds_pooler(str(tmp_path / "bare"))
+    head = make_head("architecture", load_encoder(str(tmp_path / "bare"), with_pooler=True), 2)
+    assert head.dense.weight.std() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
