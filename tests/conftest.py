@@ -55,8 +55,30 @@ def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     torch.manual_seed(0)
 
 
+OF_KIND: dict[str, dict[str, object]] = {
+    "electra": {"embedding_size": 16},
+    "modernbert": {
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+        "classifier_pooling": "mean",
+        "cls_token_id": 0,
+        "sep_token_id": 2,
+    },
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "type_vocab_size": 0,
+    },
+    "xmod": {"default_language": "en_XX"},
+}
+UNTYPED = ("roberta", "xlm-roberta", "modernbert", "mpnet", "deberta-v2")
+
+
 def tiny_config(kind: str, **changes: object):
-    from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig, XLMRobertaConfig
+    from transformers import AutoConfig, DistilBertConfig
 
     size = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     size |= {"intermediate_size": 32, "max_position_embeddings": 40, "pad_token_id": 1}
@@ -65,10 +87,8 @@ def tiny_config(kind: str, **changes: object):
         return DistilBertConfig(
             vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40, pad_token_id=1
         )
-    kinds = {"roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig, "bert": BertConfig, "electra": ElectraConfig}
-    extra = {"embedding_size": 16} if kind == "electra" else {}
-    types = {} if kind in ("roberta", "xlm-roberta") else {"type_vocab_size": 2}
-    return kinds[kind](**{**size, **extra, **types, **changes})
+    types = {} if kind in UNTYPED else {"type_vocab_size": 2}
+    return AutoConfig.for_model(kind, **{**size, **types, **OF_KIND.get(kind, {}), **changes})
 
 
 def tiny_tokenizer(kind: str):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.encoder.targets import module_names
+from lora_pl.encoder.architectures import module_names
 from lora_pl.lora import AdapterBank, LoRAConfig, adapter_state_dict
 from lora_pl.model.answers import features_of
 from lora_pl.model.classifier import LoRAClassifier

@@ -10,9 +10,9 @@ import torch
 from lora_pl.cli.parser import Parser
 from lora_pl.data.tasks import get_task
 from lora_pl.encoder import EMBEDDED
+from lora_pl.encoder.architectures import module_names
 from lora_pl.encoder.head import HeadKind, make_head, needs_pooler
 from lora_pl.encoder.loading import build_encoder, load_config
-from lora_pl.encoder.targets import module_names
 from lora_pl.errors import UsageError
 from lora_pl.lora import LoRAConfig, inject_lora, mark_only_lora_as_trainable
 from lora_pl.model.parameters import ParameterCounts, count_parameters

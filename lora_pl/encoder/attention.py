@@ -21,9 +21,10 @@ NAME = "lora_pl_packed"
 def use_packed_attention(encoder: PreTrainedModel) -> None:
     """Let `encoder(..., packing=Packing(lengths))` take a packed row; without `packing` it works as before."""
     from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, packed_attention)
-    AttentionMaskInterface.register(NAME, _mask)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
     encoder.set_attn_implementation(NAME)
 
 
@@ -36,19 +37,21 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     packing: Packing | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling) v within each sentence of the row.
+    """softmax(q k^T * scaling) v within each sentence of the row, and within the window where there is one.
 
     Args:
         module: The attention layer.
         query: (1, heads, tokens, head size), as key and value.
         key: See query.
         value: See query.
-        attention_mask: Used where there is no packing.
+        attention_mask: Used where there is no packing; it holds the window then.
         scaling: By default 1 / sqrt(head size).
         dropout: On the attention's probabilities.
         packing: The row's sentences; without it the input is padded, and PyTorch's own attention takes it.
+        sliding_window: As Transformers passes it: a token attends to those less than this many places away.
         kwargs: Passed on to PyTorch's own attention.
 
     Returns:
@@ -66,18 +69,10 @@ def packed_attention(
     q, k, v = (x.transpose(1, 2).reshape(tokens * heads, size) for x in (query, key, value))
     if _has_kernel(query, dropout):
         q, k, v = (x.view(tokens, heads, size) for x in (q, k, v))
-        return _by_kernel(q, k, v, packing, scale)[None], None
-    y = _GroupedAttention.apply(q, k, v, packing.grouping(heads), scale, dropout)  # type: ignore[no-untyped-call]
+        return _by_kernel(q, k, v, packing, scale, sliding_window)[None], None
+    grouping = packing.grouping(heads, sliding_window)
+    y = _GroupedAttention.apply(q, k, v, grouping, scale, dropout)  # type: ignore[no-untyped-call]
     return cast(Tensor, y).view(1, tokens, heads, size), None
-
-
-def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """No mask for a packed row, which comes without an attention mask; else PyTorch's own attention's."""
-    if attention_mask is None:
-        return None
-    from transformers.masking_utils import sdpa_mask
-
-    return cast("Tensor | None", sdpa_mask(*args, attention_mask=attention_mask, **kwargs))
 
 
 def _has_kernel(query: Tensor, dropout: float) -> bool:
@@ -85,11 +80,17 @@ def _has_kernel(query: Tensor, dropout: float) -> bool:
     return query.device.type == "cuda" and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16)
 
 
-def _by_kernel(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+def _by_kernel(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float, sliding_window: int | None
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     lengths, longest = packing.cumulative_lengths, packing.longest
-    return cast(Tensor, varlen_attn(query, key, value, lengths, lengths, longest, longest, scale=scale))
+    farthest = -1 if sliding_window is None else sliding_window - 1
+    y = varlen_attn(
+        query, key, value, lengths, lengths, longest, longest, scale=scale, window_size=(farthest, farthest)
+    )
+    return cast(Tensor, y)
 
 
 class _GroupedAttention(torch.autograd.Function):

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from lora_pl.encoder.architectures import LastBlock, architecture_of
 from lora_pl.encoder.attention import use_packed_attention
 from lora_pl.encoder.dropout import use_bulk_dropout
-from lora_pl.encoder.loading import first_position, takes_packed_rows
 from lora_pl.encoder.packing import Packing
+from lora_pl.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,18 +28,29 @@ class FirstTokenFeatures:
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         self.encoder = encoder
-        self._has_types = getattr(encoder.config, "type_vocab_size", 1) > 1
-        self._first_position = first_position(encoder.config)
+        architecture = architecture_of(encoder.config)
+        self._has_types = architecture.has_token_types(encoder.config)
+        self._first_position = architecture.first_position(encoder.config)
+        self._packed = architecture.packed
         self._last_layer: _LastLayer | None = None
         use_bulk_dropout(encoder)
-        if takes_packed_rows(encoder.config):
+        if self._packed:
             use_packed_attention(encoder)
-            self._last_layer = _LastLayer.of(encoder)
+            self._last_layer = _LastLayer(encoder, architecture.last_block) if architecture.last_block else None
 
     def of_packed(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
-        """(1, tokens), (1, tokens) -> (sentences, hidden)."""
+        """(1, tokens), (1, tokens) -> (sentences, hidden).
+
+        Raises:
+            UserError: sentences of this architecture can't lie in one row.
+        """
+        if not self._packed:
+            kind = self.encoder.config.model_type
+            raise UserError("data.batching", f"{kind} takes no packed rows; take --data.batching padded")
+        # a mask of four dimensions is taken as it is, and attention over a packed row reads none
+        inputs = {"attention_mask": input_ids.new_empty(1, 1, 1, 0), "packing": packing}
         positions = packing.positions + self._first_position
-        hidden = self._run(input_ids, token_type_ids, position_ids=positions, packing=packing)[0]
+        hidden = self._run(input_ids, token_type_ids, position_ids=positions, **inputs)[0]
         return hidden if self._last_layer else hidden.index_select(0, packing.starts)
 
     def of_padded(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -68,23 +80,13 @@ class _LastLayer:
     is given the packing, its attention's output block is given the rows.
     """
 
-    def __init__(self, layer: nn.Module, attention: nn.Module, output: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, names: LastBlock) -> None:
         self._packing: Packing | None = None
+        *_, layer = encoder.get_submodule(names.layers).children()
+        attention, output = (layer.get_submodule(name) for name in (names.attention, names.output))
         self.weights = _linear_weights(layer) - _linear_weights(attention) + _linear_weights(output)
         layer.register_forward_pre_hook(self._remember, with_kwargs=True)
         output.register_forward_pre_hook(self._select)
-
-    @classmethod
-    def of(cls, encoder: nn.Module) -> _LastLayer | None:
-        """For an encoder built as BERT is (`encoder.layer[i].attention.output`), else None."""
-        layers = getattr(getattr(encoder, "encoder", None), "layer", None)
-        if not isinstance(layers, nn.ModuleList):
-            return None
-        try:
-            output = layers[-1].get_submodule("attention.output")
-        except AttributeError:
-            return None
-        return cls(layers[-1], layers[-1].get_submodule("attention"), output)
 
     def _remember(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._packing = kwargs.get("packing")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from lora_pl.encoder.fused import joined_state
 from lora_pl.encoder.source import canonical_name
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ def base_fingerprints(name: str, encoder: nn.Module, tokenizer: PreTrainedTokeni
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all parameters, 16 hexadecimal digits.
+    """SHA-256 over names, shapes, dtypes and bytes of all parameters as Transformers names them, 16 hexadecimal digits.
 
-    Equal for the same weights on any device and in any process.
+    Equal for the same weights on any device and in any process, and whether fused layers are split or not.
     """
-    named = sorted(model.named_parameters())
+    named = sorted(joined_state(model, dict(model.named_parameters())).items())
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         digests = list(pool.map(lambda item: _tensor_digest(*item), named))
     return hashlib.sha256(b"".join(digests)).hexdigest()[:16]

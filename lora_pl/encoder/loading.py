@@ -8,24 +8,28 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from lora_pl.encoder.architectures import architecture_of, stock_head
+from lora_pl.encoder.fused import split_fused
 from lora_pl.encoder.source import is_folder_name, local_path
 from lora_pl.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# these embed positions padding_idx + 1, padding_idx + 2, ...: the first rows of the table are never used
-POSITIONS_AFTER_PADDING = frozenset({"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "xmod", "data2vec-text"})
-
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-
 
 def load_config(name: str) -> PretrainedConfig:
-    """The encoder's configuration."""
+    """The encoder's configuration.
+
+    Raises:
+        UserError: the name leads nowhere, or the model is a decoder or has one.
+    """
     from transformers import AutoConfig
 
-    return _from_pretrained(AutoConfig.from_pretrained, name)
+    config = _from_pretrained(AutoConfig.from_pretrained, name)
+    _require_bidirectional(name, config)
+    return config
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -38,10 +42,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = None) -> PreTrainedModel:
     """The pretrained encoder in fp32 and in train mode, without a pooler unless it is asked for.
 
+    Fused projections come as a `SplitLinear`, so that each role is a linear layer of its own.
+
     Args:
         name: A hub name, a folder, or package://NAME/PATH.
-        with_pooler: Whether to load the pooler too, where the architecture has one.
-        dropout: On hidden states and on attention; by default what the encoder's configuration says.
+        with_pooler: Whether to load the layers of the stock head that its weights hold, as `encoder.pooler`.
+        dropout: In all places of the encoder; by default what its configuration says.
 
     Raises:
         UserError: the name leads nowhere, the hub can't be reached, or the folder's weights can't be read or do not
@@ -63,51 +69,74 @@ def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = N
         )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise UserError(f"encoder: {name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ...")
+        raise UserError(
+            "model.encoder", f"{name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ..."
+        )
+    split_fused(encoder, architecture_of(config).fused)
+    if with_pooler and not hasattr(encoder, "pooler"):
+        encoder.pooler = _pretrained_layers(name, config)
     # Transformers hands models over in eval mode, which would train without dropout
     return encoder.train()
 
 
 def holds_pooler(name: str) -> bool:
-    """Whether the encoder's weights have a pooler; where not, Transformers would draw one at random."""
-    from transformers import AutoModel
+    """Whether the encoder's weights hold the stock head's pretrained layers; else they would be drawn at random."""
+    return _pretrained_layers(name, load_config(name)) is not None
 
-    with quiet_transformers():
-        _, report = _from_pretrained(AutoModel.from_pretrained, name, dtype=torch.float32, output_loading_info=True)
-    return not any(key.startswith("pooler.") for key in report["missing_keys"])
+
+def _pretrained_layers(name: str, config: PretrainedConfig) -> nn.ModuleDict | None:
+    """The stock head's pretrained layers by `StockHead`'s names for them, None where the weights hold none."""
+    from transformers import AutoModelForSequenceClassification
+
+    head = stock_head(config)
+    layers = {own: head.layers[own] for own in head.pretrained}
+    load, arguments = AutoModelForSequenceClassification.from_pretrained, {"config": config, "dtype": torch.float32}
+    # the rest of the stock head is drawn at random, and not used
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        model, report = _from_pretrained(load, name, output_loading_info=True, **arguments)
+    if any(key.startswith(f"{layer}.") for key in report["missing_keys"] for layer in layers.values()):
+        return None
+    return nn.ModuleDict({own: model.get_submodule(layer) for own, layer in layers.items()})
 
 
 def build_encoder(config: PretrainedConfig, with_pooler: bool = False) -> PreTrainedModel:
     """An encoder of the configuration's shape with random weights, on torch's current default device."""
     from transformers import AutoModel
 
-    return AutoModel.from_config(config, dtype=torch.float32, **_pooler_argument(config, with_pooler))
+    arguments = _pooler_argument(config, with_pooler)
+    encoder = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False, **arguments)
+    split_fused(encoder, architecture_of(config).fused)
+    return encoder
 
 
 def max_tokens(config: PretrainedConfig) -> int:
     """The longest sequence, special tokens included, that the encoder has positions for."""
     positions = int(getattr(config, "max_position_embeddings", 512))
-    return positions - first_position(config)
-
-
-def first_position(config: PretrainedConfig) -> int:
-    """The position id of a sentence's first token."""
-    return int(config.pad_token_id) + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
+    return positions - architecture_of(config).first_position(config)
 
 
 def takes_packed_rows(config: PretrainedConfig) -> bool:
-    """Whether the architecture attends through Transformers' AttentionInterface, to all tokens of a sentence alike,
-    and takes positions from outside."""
-    model = _model_class(config)
-    local = any(getattr(config, name, None) for name in ("sliding_window", "local_attention", "layer_types"))
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    return bool(model._supports_attention_backend) and takes_positions and not local
+    """Whether sentences may lie in one row without padding."""
+    return architecture_of(config).packed
+
+
+def _require_bidirectional(name: str, config: PretrainedConfig) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING as MASKED
+
+    decodes = any(getattr(config, setting, False) for setting in ("is_decoder", "is_encoder_decoder"))
+    if decodes or (type(config) in CAUSAL and type(config) not in MASKED):
+        raise UserError(
+            "model.encoder",
+            f"{name} ({config.model_type}) is a decoder or has one; expected an encoder whose tokens see the whole "
+            "sentence, such as roberta-base",
+        )
 
 
 def _set_dropout(config: PretrainedConfig, p: float) -> None:
-    names = [name for name in DROPOUTS if hasattr(config, name)]
+    names = [name for name in architecture_of(config).dropouts if hasattr(config, name)]
     if not names:
-        raise UserError(f"model.dropout: no dropout is known in the architecture {config.model_type}; leave it out")
+        raise UserError("model.dropout", f"no dropout is known in the architecture {config.model_type}; leave it out")
     for name in names:
         setattr(config, name, p)
 
@@ -121,7 +150,7 @@ def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     from transformers import MODEL_MAPPING
 
     if type(config) not in MODEL_MAPPING:
-        raise UserError(f"encoder: no text encoder is known for the model type {config.model_type!r}")
+        raise UserError("model.encoder", f"no text encoder is known for the model type {config.model_type!r}")
     model: type[PreTrainedModel] = MODEL_MAPPING[type(config)]
     return model
 
@@ -129,20 +158,20 @@ def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     path = local_path(name)
     try:
-        return load(path, **kwargs)
+        return load(path, trust_remote_code=False, **kwargs)
     except UserError:
         raise
     except Exception as error:  # the hub's and the file formats' errors share no base class
-        raise UserError(_why_not(name, path, error)) from error
+        raise UserError("model.encoder", _why_not(name, path, error)) from error
 
 
 def _why_not(name: str, path: str, error: Exception) -> str:
     if path == name and not is_folder_name(name):
         return (
-            f"encoder: the hub's {name!r} could not be loaded ({_first_line(error)}); without a network take the "
+            f"the hub's {name!r} could not be loaded ({_first_line(error)}); without a network take the "
             "embedded encoder and sentences (--config configs/demo.yaml, --data.source sample) or give a folder"
         )
-    return f"encoder: {name} could not be loaded: {_first_line(error)}"
+    return f"{name} could not be loaded: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

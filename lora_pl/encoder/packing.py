@@ -24,7 +24,8 @@ class Group:
     heads: int
     longest: int
     bias: Tensor | None
-    """(sentences, 1, 1, longest): 0 on tokens, -inf on padding; None where nothing is padded."""
+    """(sentences or 1, 1, longest or 1, longest): 0 where a token attends, -inf on padding and beyond the window; None
+    where every token attends to all."""
     first_vector: int
     first_score: int
 
@@ -80,7 +81,7 @@ class Packing:
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.lengths = np.asarray(lengths, np.int64)
         self.device = torch.device(device)
-        self._groupings: dict[int, Grouping] = {}
+        self._groupings: dict[tuple[int, int | None], Grouping] = {}
 
     @property
     def longest(self) -> int:
@@ -107,13 +108,20 @@ class Packing:
         starts = np.repeat(self._ends - self.lengths, self.lengths)
         return self._tensor(np.arange(len(starts)) - starts)[None]
 
-    def grouping(self, heads: int) -> Grouping:
-        """The groups for attention with `heads` heads, made once and then kept."""
-        if heads not in self._groupings:
-            self._groupings[heads] = self._grouping(heads)
-        return self._groupings[heads]
+    def grouping(self, heads: int, window: int | None = None) -> Grouping:
+        """The groups for attention with `heads` heads, made once and then kept.
 
-    def _grouping(self, heads: int) -> Grouping:
+        Args:
+            heads: Attention heads.
+            window: A token attends to those less than this many places away; None: to the whole sentence.
+        """
+        if window is not None and window >= self.longest:
+            window = None
+        if (heads, window) not in self._groupings:
+            self._groupings[heads, window] = self._grouping(heads, window)
+        return self._groupings[heads, window]
+
+    def _grouping(self, heads: int, window: int | None) -> Grouping:
         order = np.argsort(self.lengths, kind="stable")
         starts = (self._ends - self.lengths)[order]
         lengths = self.lengths[order]
@@ -127,7 +135,7 @@ class Packing:
             token = starts[first:end, None] + np.minimum(column, lengths[first:end, None] - 1)
             vector = token[:, None, :] * heads + np.arange(heads)[:, None]  # (sentences, heads, longest)
             vectors, scores = sum(len(part) for part in pads), sum(group.scores for group in groups)
-            groups.append(Group(end - first, heads, len(column), self._bias(real), vectors, scores))
+            groups.append(Group(end - first, heads, len(column), self._bias(real, window), vectors, scores))
             pads.append(vector.ravel())
             reals.append(np.broadcast_to(real[:, None, :], vector.shape).ravel())
         pad, is_real = np.concatenate(pads), np.concatenate(reals)
@@ -136,10 +144,19 @@ class Packing:
         padding = np.flatnonzero(~is_real)
         return Grouping(tuple(groups), *(self._tensor(array) for array in (pad, unpad, padding)))
 
-    def _bias(self, real: NDArray[np.bool_]) -> Tensor | None:
-        if real.all():
+    def _bias(self, real: NDArray[np.bool_], window: int | None) -> Tensor | None:
+        """Of a group whose tokens are `real`, (sentences, longest); see `Group.bias`."""
+        attends = real[:, None, None, :]
+        if window is not None and window < real.shape[1]:
+            column = np.arange(real.shape[1])
+            near = np.abs(column[:, None] - column) < window  # (longest, longest)
+            # padding attends to the whole sentence: a row of -inf would give NaN
+            attends = attends & (near | ~real[:, None, :, None])
+        if attends.all():
             return None
-        return self._tensor(np.where(real, np.float32(0), np.float32(-np.inf)))[:, None, None, :]
+        if real.all():
+            attends = attends[:1]
+        return self._tensor(np.where(attends, np.float32(0), np.float32(-np.inf)))
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)

@@ -29,8 +29,9 @@ def local_path(name: str) -> str:
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "is no folder"
         raise UserError(
-            f"encoder: {name} {what}; expected a hub name such as roberta-base, a folder that save_pretrained wrote, "
-            f"or {PACKAGE_SCHEME}NAME/PATH"
+            "model.encoder",
+            f"{name} {what}; expected a hub name such as roberta-base, a folder that save_pretrained wrote, "
+            f"or {PACKAGE_SCHEME}NAME/PATH",
         )
     return str(folder)
 
@@ -46,5 +47,5 @@ def is_folder_name(name: str) -> bool:
 def _package_folder(name: str) -> Path:
     package, _, path = name.removeprefix(PACKAGE_SCHEME).partition("/")
     if not package.isidentifier() or find_spec(package) is None:
-        raise UserError(f"encoder: {name} names the package {package!r}, which is not installed here")
+        raise UserError("model.encoder", f"{name} names the package {package!r}, which is not installed here")
     return Path(str(resources.files(package))) / path

@@ -12,9 +12,15 @@ from lora_pl.data.texts import Text
 from lora_pl.encoder.loading import load_config, quiet_transformers
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
-from lora_pl.formats.merging import merged_state
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
-from lora_pl.formats.stock_model import read_logits, save_tokenizer, stock_config, stock_shapes
+from lora_pl.formats.stock_model import (
+    HERE,
+    read_logits,
+    save_tokenizer,
+    stock_config,
+    stock_encoder_state,
+    stock_shapes,
+)
 
 WEIGHTS = "model.safetensors"
 
@@ -64,12 +70,14 @@ class HuggingFaceExport(Export):
 
         config = stock_config(self.model, self.dtype)
         shapes = stock_shapes(config)
-        merged = merged_state(self.model.encoder, self.dtype, self.merge_dtype)
+        merged = stock_encoder_state(self.model, self.dtype, self.merge_dtype)
         state = {f"{shapes.base_model_prefix}.{name}": tensor for name, tensor in merged.items()}
         state |= stock_head_state(self.model.head, config, self.dtype)
         expected = {name: tensor.shape for name, tensor in shapes.state_dict().items()}
         if {name: tensor.shape for name, tensor in state.items()} != expected:
-            raise UserError(f"encoder: {type(shapes).__name__} is not built of this encoder and one head on top")
+            raise UserError(
+                "model.encoder", f"{type(shapes).__name__} is not built of this encoder and one head on top"
+            )
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(folder)
         save_tokenizer(self.model, str(folder))
@@ -79,6 +87,6 @@ class HuggingFaceExport(Export):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         with quiet_transformers():
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto", **HERE)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **HERE)
         return read_logits(model.eval(), tokenizer, texts)

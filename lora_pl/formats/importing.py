@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.data.tasks import CUSTOM, get_task
+from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.loading import holds_pooler, load_config
 from lora_pl.errors import UserError
 from lora_pl.formats import native, peft
+from lora_pl.formats.external_head import ImportedHead, head_of
 from lora_pl.formats.foreign import ForeignAdapter, LowRank, read_tensors
-from lora_pl.formats.foreign_head import ImportedHead, head_of
 from lora_pl.formats.loralib import is_loralib, read_loralib
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.package import read_package
 from lora_pl.formats.peft_config import CONFIG as PEFT_CONFIG
 from lora_pl.formats.peft_config import targeted
 from lora_pl.formats.seed import is_seed, read_seed
-from lora_pl.formats.stock_head import stock_names
 from lora_pl.formats.stock_model import stock_shapes
 from lora_pl.formats.target_names import targets_of
 from lora_pl.lora import LoRAConfig
@@ -176,7 +176,7 @@ def _placed(
     for name, layer in renamed.items():
         _require_shape(adapter.source, name, layer, linear[name])
     scaled = {name: _with_alpha(adapter.source, layer, options) for name, layer in renamed.items()}
-    on_head = scaled.pop(stock_names(config).dense, None)
+    on_head = scaled.pop(stock_head(config).dense, None)
     prefix = f"{stock.base_model_prefix}."
     outside = [name for name in scaled if not name.startswith(prefix)]
     if outside:

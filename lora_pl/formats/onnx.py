@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.data.texts import Text
+from lora_pl.encoder.fused import join_fused
 from lora_pl.encoder.loading import load_encoder
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
-from lora_pl.formats.merging import merged_state
-from lora_pl.formats.stock_model import encode, read_logits, save_tokenizer
+from lora_pl.formats.stock_model import HERE, encode, read_logits, save_tokenizer, stock_encoder_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,9 @@ class OnnxExport(Export):
         """Refuse where the packages are missing."""
         missing = [name for name in NEEDED if not find_spec(name)]
         if missing:
-            raise UserError(f"format: onnx needs {', '.join(missing)}; install them by: pip install 'lora_pl[onnx]'")
+            raise UserError(
+                "export.format", f"onnx needs {', '.join(missing)}; install them by: pip install 'lora_pl[onnx]'"
+            )
 
     @property
     def reader(self) -> str:
@@ -94,7 +96,7 @@ class OnnxExport(Export):
         from transformers import AutoTokenizer
 
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **HERE)
 
         def model(**inputs: Tensor) -> Tensor:
             (logits,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
@@ -119,7 +121,8 @@ class _Classifier(nn.Module):
 
 def _plain_model(export: OnnxExport) -> _Classifier:
     encoder = load_encoder(export.model.hparams["encoder"])
-    encoder.load_state_dict(merged_state(export.model.encoder, export.dtype, export.merge_dtype))
+    join_fused(encoder)
+    encoder.load_state_dict(stock_encoder_state(export.model, export.dtype, export.merge_dtype))
     return _Classifier(encoder, export.model.head).eval()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_pl import __version__
 from lora_pl.data.texts import Text
+from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.loading import load_config, quiet_transformers
 from lora_pl.encoder.source import local_path
 from lora_pl.errors import UserError
@@ -21,7 +22,7 @@ from lora_pl.formats.foreign import ForeignAdapter, LowRank, pair_up, parse_safe
 from lora_pl.formats.model_card import RECORD, write_record
 from lora_pl.formats.native import parse_record
 from lora_pl.formats.peft_config import CONFIG, layer_settings, parse_config
-from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state, stock_names
+from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
 from lora_pl.formats.stock_model import outputs_of, read_logits, save_tokenizer, stock_class, stock_config
 from lora_pl.formats.target_names import shortest_targets
 from lora_pl.lora import lora_layers
@@ -83,7 +84,7 @@ class PeftExport(Export):
         }
         state |= {PREFIX + name: t for name, t in stock_head_state(self.model.head, config, self.dtype).items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(self._config(prefix, stock_names(config).modules), indent=2)
+        text = json.dumps(self._config(prefix, stock_head(config).modules), indent=2)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_tokenizer(self.model, str(folder))
         write_record(folder, self, {})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from lora_pl.encoder.head import ArchitectureHead, LinearHead, head_shape
+from lora_pl.encoder.architectures import stock_head
+from lora_pl.encoder.head import LinearHead
 from lora_pl.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,29 +24,6 @@ place: 2^-25 in fp32 (|h| up to 19; beyond it the last bit may differ), 2^-9 in 
 bits; with k = 10 entries below 2^-4 lose their last ones, an error of at most 2^-15 each, while 2^10 W stays finite."""
 
 
-@dataclass(frozen=True)
-class StockNames:
-    """Where a stock classification model keeps the two layers of its head."""
-
-    dense: str
-    out_proj: str
-    modules: tuple[str, ...]
-    """The modules that hold the head, as PEFT's `modules_to_save` names them."""
-
-
-IN_CLASSIFIER = StockNames("classifier.dense", "classifier.out_proj", ("classifier",))
-STOCK_NAMES = {
-    "bert": StockNames("bert.pooler.dense", "classifier", ("classifier", "pooler")),
-    "distilbert": StockNames("pre_classifier", "classifier", ("classifier", "pre_classifier")),
-}
-
-
-def stock_names(config: PretrainedConfig) -> StockNames:
-    """The names of the head's layers; a UserError for an architecture whose head is not known."""
-    head_shape(config)
-    return STOCK_NAMES.get(config.model_type, IN_CLASSIFIER)
-
-
 def stock_head_state(head: nn.Module, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """The head's tensors by the stock model's names, in `dtype`.
 
@@ -57,30 +34,41 @@ def stock_head_state(head: nn.Module, config: PretrainedConfig, dtype: torch.dty
         UserError: the architecture's head is not `out_proj(tanh(dense(h)))`, so that no choice of its weights gives a
             linear head, or 2^k W is out of the dtype's range.
     """
-    names = stock_names(config)
-    if isinstance(head, LinearHead):
-        dense, out_proj = _linear_as_tanh(head, config, dtype)
-    else:
-        head = cast(ArchitectureHead, head)
-        dense, out_proj = ((layer.weight, layer.bias) for layer in (head.dense, head.out_proj))
-    state = {}
-    for name, (weight, bias) in ((names.dense, dense), (names.out_proj, out_proj)):
-        state[f"{name}.weight"] = weight.detach().to(dtype, copy=True).contiguous()
-        state[f"{name}.bias"] = bias.detach().to(dtype, copy=True).contiguous()
+    tensors = _linear_as_tanh(head, config, dtype) if isinstance(head, LinearHead) else head.state_dict()
+    state = {
+        f"{stock}.{name.removeprefix(f'{own}.')}": tensor.detach().to(dtype, copy=True).contiguous()
+        for own, stock in stock_head(config).layers.items()
+        for name, tensor in tensors.items()
+        if name.startswith(f"{own}.")
+    }
     if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise UserError(f"dtype: the head's weights are out of the range of {dtype}; take float32 or bfloat16")
+        raise UserError("export.dtype", f"the head's weights are out of the range of {dtype}; take float32 or bfloat16")
     return state
 
 
 def require_representable(head: nn.Module, config: PretrainedConfig) -> None:
     """Raise a UserError, with the reason and the ways on, where the stock head can't be the given one."""
-    shape = head_shape(config)
-    if isinstance(head, LinearHead) and shape.activation is not torch.tanh:
+    stock = stock_head(config)
+    if isinstance(head, LinearHead) and not stock.can_be_linear:
+        between = f"a {stock.activation_name(config)}" + (" and a norm" if stock.norm else "")
         raise UserError(
-            f"head: {config.model_type}'s own head puts a {shape.activation.__name__} between its layers, which no "
-            "weights make linear, so a stock folder can't hold this linear head exactly; export --format onnx or "
-            "adapter, or train with --model.head architecture"
+            "model.head",
+            f"{config.model_type}'s own head puts {between} between its layers, which no weights make linear, so a "
+            "stock folder can't hold this linear head exactly; export --format onnx or adapter, or train with "
+            "--model.head architecture",
         )
+
+
+def require_first_token(config: PretrainedConfig) -> None:
+    """Raise a UserError where the base's own configuration makes a stock head read more than the first token."""
+    for setting, needed in stock_head(config).settings.items():
+        given = getattr(config, setting)
+        if given != needed:
+            raise UserError(
+                "model.head",
+                f"the base's configuration says {setting}: {given}, and lora_pl's heads read the first token alone; "
+                f"expected a base whose config.json says {setting}: {needed}",
+            )
 
 
 def head_notes(head: nn.Module) -> tuple[str, ...]:
@@ -95,19 +83,20 @@ def head_notes(head: nn.Module) -> tuple[str, ...]:
 
 def linear_head_of(state: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor] | None:
     """`{"weight", "bias"}` of the linear head that `stock_head_state` wrote, None where the head is none of those."""
-    names = stock_names(config)
-    weight, bias = state[f"{names.dense}.weight"], state[f"{names.dense}.bias"]
+    stock = stock_head(config)
+    if not stock.can_be_linear:
+        return None
+    weight, bias = state[f"{stock.dense}.weight"], state[f"{stock.dense}.bias"]
     scale = weight[0, 0].item()
     known = {2.0**-exponent for exponent in IDENTITY_EXPONENT.values()}
     if scale not in known or bias.any() or not torch.equal(weight, scale * torch.eye(len(weight), dtype=weight.dtype)):
         return None
-    return {"weight": state[f"{names.out_proj}.weight"] * scale, "bias": state[f"{names.out_proj}.bias"]}
+    return {"weight": state[f"{stock.out_proj}.weight"] * scale, "bias": state[f"{stock.out_proj}.bias"]}
 
 
-def _linear_as_tanh(
-    head: LinearHead, config: PretrainedConfig, dtype: torch.dtype
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def _linear_as_tanh(head: LinearHead, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state of the `ArchitectureHead` that is the linear head."""
     require_representable(head, config)
     size, scale = head.in_features, 2.0 ** IDENTITY_EXPONENT[dtype]
-    dense = torch.eye(size) / scale, torch.zeros(size)
-    return dense, (head.weight * scale, head.bias)
+    dense = {"dense.weight": torch.eye(size) / scale, "dense.bias": torch.zeros(size)}
+    return dense | {"out_proj.weight": head.weight * scale, "out_proj.bias": head.bias}

@@ -9,19 +9,25 @@ import torch
 from torch import Tensor
 
 from lora_pl.data.texts import Text
-from lora_pl.encoder.loading import load_config
+from lora_pl.encoder.architectures import stock_head
+from lora_pl.encoder.fused import joined_state
+from lora_pl.encoder.loading import load_config, load_tokenizer
 from lora_pl.errors import UserError
+from lora_pl.formats.merging import merged_state
 from lora_pl.model.classifier import LoRAClassifier
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 READ_BATCH = 32
+HERE = {"local_files_only": True, "trust_remote_code": False}
+"""How Transformers is told to read a folder and nothing else."""
 
 
 def stock_config(model: LoRAClassifier, dtype: torch.dtype) -> PretrainedConfig:
-    """The base's own configuration with the model's classes."""
+    """The base's own configuration with the model's classes, and with what makes its head read the first token."""
     config = load_config(model.hparams["encoder"])
+    config.update(stock_head(config).settings)
     names = model.label_names or ["LABEL_0"]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
@@ -29,6 +35,13 @@ def stock_config(model: LoRAClassifier, dtype: torch.dtype) -> PretrainedConfig:
     config.architectures = [stock_class(config).__name__]
     config.dtype = dtype
     return config
+
+
+def stock_encoder_state(
+    model: LoRAClassifier, dtype: torch.dtype, arithmetic: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """The merged encoder's tensors by Transformers' names: see `merged_state`."""
+    return joined_state(model.encoder, merged_state(model.encoder, dtype, arithmetic))
 
 
 def outputs_of(model: LoRAClassifier) -> int:
@@ -41,7 +54,9 @@ def stock_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as MAPPING
 
     if type(config) not in MAPPING:
-        raise UserError(f"encoder: Transformers has no classification model for the architecture {config.model_type}")
+        raise UserError(
+            "model.encoder", f"Transformers has no classification model for the architecture {config.model_type}"
+        )
     model: type[PreTrainedModel] = MAPPING[type(config)]
     return model
 
@@ -54,8 +69,6 @@ def stock_shapes(config: PretrainedConfig) -> PreTrainedModel:
 
 def save_tokenizer(model: LoRAClassifier, folder: str) -> None:
     """The base's tokenizer; what truncates with it cuts where `predict` cuts."""
-    from lora_pl.encoder.loading import load_tokenizer
-
     tokenizer = load_tokenizer(model.hparams["encoder"])
     tokenizer.model_max_length = model.max_length
     tokenizer.save_pretrained(folder)

@@ -19,13 +19,13 @@ from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.texts import Text
 from lora_pl.data.tokens import tokenize
 from lora_pl.encoder import EMBEDDED
+from lora_pl.encoder.architectures import module_names
 from lora_pl.encoder.dtype import BaseDtype, cast_frozen, resolve_dtype
 from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.fingerprint import base_fingerprints
 from lora_pl.encoder.head import HeadKind, make_head, needs_pooler
 from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens, takes_packed_rows
 from lora_pl.encoder.source import canonical_name
-from lora_pl.encoder.targets import module_names
 from lora_pl.errors import UserError
 from lora_pl.lora import (
     LoRAConfig,

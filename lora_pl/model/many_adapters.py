@@ -15,12 +15,12 @@ from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, batches_of_like_
 from lora_pl.data.tasks import Task, get_task
 from lora_pl.data.texts import Text
 from lora_pl.data.tokens import Tokens, concatenate, tokenize
+from lora_pl.encoder.architectures import module_names, require_shared_batches
 from lora_pl.encoder.dtype import DTYPES, cast_frozen
 from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.fingerprint import base_fingerprints
 from lora_pl.encoder.head import new_head
 from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens, takes_packed_rows
-from lora_pl.encoder.targets import module_names
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
 from lora_pl.model.answers import Prediction, as_columns, as_predictions, features_of
@@ -65,6 +65,7 @@ class ManyAdapters(nn.Module):
         settings = read_checkpoint(next(iter(checkpoints.values())))["hyper_parameters"]
         name = encoder or settings["encoder"]
         self.config = load_config(name)
+        require_shared_batches(self.config)
         self.tokenizer = load_tokenizer(name)
         self.encoder = load_encoder(name).requires_grad_(False)
         self.base = base_fingerprints(name, self.encoder, self.tokenizer)

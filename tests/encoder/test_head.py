@@ -1,11 +1,18 @@
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
 
+from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import ArchitectureHead, LinearHead, make_head, needs_pooler
-from lora_pl.encoder.loading import load_encoder
+from lora_pl.encoder.loading import holds_pooler, load_config, load_encoder
 from lora_pl.errors import UserError
-from tests.encoder.test_loading import KINDS
+from tests.encoder.test_architectures import KINDS, TERMS
+from tests.support import rounding
 
 
 def test_linear_head_is_the_seeds(tiny_encoder):
@@ -17,28 +24,50 @@ def test_linear_head_is_the_seeds(tiny_encoder):
     torch.testing.assert_close(head(h), h @ head.weight.T + head.bias)
 
 
-def stock_head(kind, model):
-    """Transformers' own (dense, out_proj) for the architecture."""
-    if kind == "bert":
-        return model.bert.pooler.dense, model.classifier
-    if kind == "distilbert":
-        return model.pre_classifier, model.classifier
-    return model.classifier.dense, model.classifier.out_proj
+@pytest.mark.parametrize("kind", KINDS)
+def test_architecture_head_computes_what_transformers_own_does(kind, tiny_encoder, tmp_path):
+    config = load_config(tiny_encoder(kind))
+    config.update({**stock_head(config).settings, "num_labels": 3})
+    stock = AutoModelForSequenceClassification.from_config(config).eval()
+    stock.save_pretrained(tmp_path)
+    encoder = load_encoder(str(tmp_path), with_pooler=needs_pooler("architecture", config)).eval()
+    head = make_head("architecture", encoder, 3).eval()
+    assert getattr(encoder, "pooler", None) is None
+    for own, name in stock_head(config).layers.items():
+        layer, theirs = head.get_submodule(own), stock.get_submodule(name)
+        if own in stock_head(config).pretrained:
+            assert torch.equal(layer.weight, theirs.weight), "does not start as the base has it"
+        layer.load_state_dict(theirs.state_dict())
+    ids = torch.tensor([[0, 5, 6, 7, 2]])
+    expected = stock(ids).logits
+    torch.testing.assert_close(head(encoder(ids).last_hidden_state[:, 0]), expected, rtol=0, atol=rounding(TERMS))
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_pretrained_layers_of_the_head_are_found_where_they_are(kind, tiny_encoder, tmp_path):
+    config = load_config(tiny_encoder(kind))
+    whole = {"bert": AutoModelForPreTraining, "modernbert": AutoModelForMaskedLM}[kind].from_config(config)
+    whole.save_pretrained(tmp_path / "whole")
+    encoder = AutoModel.from_config(config)
+    encoder.pooler = None
+    encoder.save_pretrained(tmp_path / "bare")
+    assert holds_pooler(str(tmp_path / "whole"))
+    assert not holds_pooler(str(tmp_path / "bare"))
+    head = make_head("architecture", load_encoder(str(tmp_path / "bare"), with_pooler=True), 2)
+    assert head.dense.weight.std() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_architecture_head_computes_what_transformers_own_does(kind, tiny_encoder):
-    stock = AutoModelForSequenceClassification.from_pretrained(tiny_encoder(kind), num_labels=3).eval()
-    encoder = load_encoder(tiny_encoder(kind), with_pooler=needs_pooler("architecture", stock.config)).eval()
-    head = make_head("architecture", encoder, 3).eval()
-    dense, out_proj = stock_head(kind, stock)
-    if kind == "bert":
-        assert torch.equal(head.dense.weight, dense.weight), "does not start from the pretrained pooler"
-        assert encoder.pooler is None
-    head.dense.load_state_dict(dense.state_dict())
-    head.out_proj.load_state_dict(out_proj.state_dict())
-    ids = torch.tensor([[0, 5, 6, 7, 2]])
-    torch.testing.assert_close(head(encoder(ids).last_hidden_state[:, 0]), stock(ids).logits)
+def test_dropout_of_the_head_is_transformers_own(kind, tiny_encoder):
+    config = load_config(tiny_encoder(kind))
+    names = {"classifier_dropout": 0.3, "seq_classif_dropout": 0.3, "pooler_dropout": 0.4, "hidden_dropout_prob": 0.2}
+    config.update(names)
+    stock, own = stock_head(config), ArchitectureHead(config, 2)
+    with torch.device("meta"):
+        theirs = AutoModelForSequenceClassification.from_config(config)
+    outside = [m for n, m in theirs.named_modules() if not n.startswith(f"{theirs.base_model_prefix}.")]
+    expected = {module.p for module in outside if isinstance(module, torch.nn.Dropout)}
+    assert {own.dropout.p, *([own.input_dropout.p] if stock.input_dropout else [])} == expected
 
 
 def test_architecture_head_has_the_papers_size():
@@ -51,5 +80,6 @@ def test_architecture_head_has_the_papers_size():
 def test_an_architecture_without_a_known_head_is_an_error():
     from transformers import AlbertConfig
 
-    with pytest.raises(UserError, match="not for albert; take head: linear"):
+    with pytest.raises(UserError) as error:
         ArchitectureHead(AlbertConfig(), 2)
+    assert error.value.key == "model.head"

@@ -45,3 +45,16 @@ def test_groups_cost_no_more_than_any_other_cut():
 
     cuts = (c for n in range(7) for c in itertools.combinations(range(1, 7), n))
     assert cost(group_bounds(lengths, heads)) == min(cost([0, *cut, 7]) for cut in cuts)
+
+
+def test_a_window_masks_what_is_farther_within_each_sentence():
+    packing = Packing([2, 5])
+    (group,) = packing.grouping(2, window=2).groups
+    attends = group.bias[:, 0] == 0
+    near = (torch.arange(5)[:, None] - torch.arange(5)).abs() < 2
+    assert torch.equal(attends[1], near)
+    assert torch.equal(attends[0, :2], near[:2] & (torch.arange(5) < 2))
+    assert attends.any(-1).all(), "a row that attends to nothing gives NaN"
+    assert packing.grouping(2, window=5) is packing.grouping(2)
+    (group,) = Packing([5, 5]).grouping(2, window=2).groups
+    assert group.bias.shape == (1, 1, 5, 5)

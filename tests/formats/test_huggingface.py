@@ -1,21 +1,42 @@
 import pytest
 import torch
 
+from lora_pl import LoRAClassifier
+from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UserError
 from lora_pl.formats.export import ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.huggingface import HuggingFaceExport
+from lora_pl.formats.sentences import Sentences
 from lora_pl.formats.stock_model import stock_class
-from tests.formats.conftest import saved
+from tests.encoder.test_architectures import KINDS
+from tests.formats.conftest import saved, texts_for
 
 
-@pytest.mark.parametrize(("kind", "head"), [("distilbert", "architecture"), ("electra", "architecture")])
-def test_other_architectures_keep_their_own_head(kind, head, make_model, tmp_path):
-    model = make_model(kind, head=head, task="mnli")
-    export_checkpoint(saved(model, tmp_path), tmp_path / "hf")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architectures_own_head_is_exact_in_its_own_class(kind, make_model, tmp_path):
+    model = make_model(kind, head="architecture", task="mnli")
+    texts = texts_for(model)
+    export_checkpoint(saved(model, tmp_path), tmp_path / "hf", sentences=Sentences(texts, (), "the test"))
     config = load_config(str(tmp_path / "hf"))
     assert list(config.id2label.values()) == model.label_names
+
+
+@pytest.mark.parametrize("kind", [kind for kind, row in ARCHITECTURES.items() if row.head.can_be_linear])
+def test_a_linear_head_is_exact_in_a_stock_class(kind, make_model, tmp_path):
+    model = make_model(kind)
+    texts = texts_for(model)
+    export_checkpoint(saved(model, tmp_path), tmp_path / "hf", sentences=Sentences(texts, (), "the test"))
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_fused_layers_are_written_as_transformers_has_them(method, make_model, tmp_path):
+    model = make_model("modernbert", head="architecture", method=method)
+    path = saved(model, tmp_path)
+    export_checkpoint(path, tmp_path / "hf", sentences=Sentences(texts_for(model), (), "the test"))
+    again = LoRAClassifier.load_from_checkpoint(path)
+    assert torch.equal(again.logits(texts_for(model)), model.logits(texts_for(model)))
 
 
 def test_no_slower_than_the_base_because_it_is_built_alike(make_model, tmp_path):

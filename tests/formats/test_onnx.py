@@ -24,6 +24,7 @@ pytest.importorskip("onnxscript")
         ("bert", {"task": "rte"}),
         ("distilbert", {}),  # a linear head, which no stock folder of this architecture can hold
         ("electra", {"task": "stsb"}),
+        ("modernbert", {}),
     ],
 )
 def test_onnxruntime_gives_labels_and_logits_for_any_batch_and_length(kind, settings, make_model, tmp_path):

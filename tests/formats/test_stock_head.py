@@ -2,11 +2,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lora_pl.encoder.head import LinearHead
+from lora_pl.encoder.architectures import stock_head
+from lora_pl.encoder.head import LinearHead, new_head
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UserError
-from lora_pl.formats.stock_head import linear_head_of, require_representable, stock_head_state, stock_names
-from tests.encoder.test_loading import KINDS
+from lora_pl.formats.external_head import head_of
+from lora_pl.formats.foreign import ForeignAdapter
+from lora_pl.formats.stock_head import (
+    linear_head_of,
+    require_representable,
+    stock_head_state,
+)
+from tests.encoder.test_architectures import KINDS
 
 
 def by_tanh(state, names, h):
@@ -23,7 +30,7 @@ def test_a_tanh_head_is_a_linear_one_bit_for_bit(kind, dtype, tiny_encoder):
     h = (torch.randn(500, 16) * torch.logspace(-3, 0.5, 16)).to(dtype)
     expected = F.linear(h, head.weight.to(dtype), head.bias.to(dtype))
     assert h.abs().max() > 5
-    assert torch.equal(by_tanh(state, stock_names(config), h), expected)
+    assert torch.equal(by_tanh(state, stock_head(config), h), expected)
 
 
 def test_in_fp16_it_is_linear_to_fp16s_own_rounding(tiny_encoder):
@@ -31,30 +38,54 @@ def test_in_fp16_it_is_linear_to_fp16s_own_rounding(tiny_encoder):
     head = LinearHead(config, 3)
     state = stock_head_state(head, config, torch.float16)
     h = (torch.randn(500, 16) * 5).half()
-    got = by_tanh({name: tensor.float() for name, tensor in state.items()}, stock_names(config), h.float())
+    got = by_tanh({name: tensor.float() for name, tensor in state.items()}, stock_head(config), h.float())
     exact = F.linear(h.float(), head.weight.half().float(), head.bias)
     assert (got - exact).abs().max() < 2**-11 * exact.abs().max()
     with torch.no_grad():
         head.weight[0, 0] = 100.0
-    with pytest.raises(UserError, match="out of the range of torch.float16; take float32 or bfloat16"):
+    with pytest.raises(UserError, match="float32 or bfloat16"):
         stock_head_state(head, config, torch.float16)
 
 
-@pytest.mark.parametrize(("kind", "activation"), [("distilbert", "relu"), ("electra", "gelu")])
-def test_other_activations_are_refused_with_the_reason_and_the_ways_on(kind, activation, tiny_encoder):
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_there_and_back(kind, tiny_encoder, make_model):
     config = load_config(tiny_encoder(kind))
-    with pytest.raises(UserError, match=f"puts a {activation} .* export --format onnx or adapter, or train with"):
-        require_representable(LinearHead(config, 2), config)
+    config.update(stock_head(config).settings)
+    own = make_model(kind, head="architecture").head
+    tensors = {f"module.{name}": tensor for name, tensor in stock_head_state(own, config, torch.float32).items()}
+    found = head_of(ForeignAdapter("the test", {}, tensors), config)
+    assert (found.kind, found.is_whole, found.outputs) == ("architecture", True, 2)
+    assert found.state.keys() == own.state_dict().keys()
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in own.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_linear_head_is_recognized_and_no_other(kind, tiny_encoder, make_model):
+def test_a_linear_head_is_written_and_recognized_or_refused(kind, tiny_encoder):
     config = load_config(tiny_encoder(kind))
-    own = make_model(kind, head="architecture")
-    assert linear_head_of(stock_head_state(own.head, config, torch.float32), config) is None
-    if kind in ("distilbert", "electra"):
-        return
     head = LinearHead(config, 3)
+    if not stock_head(config).can_be_linear:
+        with pytest.raises(UserError) as error:
+            require_representable(head, config)
+        assert error.value.key == "model.head"
+        return
     found = linear_head_of(stock_head_state(head, config, torch.float32), config)
     assert torch.equal(found["weight"], head.weight)
     assert torch.equal(found["bias"], head.bias)
+
+
+def test_the_refusal_names_the_reason_and_the_alternatives(tiny_encoder):
+    for kind, between in (("distilbert", "a relu"), ("modernbert", "a gelu and a norm")):
+        config = load_config(tiny_encoder(kind))
+        with pytest.raises(UserError, match=f"puts {between} .* export --format onnx or adapter, or train with"):
+            require_representable(LinearHead(config, 2), config)
+
+
+def test_a_stock_head_that_pools_otherwise_is_refused(tiny_encoder):
+    config = load_config(tiny_encoder("modernbert"))
+    tensors = stock_head_state(new_head("architecture", config, 2), config, torch.float32)
+    with pytest.raises(UserError, match="classifier_pooling: mean") as error:
+        head_of(ForeignAdapter("the test", {}, tensors), config)
+    assert error.value.key == "model.head"
+    head_of(ForeignAdapter("lora_pl's own", {}, tensors, base={}), config)
+    config.classifier_pooling = "cls"
+    head_of(ForeignAdapter("the test", {}, tensors), config)

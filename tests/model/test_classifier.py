@@ -12,7 +12,7 @@ from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAError, lora_layers
-from tests.encoder.test_loading import KINDS
+from tests.encoder.test_architectures import KINDS
 
 TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
 
@@ -67,15 +67,6 @@ def test_dropout_is_active_in_fit(tiny_encoder, glue_folder, tmp_path):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     trainer(tmp_path, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
     assert seen == [(True, True)]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_encoders_dropout_can_be_set(kind, tiny_encoder):
-    model = LoRAClassifier(encoder=tiny_encoder(kind), dropout=0.0).train()
-    batch = batch_of(model)
-    assert torch.equal(model(batch), model(batch))
-    default = LoRAClassifier(encoder=tiny_encoder(kind)).train()
-    assert not torch.equal(default(batch), default(batch))
 
 
 @pytest.mark.parametrize(("method", "trained"), [("lora", 4 * 2 * 16 * 4 + 34), ("head", 34), ("full", None)])

@@ -1,0 +1,317 @@
+"""What every row of ARCHITECTURES promises, on tiny random encoders; a new row inherits all of it."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from lora_pl.encoder.architectures import ARCHITECTURES, architecture_of, module_names, require_shared_batches
+from lora_pl.encoder.dtype import cast_frozen
+from lora_pl.encoder.features import FirstTokenFeatures
+from lora_pl.encoder.fingerprint import weights_fingerprint
+from lora_pl.encoder.loading import build_encoder, load_config, load_encoder, max_tokens
+from lora_pl.encoder.packing import Packing
+from lora_pl.errors import UserError
+from lora_pl.lora import (
+    AdapterBank,
+    LoRAConfig,
+    adapter_state_dict,
+    inject_lora,
+    lora_layers,
+    mark_only_lora_as_trainable,
+    remove_lora,
+)
+from tests.conftest import tiny_config
+from tests.support import rounding
+
+KINDS = tuple(ARCHITECTURES)
+PACKED = tuple(kind for kind, row in ARCHITECTURES.items() if row.packed)
+LENGTHS = ([7, 3, 12, 3], [5], [4, 4, 4], [38, 2, 2])
+TERMS = 2 * 4 * 38 * 16
+"""Products and sums of a tiny encoder, one after the other: layers x steps x tokens x width."""
+
+WIDE = 0.3
+"""A width of the random weights at which a token more or less in attention shows."""
+
+
+def adapted(encoder: nn.Module, *roles: str) -> list[str]:
+    """LoRA whose B is not zero on the roles, the only thing trained; the names of its layers."""
+    names = inject_lora(encoder, module_names(LoRAConfig(r=2, target_modules=roles), encoder.config))
+    mark_only_lora_as_trainable(encoder)
+    for layer in lora_layers(encoder).values():
+        nn.init.normal_(layer.lora_B, std=0.3)
+    return names
+
+
+def made(kind: str, **changes) -> tuple[FirstTokenFeatures, nn.Module]:
+    """An encoder in train mode with LoRA on query and value, without dropout."""
+    torch.manual_seed(0)
+    config = tiny_config(kind, initializer_range=WIDE, **changes)
+    config.update(dict.fromkeys(architecture_of(config).dropouts, 0.0))
+    encoder = build_encoder(config).train()
+    adapted(encoder, "query", "value")
+    return FirstTokenFeatures(encoder), encoder
+
+
+def sentences(lengths) -> list[torch.Tensor]:
+    return [torch.randint(4, 60, (length,)) for length in lengths]
+
+
+def packed(features, ids):
+    row = torch.cat(ids)[None]
+    return features.of_packed(row, row % 2, Packing([len(s) for s in ids]))
+
+
+def padded(features, ids):
+    return features.of_padded(*padded_batch(ids))
+
+
+def padded_batch(ids):
+    rows = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=1)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in ids], batch_first=True)
+    return rows, rows % 2 * mask, mask
+
+
+def gradients(encoder) -> dict[str, torch.Tensor]:
+    found = {n: p.grad.clone() for n, p in encoder.named_parameters() if p.requires_grad}
+    encoder.zero_grad()
+    return found
+
+
+def features_and_gradients(way, features, encoder, ids):
+    h = way(features, ids)
+    (h * torch.linspace(-1, 1, h.numel()).view_as(h)).sum().backward()
+    return h.detach(), gradients(encoder)
+
+
+def assert_packed_is_padded(kind, lengths, **changes):
+    features, encoder = made(kind, **changes)
+    ids = sentences(lengths)
+    expected, expected_gradients = features_and_gradients(padded, features, encoder, ids)
+    got, got_gradients = features_and_gradients(packed, features, encoder, ids)
+    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
+    for name, gradient in expected_gradients.items():
+        error = (got_gradients[name] - gradient).norm() / gradient.norm()
+        assert error < rounding(TERMS), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_are_those_of_transformers_own_forward(kind, tiny_encoder):
+    stock = AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32).eval()
+    encoder = load_encoder(tiny_encoder(kind)).eval()
+    assert weights_fingerprint(encoder) == weights_fingerprint(without_pooler(stock))
+    rows, types, mask = padded_batch(sentences(LENGTHS[0]))
+    typed = {"token_type_ids": types} if architecture_of(stock.config).has_token_types(stock.config) else {}
+    expected = stock(input_ids=rows, attention_mask=mask, **typed).last_hidden_state[:, 0]
+    got = FirstTokenFeatures(encoder).of_padded(rows, types, mask)
+    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
+
+
+def without_pooler(stock):
+    if hasattr(stock, "pooler"):
+        stock.pooler = None
+    return stock
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_longest_sentence_has_positions(kind, tiny_encoder):
+    encoder = load_encoder(tiny_encoder(kind)).eval()
+    limit = max_tokens(encoder.config)
+    assert limit == 40 - architecture_of(encoder.config).first_position(encoder.config)
+    assert encoder(torch.full((1, limit), 5)).last_hidden_state.shape == (1, limit, 16)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("kind", PACKED)
+def test_packed_is_padded(kind, lengths):
+    assert_packed_is_padded(kind, lengths)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PACKED])
+def test_a_packed_row_is_refused_where_it_would_be_one_sentence(kind):
+    features, _ = made(kind)
+    with pytest.raises(UserError) as error:
+        packed(features, sentences([5, 3]))
+    assert error.value.key == "data.batching"
+
+
+@pytest.mark.parametrize("lengths", [[64, 64], [64, 3, 5, 40, 9, 6], [70]])
+def test_a_local_window_is_kept_in_sentences_longer_than_it(lengths):
+    assert_packed_is_padded("modernbert", lengths, max_position_embeddings=80)
+
+
+def test_a_local_window_is_transformers_own():
+    def encoders(**changes):
+        config = tiny_config(
+            "modernbert", max_position_embeddings=80, num_hidden_layers=3, initializer_range=WIDE, **changes
+        )
+        for build in (build_encoder, lambda config: AutoModel.from_config(config, dtype=torch.float32)):
+            torch.manual_seed(0)
+            yield build(config).eval()
+
+    ids = sentences([64, 20, 3])
+    ours, stock = encoders()
+    wider, _ = encoders(local_attention=10)  # a place more on either side
+    with torch.no_grad():
+        got = packed(FirstTokenFeatures(ours), ids)
+        expected = torch.cat([stock(input_ids=one[None]).last_hidden_state[:, 0] for one in ids])
+        farther = packed(FirstTokenFeatures(wider), ids)
+    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
+    assert (farther - got).abs().max(1).values[:2].min() > 100 * rounding(TERMS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_sentence_sees_another(kind):
+    features, _ = made(kind)
+    first, second, third = sentences([6, 6, 9])
+    way = packed if kind in PACKED else padded
+    one = way(features, [first, second, third])
+    other = way(features, [first, sentences([6])[0], third])
+    assert torch.equal(one[[0, 2]], other[[0, 2]])
+    assert not torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dropout_of_all_places_is_set(kind, tiny_encoder):
+    encoder = load_encoder(tiny_encoder(kind), dropout=0.5)
+    found = [module.p for module in encoder.modules() if isinstance(module, nn.Dropout)]
+    found += [value for module in encoder.modules() for name, value in vars(module).items()
+              if "dropout" in name and isinstance(value, float)]  # fmt: skip
+    assert len(found) >= 2 * encoder.config.num_hidden_layers
+    assert set(found) == {0.5}
+    ids = torch.full((1, 8), 5)
+    assert not torch.equal(encoder(ids).last_hidden_state, encoder(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_role_is_one_layer_of_every_block(kind):
+    roles = ("query", "key", "value", "attention_output", "mlp_up", "mlp_down")
+    assert set(architecture_of(tiny_config(kind)).roles) == set(roles)
+    layers = [adapted(build_encoder(tiny_config(kind)), role) for role in roles]
+    assert [len(names) for names in layers] == [2] * len(roles)
+    assert len({name for names in layers for name in names}) == 2 * len(roles)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_are_counted_without_weights(kind):
+    with torch.device("meta"):
+        encoder, stock = build_encoder(tiny_config(kind)), AutoModel.from_config(tiny_config(kind))
+        adapted(encoder, "query", "value")
+    counted = sum(parameter.numel() for parameter in encoder.parameters() if not parameter.requires_grad)
+    assert counted == without_pooler(stock).num_parameters()
+    assert encoder.num_parameters(only_trainable=True) == 2 * 2 * 2 * (16 + 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_on_query_and_value_trains_exactly_those(kind):
+    features, encoder = made(kind)
+    padded(features, sentences([5, 3])).square().sum().backward()
+    names = list(lora_layers(encoder))
+    assert len(names) == 2 * encoder.config.num_hidden_layers
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
+    assert trained == {f"{name}.lora_{part}" for name in names for part in "AB"}
+    assert all(parameter.grad.any() for parameter in encoder.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, row in ARCHITECTURES.items() if row.shares_batches])
+def test_in_a_bank_each_sentence_goes_through_its_own_adapter(kind):
+    features, encoder = made(kind)
+    ids, way = sentences([6, 6, 6]), packed if kind in PACKED else padded
+    own, state = way(features, ids), adapter_state_dict(encoder)
+    remove_lora(encoder)
+    base = way(features, ids)
+    bank = AdapterBank(encoder)
+    bank.add("own", module_names(LoRAConfig(r=2, target_modules=("query", "value")), encoder.config), state)
+    with bank.route(["own", None, "own"], [6, 6, 6]):
+        got = way(features, ids)
+    expected = torch.stack([own[0], base[1], own[2]])
+    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
+    assert (own - base).abs().max() > 100 * rounding(TERMS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_of_16_bits_computes_the_same_to_its_rounding(kind):
+    features, encoder = made(kind)
+    ids = sentences([7, 3, 5])
+    way = packed if kind in PACKED else padded
+    expected = way(features, ids).detach()
+    cast_frozen(encoder, torch.bfloat16)
+    assert {p.dtype for m in encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()} == {
+        torch.float32
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        got = way(features, ids)
+    got.float().square().sum().backward()
+    # bfloat16 keeps 8 bits; some 20 roundings of a number follow each other
+    assert (got.float() - expected).norm() / expected.norm() < 20**0.5 * 2**-7
+    assert all(p.dtype == torch.float32 and p.grad.isfinite().all() for p in encoder.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_are_apart(kind):
+    features, encoder = made(kind)
+    ids = sentences([5, 3])
+    way = packed if kind in PACKED else padded
+    expected = way(features, ids)
+    twin = copy.deepcopy(features)
+    for parameter in encoder.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(way(twin, ids), expected)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "modernbert"])
+def test_gradient_checkpointing_gives_the_same_gradients(kind):
+    features, encoder = made(kind)
+    ids = sentences([5, 9, 2])
+    packed(features, ids).square().sum().backward()
+    expected = gradients(encoder)
+    encoder.gradient_checkpointing_enable()
+    packed(features, ids).square().sum().backward()
+    for name, gradient in gradients(encoder).items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_512_tokens_beside_one():
+    features, _ = made("roberta", max_position_embeddings=514)
+    ids = sentences([512, 1])
+    torch.testing.assert_close(packed(features, ids), padded(features, ids), rtol=0, atol=rounding(TERMS))
+
+
+def test_an_encoder_without_a_row_is_padded_and_keeps_its_names():
+    from transformers import AlbertConfig
+
+    size = {"embedding_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AlbertConfig(vocab_size=64, intermediate_size=32, pad_token_id=1, **size)
+    encoder = build_encoder(config).eval()
+    assert not architecture_of(config).packed
+    assert module_names(LoRAConfig(target_modules=("query",)), config).target_modules == ("query",)
+    rows, types, mask = padded_batch(sentences([5, 3]))
+    expected = encoder(input_ids=rows, token_type_ids=types, attention_mask=mask).last_hidden_state[:, 0]
+    assert torch.equal(FirstTokenFeatures(encoder).of_padded(rows, types, mask), expected)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("gpt2", {}), ("bert", {"is_decoder": True}), ("t5", {})])
+def test_a_decoder_is_refused(kind, settings, tmp_path):
+    AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_config(str(tmp_path))
+    assert error.value.key == "model.encoder"
+
+
+def test_an_encoder_whose_dropout_is_not_known(tiny_encoder, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "roberta", replace(ARCHITECTURES["roberta"], dropouts=()))
+    with pytest.raises(UserError) as error:
+        load_encoder(tiny_encoder(), dropout=0.1)
+    assert error.value.key == "model.dropout"
+
+
+def test_where_an_adapter_sees_more_than_sentences_batches_are_not_shared():
+    for kind in KINDS:
+        if ARCHITECTURES[kind].shares_batches:
+            require_shared_batches(tiny_config(kind))
+    with pytest.raises(UserError) as error:
+        require_shared_batches(tiny_config("deberta-v2"))
+    assert error.value.key == "model.encoder"
