@@ -64,6 +64,8 @@ def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = N
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(f"encoder: {name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ...")
+    if any(key.startswith("pooler.") for key in report["missing_keys"]):
+        encoder.pooler = None  # drawn, not pretrained
     # Transformers hands models over in eval mode, which would train without dropout
     return encoder.train()
 

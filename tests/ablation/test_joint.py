@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.packed import BrokenPackError, PackedData, PackedTrials
+from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials
 
 TRIALS = [
     Trial("lora", seed=0, learning_rate=3e-2, rank=1, alpha=4, targets=("query", "value")),
@@ -44,9 +44,9 @@ def alone(trial: Trial, tiny_encoder, glue_folder, tmp_path, **changes) -> tuple
 @pytest.mark.parametrize("clip", ["norm", "value"])
 def test_fifty_steps_in_a_pack_are_fifty_steps_alone(clip, tiny_encoder, glue_folder, tmp_path):
     changes = {"gradient_clip_algorithm": clip, "gradient_clip_val": 0.5 if clip == "norm" else 0.02}
-    packed = PackedTrials(like(tiny_encoder), TRIALS)
+    packed = JointTrials(like(tiny_encoder), TRIALS)
     starts = [{key: tensor.clone() for key, tensor in packed.trial_state(index).items()} for index in range(3)]
-    trainer = run(packed, PackedData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)
+    trainer = run(packed, JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)
     assert trainer.global_step == 50
     for index, trial in enumerate(TRIALS):
         model, single = alone(trial, tiny_encoder, glue_folder, tmp_path, **changes)
@@ -65,7 +65,7 @@ def test_dropout_masks_are_each_trials_own(tiny_encoder, glue_folder):
     """The same trial twice on the same batch: other features under dropout, the same without."""
     twins = [TRIALS[1], Trial(**{**vars(TRIALS[1]), "alpha_rule": "rslora"})]
     for p, alike in ((0.5, False), (0.0, True)):
-        packed = PackedTrials(like(tiny_encoder, dropout=p), twins).train()
+        packed = JointTrials(like(tiny_encoder, dropout=p), twins).train()
         data = data_of(tiny_encoder, glue_folder, 1)
         data.setup("fit")
         batch = next(iter(data.train_dataloader()))
@@ -74,7 +74,7 @@ def test_dropout_masks_are_each_trials_own(tiny_encoder, glue_folder):
 
 
 def test_a_loss_that_is_no_number_breaks_the_pack(tiny_encoder, glue_folder):
-    packed = PackedTrials(like(tiny_encoder), TRIALS[:1])
+    packed = JointTrials(like(tiny_encoder), TRIALS[:1])
     packed.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     torch.nn.init.constant_(packed.heads[0].weight, float("nan"))
     data = data_of(tiny_encoder, glue_folder, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lightning
@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader
 from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.encoder.targets import module_names
-from lora_pl.lora import AdapterBank, LoRAConfig, adapter_state_dict
-from lora_pl.model.answers import features_of
+from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
 from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.model.metrics import SplitMetrics
+from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
 from lora_pl.reporting import silence
 from lora_pl.storage.checkpoint import BASE_KEY
@@ -28,14 +27,14 @@ class BrokenPackError(RuntimeError):
     """A trial's loss is not finite; its trials are to be run one after another, where each fails for itself."""
 
 
-def trial_model(like: LoRAClassifier, trial: Trial) -> LoRAClassifier:
-    """A trial's model at its start, the same as `fit --seed_everything SEED` makes it."""
-    seed_everything(trial.seed, workers=True, verbose=False)
-    lora = {**like.hparams["lora"], "r": trial.rank, "lora_alpha": trial.alpha, "target_modules": list(trial.targets)}
-    return LoRAClassifier(**{**like.hparams, "lora": lora, "learning_rate": trial.learning_rate})
+def trial_settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
+    """The hyper-parameters of a LoRA trial's own `LoRAClassifier`."""
+    own = {"r": trial.rank, "lora_alpha": trial.alpha, "target_modules": list(trial.targets)}
+    lora = LoRAConfig.of({**shared["lora"], **own})
+    return {**shared, "method": "lora", "lora": lora.to_dict(), "learning_rate": trial.learning_rate}
 
 
-class PackedTrials(LoRAClassifier):
+class JointTrials(TaskModule):
     """K LoRA trials in one forward: each with its own A, B, head, learning rate, clipping and metrics.
 
     The batches of all trials lie one after the other in one packed row; in the adapted layers each sentence goes
@@ -43,35 +42,57 @@ class PackedTrials(LoRAClassifier):
     has alone; AdamW works number by number, and each trial's numbers have a learning rate of their own.
 
     Args:
-        like: A model whose settings all trials share, but for the trials' own.
+        like: A model whose settings all trials share, but for the trials' own. Its base becomes theirs: `like` itself
+            can't be used any more.
         trials: LoRA trials, of any ranks, seeds, alphas, learning rates and targets.
     """
 
     def __init__(self, like: LoRAClassifier, trials: Sequence[Trial]) -> None:
-        super().__init__(**{**like.hparams, "method": "head"})
-        self.requires_grad_(False)
-        self.trials = list(trials)
+        super().__init__()
+        self.save_hyperparameters(dict(like.hparams))
+        self.task, self.base, self.trials = like.task, like.base, list(trials)
+        self.encoder = self.base.encoder.requires_grad_(False).train()
+        remove_lora(self.encoder)
         self.bank = AdapterBank(self.encoder)
-        self.heads, self.trial_metrics = nn.ModuleList(), nn.ModuleList()
+        self.heads, self.metrics = nn.ModuleList(), nn.ModuleList()
         self.step_losses = torch.empty(0)
         """(trials,): those of the last step."""
-        self.settings: list[dict[str, Any]] = []
+        self.settings = [trial_settings(like.hparams, trial) for trial in trials]
         """Each trial's hyper-parameters, as its own `LoRAClassifier` has them."""
-        for trial in trials:
-            model = trial_model(like, trial)
-            config = module_names(LoRAConfig.of(model.hparams["lora"]), self.encoder.config)
-            self.bank.add(str(len(self.heads)), config, adapter_state_dict(model.encoder))
-            self.heads.append(model.head)
-            self.trial_metrics.append(model.metrics)
-            self.settings.append(dict(model.hparams))
+        for trial, settings in zip(self.trials, self.settings, strict=True):
+            self._draw(trial.seed, settings)
 
-    def training_step(self, batches: list[Batch], batch_idx: int) -> Tensor:  # type: ignore[override]
+    def _draw(self, seed: int, settings: Mapping[str, Any]) -> None:
+        """Add a trial as `fit --seed_everything SEED` draws it: the head, then A layer by layer."""
+        seed_everything(seed, workers=True, verbose=False)
+        head = self.base.new_head(settings["head"], self.task.outputs)
+        self.bank.add(str(len(self.heads)), self.base.resolve(LoRAConfig.of(settings["lora"])))
+        self.heads.append(head)
+        self.metrics.append(StageMetrics(self.task))
+
+    def stage_metrics(self) -> list[StageMetrics]:
+        """Those of every trial."""
+        return [cast(StageMetrics, metrics) for metrics in self.metrics]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Adapter and head of every trial, each with its rate."""
+        groups = []
+        for name, head, settings in zip(self.bank.names, self.heads, self.settings, strict=True):
+            rate = settings["learning_rate"]
+            adapter = nn.ParameterList(self.bank.parameters(name))
+            modules = {"encoder": (adapter, rate), "head": (head, settings["head_learning_rate"] or rate)}
+            found = parameter_groups(modules, settings["weight_decay"], settings["decay_bias"])
+            groups += [{**group, "name": f"{name}/{group['name']}"} for group in found]
+        return groups
+
+    def training_step(self, batches: list[Batch], batch_idx: int) -> Tensor:
         """The sum of the trials' losses on their own batches."""
-        features = self._routed(
-            [name for name, batch in zip(self.bank.names, batches, strict=True) for _ in batch.lengths], joined(batches)
-        )
-        parts = torch.split(features, [len(batch) for batch in batches])
-        losses = [self._measured(index, *pair, "train/") for index, pair in enumerate(zip(parts, batches, strict=True))]
+        owners = [name for name, batch in zip(self.bank.names, batches, strict=True) for _ in batch.lengths]
+        parts = torch.split(self._routed(owners, joined(batches)), [len(batch) for batch in batches])
+        losses = [
+            self._measured(index, features, batch, "train")
+            for index, (features, batch) in enumerate(zip(parts, batches, strict=True))
+        ]
         self.step_losses = torch.stack(losses).detach()
         loss = torch.stack(losses).sum()
         if not torch.isfinite(loss):
@@ -79,21 +100,37 @@ class PackedTrials(LoRAClassifier):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds a batch to every trial's loss and metrics."""
-        split = self._splits("val")[dataloader_idx]
+        """Add a batch to every trial's loss and metrics."""
         for index, name in enumerate(self.bank.names):
-            self._measured(index, self._routed([name] * len(batch), batch), batch, f"val/{split}")
+            self._measured(index, self._routed([name] * len(batch), batch), batch, "val", dataloader_idx)
+
+    def _routed(self, owners: list[str], batch: Batch) -> Tensor:
+        """(sentences, hidden): each sentence's feature by the adapter of its owner."""
+        with self.bank.route(owners, batch.lengths):
+            return self.base.features(batch)
+
+    def _measured(self, index: int, features: Tensor, batch: Batch, stage: str, split: int = 0) -> Tensor:
+        """A trial's loss on a batch, added to the trial's metrics."""
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self.heads[index](features)
+        loss = self.task.loss(logits, batch.labels)
+        self.stage_metrics()[index].of(stage, split).update(logits, batch.labels, loss)
+        return loss
+
+    def epoch_metrics(self, index: int, stage: str) -> dict[str, float]:
+        """A trial's loss and metrics over the stage's first split."""
+        return {name: float(value) for name, value in self.stage_metrics()[index].of(stage).compute().items()}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips every trial's gradients by themselves."""
+        """Clip every trial's gradients by themselves."""
         if not gradient_clip_val:
             return
         by_value = gradient_clip_algorithm == "value"
         clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
-        for index in range(len(self.trials)):
-            clip(self._trained(index), gradient_clip_val)
+        for name, head in zip(self.bank.names, self.heads, strict=True):
+            clip([*self.bank.parameters(name), *head.parameters()], gradient_clip_val)
 
     def trial_state(self, index: int) -> dict[str, Tensor]:
         """What a trial has trained, as the `state_dict` of its own `LoRAClassifier`."""
@@ -110,53 +147,11 @@ class PackedTrials(LoRAClassifier):
             "state_dict": {key: tensor.cpu() for key, tensor in self.trial_state(index).items()},
             "hyper_parameters": self.settings[index],
             "datamodule_hyper_parameters": data,
-            BASE_KEY: dict(self.base),
+            BASE_KEY: dict(self.base.fingerprints),
         }
 
-    def _routed(self, names: list[str], batch: Batch) -> Tensor:
-        """(sentences, hidden), each sentence's feature by the adapter that is named for it."""
-        with self.bank.route(names, batch.lengths), self._half_precision():
-            return features_of(batch, self.features).float()
 
-    def _measured(self, index: int, features: Tensor, batch: Batch, split: str) -> Tensor:
-        """A trial's loss on a batch, added to the trial's metrics."""
-        with torch.autocast(self.device.type, enabled=False):
-            logits = self.heads[index](features)
-        loss, targets = self._loss(logits, batch.labels)
-        self._of_trial(index, split).update(logits, targets, loss)
-        return loss
-
-    def _of_trial(self, index: int, split: str) -> SplitMetrics:
-        return cast(SplitMetrics, cast(nn.ModuleDict, self.trial_metrics[index])[split])
-
-    def _trained(self, index: int) -> list[nn.Parameter]:
-        return [*self.bank.parameters(self.bank.names[index]), *self.heads[index].parameters()]
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups = []
-        for name, head, settings in zip(self.bank.names, self.heads, self.settings, strict=True):
-            rate = settings["learning_rate"]
-            adapter = nn.ParameterList(self.bank.parameters(name))
-            modules = {"encoder": (adapter, rate), "head": (head, settings["head_learning_rate"] or rate)}
-            found = parameter_groups(modules, settings["weight_decay"], settings["decay_bias"])
-            groups += [{**group, "name": f"{name}/{group['name']}"} for group in found]
-        return groups
-
-    def _reset_metrics(self, stage: str) -> None:
-        for index in range(len(self.trials)):
-            for split in self._splits(stage):
-                self._of_trial(index, f"{stage}/{split}").reset()
-
-    def epoch_metrics(self, index: int, stage: str) -> dict[str, float]:
-        """A trial's loss and metrics over the stage's first split."""
-        found = self._of_trial(index, f"{stage}/{self._splits(stage)[0]}").compute()
-        return {name: float(value) for name, value in found.items()}
-
-    def _log_metrics(self, stage: str) -> None:
-        """Nothing here: `PackRecord` writes each trial's own log."""
-
-
-class PackedData(LightningDataModule):
+class JointData(LightningDataModule):
     """The data of K trials: K batches per step, each drawn as its trial alone draws it."""
 
     def __init__(self, like: SentenceDataModule, seeds: Sequence[int]) -> None:
