@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.data.batches import Batching
-from lora_pl.data.tasks import Prediction
+from lora_pl.data.tasks import Prediction, Task
 from lora_pl.data.texts import Text
 from lora_pl.lora import lora_layers, merged_lora
 from lora_pl.model.answers import as_columns, evaluating, in_order, require_list
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 MERGED_FROM = 256
 """Texts from which on merging pays in `predict`."""
+
+
+def example_command(task: Task, checkpoint: str) -> str:
+    """A shell command that asks a checkpoint of the task about an example."""
+    if task.pairs:
+        text = task.example.replace("\t", "\\t")
+        return f"printf '{text}\\n' | lora_pl predict --ckpt_path {checkpoint}"
+    return f"echo '{task.example}' | lora_pl predict --ckpt_path {checkpoint}"
 
 
 class PredictingModule(TaskModule):
