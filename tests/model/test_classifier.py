@@ -349,16 +349,16 @@ def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
 
 
 def test_a_model_for_data_is_the_one_that_the_command_trains(tiny_encoder, glue_folder, tmp_path, monkeypatch):
-    """Bit for bit, with dropout in encoder and adapters."""
+    """Bit for bit, with dropout in the encoder."""
     monkeypatch.chdir(tmp_path)
     encoder = tiny_encoder()
     flags = ["--model.encoder", encoder, "--data.source", str(glue_folder), "--data.batch_size", "8"]
-    flags += ["--seed_everything", "5", "--model.learning_rate", "1e-2", "--model.lora.lora_dropout", "0.1"]
+    flags += ["--seed_everything", "5", "--model.learning_rate", "1e-2", "--model.lora.r", "2"]
     flags += ["--trainer.precision", "32-true", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
     assert main(["fit", *flags, "--run_name", "here"]) == 0
     stored = read_checkpoint("checkpoints/here/last.ckpt")
     data = SentenceDataModule(source=str(glue_folder), encoder=encoder, batch_size=8, seed=5)
-    model = LoRAClassifier.for_data(data, learning_rate=1e-2, lora={"lora_dropout": 0.1})
+    model = LoRAClassifier.for_data(data, learning_rate=1e-2, lora={"r": 2})
     trainer(tmp_path, max_steps=-1, max_epochs=2).fit(model, data)
     assert dict(model.hparams) == stored["hyper_parameters"]
     assert all(torch.equal(tensor, stored["state_dict"][name]) for name, tensor in model.state_dict().items())
