@@ -96,9 +96,9 @@ class LoRAClassifier(PredictingModule):
         # primitive values only, so that checkpoints load with weights_only=True
         self.save_hyperparameters({**settings, **canonical, "lora": lora.to_dict()})
         self.base = Base.load(encoder, dropout, head)
+        self.encoder = self.base.encoder
         self.max_length = min(max_length, self.base.max_tokens)
         self.predict_batch_tokens, self.predict_batching = BATCH_TOKENS, self.base.batching
-        self.encoder = self.base.encoder
         self.head = self.base.new_head(head, self.task.outputs)
         self.adapted = self.base.inject(lora) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
