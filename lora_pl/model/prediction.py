@@ -62,7 +62,7 @@ class PredictingModule(TaskModule):
 
         Afterwards the adapters are apart again; the base's other weights stay in `dtype`.
         """
-        layers = lora_layers(self.encoder).values()
+        layers = [layer for layer in lora_layers(self.encoder).values() if not layer.merged]
         with torch.inference_mode(False):
             for layer in layers:
                 layer.merge()
