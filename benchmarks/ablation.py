@@ -1,4 +1,4 @@
-"""A training step of K packed trials beside a step of one: `python -m benchmarks.ablation --output FILE`."""
+"""A training step of K joint trials beside a step of one: `python -m benchmarks.ablation --output FILE`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.timing import interleaved
 from benchmarks.training import SHARED, sst2
 from lora_pl import LoRAClassifier
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.packed import PackedTrials
+from lora_pl.ablation.joint import JointTrials
 from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import Tokens
 
@@ -26,12 +26,12 @@ RANKS = (1, 2, 4, 8)
 def packed_step(encoder: str, dtype: str, count: int, batch_size: int) -> Step:
     """`count` trials of the ranks 1, 2, 4, 8, 1, ..., each on `batch_size` sentences of its own."""
     trials = [Trial("lora", seed, 1e-4, RANKS[seed % 4], alpha=16, targets=("query", "value")) for seed in range(count)]
-    model = PackedTrials(LoRAClassifier(encoder=encoder, base_dtype=dtype), trials).train()
-    optimizer = torch.optim.AdamW(model._parameter_groups())
+    model = JointTrials(LoRAClassifier(encoder=encoder, base_dtype=dtype), trials).train()
+    optimizer = torch.optim.AdamW(model.parameter_groups())
 
     def step(tokens: Tokens, indices: Sequence[int]) -> float:
         parts = [indices[start : start + batch_size] for start in range(0, count * batch_size, batch_size)]
-        batches = [make_batch(tokens, part, "packed", model.tokenizer.pad_token_id) for part in parts]
+        batches = [make_batch(tokens, part, "packed", model.base.tokenizer.pad_token_id) for part in parts]
         loss = model.training_step(batches, 0)
         loss.backward()
         optimizer.step()

@@ -32,7 +32,7 @@ def lora_pl(encoder: str, dtype: torch.dtype, merged: bool, method: str = "lora"
     for layer in lora_layers(model).values():
         torch.nn.init.normal_(layer.lora_B)
         layer.merge() if merged else None
-    model._cast_base(dtype)
+    model.base.cast(dtype)
     return torch.inference_mode()(lambda texts: model._predictions(texts, model.predict_batch_tokens))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lora_pl.ablation.packed import PackedData, PackedTrials
+from lora_pl.ablation.joint import JointData, JointTrials
 from lora_pl.ablation.record import LossCurve, TrialResult
 from lora_pl.ablation.table import Row
 from lora_pl.callbacks.hparams_record import write_hparams
@@ -35,7 +35,7 @@ class PackRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the logs."""
-        assert isinstance(pl_module, PackedTrials)
+        assert isinstance(pl_module, JointTrials)
         self._losses = [LossCurve() for _ in pl_module.trials]
         self.results = [TrialResult(curve=losses.points) for losses in self._losses]
         for trial, settings, data in zip(pl_module.trials, pl_module.settings, _data(trainer), strict=True):
@@ -59,13 +59,13 @@ class PackRecord(Callback):
         """Stop it."""
         self._step_seconds += time.perf_counter() - self._step_started
         self._sentences = [seen + len(own) for seen, own in zip(self._sentences, batch, strict=True)]
-        assert isinstance(pl_module, PackedTrials)
+        assert isinstance(pl_module, JointTrials)
         for losses, loss in zip(self._losses, pl_module.step_losses, strict=True):
             losses.add(loss)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the epoch; its validation is over by now."""
-        assert isinstance(pl_module, PackedTrials)
+        assert isinstance(pl_module, JointTrials)
         for index, result in enumerate(self.results):
             train, val = (pl_module.epoch_metrics(index, stage) for stage in ("train", "val"))
             result.epochs.append(self._row(trainer, pl_module, index, train, val))
@@ -77,7 +77,7 @@ class PackRecord(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the logs and write the checkpoints."""
-        assert isinstance(pl_module, PackedTrials)
+        assert isinstance(pl_module, JointTrials)
         for logger in self._loggers:
             logger.finalize("success")
         for index, (trial, data) in enumerate(zip(pl_module.trials, _data(trainer), strict=True)):
@@ -86,7 +86,7 @@ class PackRecord(Callback):
                 WholeFileCheckpointIO().save_checkpoint(checkpoint, self.folder / trial.name / "last.ckpt")
 
     def _row(
-        self, trainer: Trainer, module: PackedTrials, index: int, train: dict[str, float], val: dict[str, float]
+        self, trainer: Trainer, module: JointTrials, index: int, train: dict[str, float], val: dict[str, float]
     ) -> Row:
         metric = module.monitor.removeprefix("val/")
         lora = sum(parameter.numel() for parameter in module.bank.parameters(module.bank.names[index]))
@@ -107,5 +107,5 @@ class PackRecord(Callback):
 
 
 def _data(trainer: Trainer) -> list[dict[str, Any]]:
-    data: PackedData = trainer.datamodule  # type: ignore[attr-defined]
+    data: JointData = trainer.datamodule  # type: ignore[attr-defined]
     return [dict(own.hparams) for own in data.trials_data]

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.rule import Rule
 
 from lora_pl.callbacks.merged_export import MergedExport
+from lora_pl.model.prediction import example_command
 from lora_pl.reporting import say
 
 
@@ -48,7 +49,7 @@ def _lines(
     lines += [f"merged      {_short(str(folder))}" for folder in exports if folder]
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
-    return [*lines, f"predict     echo 'A fine film.' | lora_pl predict --ckpt_path {path}"]
+    return [*lines, f"predict     {example_command(pl_module.task, path)}"]  # type: ignore[arg-type]
 
 
 def _short(path: str) -> str:

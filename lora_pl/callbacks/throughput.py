@@ -77,7 +77,7 @@ def step_products(model: LightningModule, batch: Batch) -> int:
     """Multiply-adds with the encoder's linear layers in a training step on a packed batch, else 0."""
     if not isinstance(model, LoRAClassifier) or batch.attention_mask is not None:
         return 0
-    return FORWARD_AND_BACKWARD[model.hparams["method"]] * model.features.products(batch.tokens, len(batch))
+    return FORWARD_AND_BACKWARD[model.hparams["method"]] * model.base.reader.products(batch.tokens, len(batch))
 
 
 @torch.no_grad()

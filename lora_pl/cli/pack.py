@@ -10,9 +10,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule
 
 from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.joint import JointData, JointTrials
 from lora_pl.ablation.pack_record import PackRecord
 from lora_pl.ablation.pack_size import STEPS, Cost, PackProbe, pack_size
-from lora_pl.ablation.packed import PackedData, PackedTrials
 from lora_pl.ablation.record import TrialResult
 from lora_pl.cli.explained import explained
 from lora_pl.cli.trainer import ClassifierCLI
@@ -52,8 +52,8 @@ class PackCLI(ClassifierCLI):
     def fit(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:  # type: ignore[override]
         """Run instead of the trainer's `fit`: the model and the data are those of several trials."""
         seeds = [trial.seed if self.data_seed is None else self.data_seed for trial in self.trials]
-        data = PackedData(datamodule, seeds)
-        packed = PackedTrials(model, self.trials)  # type: ignore[arg-type]
+        data = JointData(datamodule, seeds)
+        packed = JointTrials(model, self.trials)  # type: ignore[arg-type]
         with explained(self.trainer):
             self.trainer.fit(packed, data, **kwargs)
 

@@ -233,7 +233,7 @@ def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, 
     """The text columns of own files: as given, else the task's."""
     if text is None and pair is None:
         return task.columns
-    if pair is None and len(task.columns) > 1 and not task.is_regression:
+    if pair is None and task.requires_pairs:
         raise UserError(f"data.text_pair_column: the task {task.name} compares two sentences; name the second's column")
     return (text or task.columns[0],) if pair is None else (text or task.columns[0], pair)
 

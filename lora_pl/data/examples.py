@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_pl.data.tasks import Task
 from lora_pl.errors import UserError
-
-MAX_DIGITS = 10  # of a class id
 
 
 @dataclass(frozen=True)
@@ -35,22 +33,9 @@ def parse_label(task: Task, label_names: Sequence[str], cell: object, where: str
         UserError: the cell is missing, is no number (regression) or is outside the task's classes (-1 marks GLUE's
             unlabelled test splits).
     """
-    text = _cell_text(cell)
-    if task.is_regression:
-        return _score(text, where)
-    if text in label_names:
-        return float(label_names.index(text))
-    # a number is an id unless the names are numbers themselves
-    if (
-        text.isdecimal()
-        and len(text) < MAX_DIGITS
-        and int(text) < len(label_names)
-        and not any(name.isdecimal() for name in label_names)
-    ):
-        return float(int(text))
-    expected = ", ".join(f"{index} or {name}" if name != str(index) else name for index, name in enumerate(label_names))
-    hint = " (-1 marks an unlabelled split)" if text == "-1" else ""
-    raise UserError(f"{where}: label {text[:40]!r} is outside the task's classes{hint}; expected {expected}")
+    if tuple(label_names) != task.labels:
+        task = replace(task, labels=tuple(label_names))
+    return task.parse(_cell_text(cell), where)
 
 
 def require_columns(columns: Sequence[str], present: Sequence[str], where: str) -> None:
@@ -72,13 +57,3 @@ def _cell_text(cell: object) -> str:
         return "NaN"
     # a column of whole numbers with a gap is read as floats
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
-
-
-def _score(text: str, where: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = math.nan
-    if not math.isfinite(score):
-        raise UserError(f"{where}: expected a number as the score, got {text!r}")
-    return score

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_pl.data.examples import MAX_DIGITS, Examples, parse_label, require_columns
+from lora_pl.data.examples import Examples, parse_label, require_columns
 from lora_pl.data.glue_files import read_text
 from lora_pl.data.rows import stream_rows
-from lora_pl.data.tasks import Task
+from lora_pl.data.tasks import MAX_DIGITS, Task
 from lora_pl.errors import UserError
 
 if TYPE_CHECKING:

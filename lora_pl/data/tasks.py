@@ -1,19 +1,32 @@
 """The GLUE tasks (Wang et al., 2019), a row each, and the row for a user's own files."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
 
 from lora_pl.errors import UserError
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+Prediction = dict[str, Any]
+"""`{"label", "score", "probabilities": {label: p}}`, or `{"score"}` for a regression."""
+MAX_DIGITS = 10  # of a class id
 
 
 @dataclass(frozen=True)
-class Task:
-    """What tells one sentence classification task from another."""
+class Task(ABC):
+    """The question that a head answers: texts, labels, loss, metrics, and answers from logits.
+
+    `dataclasses.replace` makes a task of its own of a row: other labels, one text for two.
+    """
 
     name: str
     """As the hub's `nyu-mll/glue` calls it."""
@@ -34,13 +47,177 @@ class Task:
     validation: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"validation": "dev.tsv"}))
     """The labelled splits to validate on, hub name to file name; the first one chooses the best checkpoint."""
 
+    problem_type: ClassVar[str]
+    """What Transformers' configurations call this kind of task."""
+
     @property
-    def is_regression(self) -> bool:
-        """Whether the label is a number rather than a class."""
-        return not self.labels and self.name != CUSTOM
+    def pairs(self) -> bool:
+        """Whether an example is two texts."""
+        return len(self.columns) > 1
+
+    @property
+    def example(self) -> str:
+        """A line that `lora_pl predict` reads: a sentence, or two separated by a tab."""
+        return "A fine film.\tThe film is good." if self.pairs else "A fine film."
+
+    @property
+    def requires_pairs(self) -> bool:
+        """Whether the question makes no sense for a single text."""
+        return self.pairs
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """How many logits the head gives."""
+
+    @abstractmethod
+    def parse(self, text: str, where: str) -> float:
+        """The label that a cell's text stands for: a class id, or a score.
+
+        Args:
+            text: The cell, without white space around it.
+            where: File and row, for the error.
+
+        Raises:
+            UserError: `data.label`: the text is outside the task's labels.
+        """
+
+    @abstractmethod
+    def targets(self, labels: Tensor) -> Tensor:
+        """Labels as a batch holds them, (batch,) in fp32, as loss and metrics take them."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of logits (batch, outputs) on labels (batch,)."""
+
+    @abstractmethod
+    def decisions(self, logits: Tensor) -> Tensor:
+        """(batch, outputs) -> (batch,): what metrics compare with the targets."""
+
+    @abstractmethod
+    def predictions(self, logits: Tensor) -> list[Prediction]:
+        """An answer per row of logits, (texts, outputs)."""
+
+    def customized(self, label_names: Sequence[str] | None = None, pairs: bool | None = None) -> Task:
+        """The task with a model's own labels, and with one or two texts; by default as the row says.
+
+        Raises:
+            UserError: `label_names`: not as many as the task has classes, or one comes twice.
+        """
+        names = tuple(self.labels if label_names is None else label_names)
+        self._require_labels(names)
+        columns = self.columns if pairs in (None, self.pairs) else TEXTS[: 1 + bool(pairs)]
+        return replace(self, labels=names, columns=columns)
+
+    def _require_labels(self, names: Sequence[str]) -> None:
+        if len(names) != len(self.labels) or len(set(names)) != len(names):
+            raise self._wrong_labels(f"{len(self.labels)} classes", names)
+
+    def _wrong_labels(self, expected: str, names: Sequence[str]) -> UserError:
+        return UserError(
+            "label_names", f"expected {expected} for the task {self.name}, all different, got {list(names)}"
+        )
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One of several classes: cross-entropy; an answer has every class's probability."""
+
+    problem_type: ClassVar[str] = "single_label_classification"
+
+    @property
+    def outputs(self) -> int:
+        """One per class."""
+        return len(self.labels)
+
+    def parse(self, text: str, where: str) -> float:
+        """The id of a class that is given by its name or its id (-1 marks GLUE's unlabelled test splits)."""
+        if text in self.labels:
+            return float(self.labels.index(text))
+        # a number is an id unless the names are numbers themselves
+        is_id = text.isdecimal() and len(text) < MAX_DIGITS and not any(name.isdecimal() for name in self.labels)
+        if is_id and int(text) < len(self.labels):
+            return float(int(text))
+        expected = ", ".join(f"{id} or {name}" if name != str(id) else name for id, name in enumerate(self.labels))
+        hint = " (-1 marks an unlabelled split)" if text == "-1" else ""
+        raise UserError(
+            "data.label", f"{where}: label {text[:40]!r} is outside the task's classes{hint}; expected {expected}"
+        )
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Class ids, int64."""
+        return labels.long()
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy."""
+        return F.cross_entropy(logits, self.targets(labels))
+
+    def decisions(self, logits: Tensor) -> Tensor:
+        """The most probable class."""
+        return logits.argmax(-1)
+
+    def predictions(self, logits: Tensor) -> list[Prediction]:
+        """The most probable label, its probability as `score`, and every label's."""
+        return [self._prediction(row) for row in logits.softmax(-1).tolist()]
+
+    def _prediction(self, probabilities: Sequence[float]) -> Prediction:
+        by_label = dict(zip(self.labels, probabilities, strict=True))
+        label = max(by_label, key=by_label.__getitem__)
+        return {"label": label, "score": by_label[label], "probabilities": by_label}
+
+    def _require_labels(self, names: Sequence[str]) -> None:
+        if self.labels:
+            super()._require_labels(names)
+        elif len(names) < 2 or len(set(names)) != len(names):
+            raise self._wrong_labels("at least two classes", names)
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """A score: mean squared error."""
+
+    problem_type: ClassVar[str] = "regression"
+
+    @property
+    def requires_pairs(self) -> bool:
+        """No: a single text may have a score too."""
+        return False
+
+    @property
+    def outputs(self) -> int:
+        """One."""
+        return 1
+
+    def parse(self, text: str, where: str) -> float:
+        """The score."""
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise UserError("data.label", f"{where}: expected a number as the score, got {text!r}")
+        return score
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """The scores themselves."""
+        return labels
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error."""
+        return F.mse_loss(logits.squeeze(-1), labels)
+
+    def decisions(self, logits: Tensor) -> Tensor:
+        """The predicted scores."""
+        return logits.squeeze(-1)
+
+    def predictions(self, logits: Tensor) -> list[Prediction]:
+        """The score."""
+        return [{"score": score} for score in logits.squeeze(-1).tolist()]
 
 
 CUSTOM = "custom"
+TEXTS = ("text", "text_pair")
+"""The text columns of a task whose number of texts is not its row's."""
 
 MNLI_VALIDATION = MappingProxyType(
     {"validation_matched": "dev_matched.tsv", "validation_mismatched": "dev_mismatched.tsv"}
@@ -52,8 +229,8 @@ ENTAILMENT = ("entailment", "not_entailment")
 GLUE_TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("sst2", "SST-2", ("sentence",), ("sentence",), "label", ("negative", "positive")),
-        Task(
+        Classification("sst2", "SST-2", ("sentence",), ("sentence",), "label", ("negative", "positive")),
+        Classification(
             "cola",
             "CoLA",
             ("sentence",),
@@ -63,7 +240,7 @@ GLUE_TASKS: dict[str, Task] = {
             metrics=("matthews", "accuracy"),
             header=("source", "label", "mark", "sentence"),
         ),
-        Task(
+        Classification(
             "mrpc",
             "MRPC",
             SENTENCES,
@@ -72,7 +249,7 @@ GLUE_TASKS: dict[str, Task] = {
             ("not_equivalent", "equivalent"),
             metrics=("accuracy", "f1"),
         ),
-        Task(
+        Classification(
             "qqp",
             "QQP",
             QUESTIONS,
@@ -81,8 +258,8 @@ GLUE_TASKS: dict[str, Task] = {
             ("not_duplicate", "duplicate"),
             metrics=("accuracy", "f1"),
         ),
-        Task("stsb", "STS-B", SENTENCES, SENTENCES, "score", (), metrics=("pearson", "spearman")),
-        Task(
+        Regression("stsb", "STS-B", SENTENCES, SENTENCES, "score", (), metrics=("pearson", "spearman")),
+        Classification(
             "mnli",
             "MNLI",
             ("premise", "hypothesis"),
@@ -91,13 +268,13 @@ GLUE_TASKS: dict[str, Task] = {
             ("entailment", "neutral", "contradiction"),
             validation=MNLI_VALIDATION,
         ),
-        Task("qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", ENTAILMENT),
-        Task("rte", "RTE", SENTENCES, SENTENCES, "label", ENTAILMENT),
-        Task("wnli", "WNLI", SENTENCES, SENTENCES, "label", ("not_entailment", "entailment")),
+        Classification("qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", ENTAILMENT),
+        Classification("rte", "RTE", SENTENCES, SENTENCES, "label", ENTAILMENT),
+        Classification("wnli", "WNLI", SENTENCES, SENTENCES, "label", ("not_entailment", "entailment")),
     )
 }
 
-CUSTOM_TASK = Task(CUSTOM, "", ("text",), ("text",), "label", ())
+CUSTOM_TASK = Classification(CUSTOM, "", ("text",), ("text",), "label", ())
 """A user's own files: columns and labels come from the options and the files."""
 
 
@@ -108,5 +285,5 @@ def get_task(name: str) -> Task:
     if name not in GLUE_TASKS:
         near = get_close_matches(name.lower().replace("-", ""), GLUE_TASKS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"task: expected one of {', '.join(GLUE_TASKS)} or {CUSTOM}, got {name!r}{hint}")
+        raise UserError("task", f"expected one of {', '.join(GLUE_TASKS)} or {CUSTOM}, got {name!r}{hint}")
     return GLUE_TASKS[name]

@@ -55,20 +55,24 @@ def needs_pooler(kind: HeadKind, config: PretrainedConfig) -> bool:
     return kind == "architecture" and bool(stock_head(config).pretrained)
 
 
-def new_head(kind: HeadKind, config: PretrainedConfig, outputs: int) -> LinearHead | ArchitectureHead:
-    """The head as it is drawn."""
-    return LinearHead(config, outputs) if kind == "linear" else ArchitectureHead(config, outputs)
-
-
-def make_head(kind: HeadKind, encoder: PreTrainedModel, outputs: int) -> LinearHead | ArchitectureHead:
-    """The head for `encoder`; where it starts from the encoder's pooler, the pooler moves out of the encoder."""
-    head = new_head(kind, encoder.config, outputs)
-    pooler = getattr(encoder, "pooler", None)
-    if pooler is not None and needs_pooler(kind, encoder.config):
-        for name in stock_head(encoder.config).pretrained:
-            head.get_submodule(name).load_state_dict(pooler.get_submodule(name).state_dict())
-        encoder.pooler = None
+def new_head(
+    kind: HeadKind, config: PretrainedConfig, outputs: int, pooler: nn.Module | None = None
+) -> LinearHead | ArchitectureHead:
+    """The head as it is drawn, with the layers of `pooler` that its row calls pretrained."""
+    if kind == "linear":
+        return LinearHead(config, outputs)
+    head = ArchitectureHead(config, outputs)
+    for name in stock_head(config).pretrained if pooler else ():
+        head.get_submodule(name).load_state_dict(pooler.get_submodule(name).state_dict())  # type: ignore[union-attr]
     return head
+
+
+def take_pooler(encoder: PreTrainedModel) -> nn.Module | None:
+    """The pooler, moved out of the encoder; None where there is none."""
+    pooler: nn.Module | None = getattr(encoder, "pooler", None)
+    if pooler is not None:
+        encoder.pooler = None
+    return pooler
 
 
 def _initialize(linear: nn.Linear, config: PretrainedConfig) -> None:

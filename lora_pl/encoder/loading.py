@@ -73,6 +73,8 @@ def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = N
             "model.encoder", f"{name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ..."
         )
     split_fused(encoder, architecture_of(config).fused)
+    if any(key.startswith("pooler.") for key in report["missing_keys"]):
+        encoder.pooler = None  # drawn, not pretrained
     if with_pooler and not hasattr(encoder, "pooler"):
         encoder.pooler = _pretrained_layers(name, config)
     # Transformers hands models over in eval mode, which would train without dropout

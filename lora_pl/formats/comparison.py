@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lora_pl.errors import UserError
 from lora_pl.formats.sentences import Sentences
@@ -64,15 +63,13 @@ def compare(
         _metrics(model, expected, sentences), _metrics(model, got, sentences),
     )  # fmt: skip
     if not largest <= tolerance:  # not finite either
-        raise UserError(f"the exported model is not the one given: {comparison}; nothing was written")
+        raise UserError("export.differs", f"the exported model is not the one given: {comparison}; nothing was written")
     return comparison
 
 
 def _metrics(model: LoRAClassifier, logits: Tensor, sentences: Sentences) -> dict[str, float]:
     if not sentences.labels:
         return {}
-    metrics, targets = SplitMetrics(model.task, len(model.label_names)), torch.tensor(sentences.labels)
-    targets = targets if model.task.is_regression else targets.long()
-    loss = F.mse_loss(logits.squeeze(-1), targets) if model.task.is_regression else F.cross_entropy(logits, targets)
-    metrics.update(logits, targets, loss)
+    metrics, labels = SplitMetrics(model.task), torch.tensor(sentences.labels)
+    metrics.update(logits, labels, model.task.loss(logits, labels))
     return {name: value.item() for name, value in metrics.compute().items() if name != "loss"}

@@ -49,11 +49,11 @@ class Export(ABC):
         self.dtype, self.merge_dtype = DTYPES[options.dtype], getattr(torch, options.merge_dtype)
         if options.dtype not in self.relative_tolerances:
             raise UserError(
-                f"dtype: the format {self.name} is written in {' or '.join(self.relative_tolerances)}, "
-                f"got {options.dtype}"
+                "dtype",
+                f"the format {self.name} is written in {' or '.join(self.relative_tolerances)}, got {options.dtype}",
             )
         if options.int8 and self.name != "onnx":
-            raise UserError(f"int8: the format {self.name} has no 8-bit form; take --format onnx")
+            raise UserError("int8", f"the format {self.name} has no 8-bit form; take --format onnx")
         self.require_representable()
 
     @abstractmethod

@@ -77,7 +77,7 @@ def export_checkpoint(
     try:
         write_folder_whole(output, fill)
     except OSError as error:
-        raise UserError(f"output: {output} could not be written ({error}); nothing is left behind") from error
+        raise UserError("output", f"{output} could not be written ({error}); nothing is left behind") from error
     return comparisons
 
 
@@ -99,9 +99,9 @@ def _export_class(format: str) -> type[Export]:
 
 def _require_free(output: Path, overwrite: bool) -> None:
     if output.is_file() or (output.exists() and not overwrite and any(output.iterdir())):
-        raise UserError(f"output: {output} is there already; give a folder that is not, or remove it")
+        raise UserError("output", f"{output} is there already; give a folder that is not, or remove it")
     if not output.absolute().parent.is_dir():
-        raise UserError(f"output: {output}: there is no folder {output.parent}")
+        raise UserError("output", f"{output}: there is no folder {output.parent}")
 
 
 def _made_by(ckpt_path: str | Path, format: str, options: ExportOptions) -> str:

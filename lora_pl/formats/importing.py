@@ -117,7 +117,7 @@ def build_model(adapter: ForeignAdapter, options: ImportOptions) -> LoRAClassifi
     lora = replace(lora_config(layers, _linear_names(config)), lora_dropout=lora_dropout)
     model = LoRAClassifier(**_with_labels(settings, head.outputs), lora=lora, head=head.kind)
     if adapter.base is not None:
-        check_base({BASE_KEY: adapter.base}, model.base)
+        check_base({BASE_KEY: adapter.base}, model.base.fingerprints)
     _fill(model, layers, on_head, head)
     return model.eval()
 

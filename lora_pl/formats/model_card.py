@@ -23,7 +23,7 @@ def write_record(folder: Path, export: Export, comparisons: dict[str, Comparison
     model = export.model
     record = {
         "format": export.name,
-        "base": model.base,
+        "base": model.base.fingerprints,
         "hyper_parameters": dict(model.hparams),
         "dtype": export.options.dtype,
         "comparisons": {name: comparison.to_dict() for name, comparison in comparisons.items()},
@@ -76,7 +76,7 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
     settings = export.model.hparams
     lora = settings["lora"]
     facts: dict[str, object] = {
-        "base": f"{settings['encoder']} (fingerprint of its weights {export.model.base['weights']})",
+        "base": f"{settings['encoder']} (fingerprint of its weights {export.model.base.fingerprints['weights']})",
         "task": settings["task"],
         "labels": ", ".join(settings["label_names"]) or "a score",
         "trained": {"lora": "LoRA and head", "head": "head alone", "full": "everything"}[settings["method"]],

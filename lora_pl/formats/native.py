@@ -82,7 +82,7 @@ def model_of_files(files: Mapping[str, bytes], source: str, **overrides: Any) ->
         model = LoRAClassifier(**{**record["hyper_parameters"], **overrides})
     except TypeError as error:
         raise UserError(f"{source}: {RECORD} is damaged or of another version: {error}") from error
-    check_base({BASE_KEY: record["base"]}, model.base)
+    check_base({BASE_KEY: record["base"]}, model.base.fingerprints)
     model.load_state_dict(state)
     return model.eval()
 

@@ -31,7 +31,7 @@ def stock_config(model: LoRAClassifier, dtype: torch.dtype) -> PretrainedConfig:
     names = model.label_names or ["LABEL_0"]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
-    config.problem_type = "regression" if model.task.is_regression else "single_label_classification"
+    config.problem_type = model.task.problem_type
     config.architectures = [stock_class(config).__name__]
     config.dtype = dtype
     return config

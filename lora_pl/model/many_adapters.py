@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,32 +10,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, batches_of_like_length
-from lora_pl.data.tasks import Task, get_task
+from lora_pl.data.batches import BATCH_TOKENS, Batch
+from lora_pl.data.tasks import Prediction, Task, get_task
 from lora_pl.data.texts import Text
-from lora_pl.data.tokens import Tokens, concatenate, tokenize
-from lora_pl.encoder.architectures import module_names, require_shared_batches
-from lora_pl.encoder.dtype import DTYPES, cast_frozen
-from lora_pl.encoder.features import FirstTokenFeatures
-from lora_pl.encoder.fingerprint import base_fingerprints
-from lora_pl.encoder.head import new_head
-from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens, takes_packed_rows
+from lora_pl.data.tokens import Tokens, concatenate
+from lora_pl.encoder.architectures import require_shared_batches
+from lora_pl.encoder.dtype import DTYPES
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
-from lora_pl.model.answers import Prediction, as_columns, as_predictions, features_of
+from lora_pl.model.answers import as_columns, require_list
+from lora_pl.model.base import Base
 from lora_pl.storage.checkpoint import check_base, read_checkpoint
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a checkpoint has beside its adapter."""
+    """What a checkpoint has beside its adapter and head."""
 
     task: Task
-    label_names: Sequence[str]
-    pairs: bool
     max_length: int
     has_adapter: bool
     """False where the head alone was trained."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Member:
+        """That of a checkpoint's hyper-parameters."""
+        task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
+        return cls(task, settings["max_length"], settings["method"] == "lora")
+
+    @property
+    def pairs(self) -> bool:
+        """Whether an example is two texts."""
+        return self.task.pairs
 
 
 class ManyAdapters(nn.Module):
@@ -61,18 +66,12 @@ class ManyAdapters(nn.Module):
     ) -> None:
         super().__init__()
         if not checkpoints:
-            raise UserError("adapter: expected at least one name with a checkpoint, got none")
+            raise UserError("adapter", "expected at least one name with a checkpoint, got none")
         settings = read_checkpoint(next(iter(checkpoints.values())))["hyper_parameters"]
-        name = encoder or settings["encoder"]
-        self.config = load_config(name)
-        require_shared_batches(self.config)
-        self.tokenizer = load_tokenizer(name)
-        self.encoder = load_encoder(name).requires_grad_(False)
-        self.base = base_fingerprints(name, self.encoder, self.tokenizer)
-        self.features = FirstTokenFeatures(self.encoder)
-        self.batching: Batching = "packed" if takes_packed_rows(self.config) else "padded"
-        self.dtype = DTYPES[base_dtype]
-        cast_frozen(self.encoder, self.dtype)
+        self.base = Base.load(encoder or settings["encoder"])
+        require_shared_batches(self.base.config)
+        self.base.cast(DTYPES[base_dtype])
+        self.encoder = self.base.encoder
         self.bank = AdapterBank(self.encoder)
         self.heads = nn.ModuleDict()
         self.members: dict[str, Member] = {}
@@ -82,35 +81,27 @@ class ManyAdapters(nn.Module):
         self.eval()
 
     def load_adapter(self, name: str, path: str | Path) -> None:
-        """Add a checkpoint's adapter and head under a new name; nothing changes where it does not fit."""
+        """Add a checkpoint's adapter and head under a new name; nothing changes where it does not fit.
+
+        Raises:
+            UserError: see `ManyAdapters`; or the name is taken, empty or has a dot.
+        """
         checkpoint = read_checkpoint(path)
         settings = checkpoint["hyper_parameters"]
         self._require_fitting(name, path, checkpoint)
-        member = Member(
-            get_task(settings["task"]),
-            settings["label_names"],
-            settings["pairs"],
-            min(settings["max_length"], max_tokens(self.config)),
-            settings["method"] == "lora",
-        )
-        head = new_head(settings["head"], self.config, len(member.label_names) or 1)
+        member = Member.of(settings)
+        head = self.base.new_head(settings["head"], member.task.outputs)
         head.load_state_dict(_below("head.", checkpoint["state_dict"]))
         if member.has_adapter:
-            lora = module_names(LoRAConfig.of(settings["lora"]), self.config)
+            lora = self.base.resolve(LoRAConfig.of(settings["lora"]))
             self.bank.add(name, lora, _below("encoder.", checkpoint["state_dict"]))
-        self.heads[name] = head.to(self.device).eval().requires_grad_(False)
+        self.heads[name] = head.to(self.base.device).eval().requires_grad_(False)
         self.members[name] = member
 
     def set_adapter(self, name: str) -> None:
         """Choose who answers where `predict` is not told."""
         self._member(name)
         self.active = name
-
-    @property
-    def device(self) -> torch.device:
-        """Where the base is."""
-        device: torch.device = next(self.encoder.parameters()).device
-        return device
 
     @torch.inference_mode()
     def predict(
@@ -123,17 +114,16 @@ class ManyAdapters(nn.Module):
             adapters: One name for all texts or a name per text; by default the active one. Batches are mixed.
             batch_tokens: Tokens per forward pass.
         """
-        if isinstance(texts, str):
-            raise UserError(f"predict: expected a list of texts, got one string; write predict([{texts[:20]!r}])")
+        require_list(texts)
         asked = [adapters or self.active] * len(texts) if adapters is None or isinstance(adapters, str) else adapters
         if len(asked) != len(texts):
-            raise UserError(f"predict: expected an adapter's name per text, got {len(asked)} for {len(texts)}")
+            raise UserError("adapter", f"expected a name per text, got {len(asked)} for {len(texts)}")
         if not asked:
             return []
         answers: dict[int, Prediction] = {}
         tokens, places = self._tokenize(texts, asked)
-        for batch, rows in batches_of_like_length(tokens, batch_tokens, self.batching, self.tokenizer.pad_token_id):
-            answers |= self._answers(batch.to(self.device), [places[row] for row in rows], asked)
+        for batch, rows in self.base.batches(tokens, batch_tokens):
+            answers |= self._answers(batch, [places[row] for row in rows], asked)
         return [answers[place] for place in range(len(texts))]
 
     def _tokenize(self, texts: Sequence[Text], asked: Sequence[str]) -> tuple[Tokens, list[int]]:
@@ -145,8 +135,8 @@ class ManyAdapters(nn.Module):
             try:
                 columns = as_columns([texts[place] for place in own], member.pairs)
             except UserError as error:
-                raise UserError(f"adapter {name}: {error}") from None
-            parts.append(tokenize(self.tokenizer, columns, member.max_length))
+                raise UserError("adapter", f"{name}: {error}") from None
+            parts.append(self.base.tokenize(columns, member.max_length))
             places += own
         return concatenate(parts), places
 
@@ -154,37 +144,33 @@ class ManyAdapters(nn.Module):
         """A batch's predictions by place."""
         names = [asked[place] for place in places]
         route = [name if self.members[name].has_adapter else None for name in names]
-        with self._half_precision(), self.bank.route(route, batch.lengths):
-            features = features_of(batch, self.features).float()  # (batch, hidden)
+        with self.bank.route(route, batch.lengths):
+            features = self.base.features(batch)  # (batch, hidden)
         answers: dict[int, Prediction] = {}
         for name in dict.fromkeys(names):
             rows = [row for row, other in enumerate(names) if other == name]
             logits: Tensor = self.heads[name](features[rows])
-            member = self.members[name]
-            predictions = as_predictions(member.task, member.label_names, logits)
+            predictions = self.members[name].task.predictions(logits)
             answers |= zip((places[row] for row in rows), predictions, strict=True)
         return answers
 
-    def _half_precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
-
     def _member(self, name: str) -> Member:
         if name not in self.members:
-            raise UserError(f"adapter: there is no {name!r}; there are: {', '.join(self.members) or 'none'}")
+            raise UserError("adapter", f"there is no {name!r}; there are: {', '.join(self.members) or 'none'}")
         return self.members[name]
 
     def _require_fitting(self, name: str, path: str | Path, checkpoint: Mapping[str, Any]) -> None:
         settings = checkpoint["hyper_parameters"]
         if name in self.members or not name or "." in name:
-            raise UserError(f"adapter: expected a new name without dots for {path}, got {name!r}")
+            raise UserError("adapter", f"expected a new name without dots for {path}, got {name!r}")
         if settings["method"] == "full":
             raise UserError(
-                f"adapter {name}: {path} holds a whole encoder, which can't share a base; predict with it alone"
+                "adapter", f"{name}: {path} holds a whole encoder, which can't share a base; predict with it alone"
             )
         try:
-            check_base(checkpoint, self.base)
+            check_base(checkpoint, self.base.fingerprints)
         except UserError as error:
-            raise UserError(f"adapter {name}: {error}") from None
+            raise UserError("adapter", f"{name}: {error}") from None
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

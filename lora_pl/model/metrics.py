@@ -1,7 +1,7 @@
 """The metrics of a task, by torchmetrics."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -18,6 +18,8 @@ METRICS: dict[MetricName, Callable[[int], Metric]] = {
     "spearman": lambda classes: SpearmanCorrCoef(),
 }
 
+STAGES = ("train", "val", "test")
+
 
 class SplitMetrics(nn.Module):
     """The loss and the task's metrics over a whole split, exact over batches of any size and over processes.
@@ -25,16 +27,16 @@ class SplitMetrics(nn.Module):
     The loss is a metric too: over processes the mean that Lightning logs divides by a rounded count of sentences.
     """
 
-    def __init__(self, task: Task, classes: int) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        self.is_regression = task.is_regression
-        self.metrics = MetricCollection({name: METRICS[name](classes) for name in task.metrics})
+        self.task = task
+        self.metrics = MetricCollection({name: METRICS[name](task.outputs) for name in task.metrics})
         self.loss = MeanMetric()
 
-    def update(self, logits: Tensor, targets: Tensor, loss: Tensor) -> None:
-        """Add a batch: logits (batch, outputs), targets (batch,), and the batch's mean loss."""
-        self.metrics.update(logits.squeeze(-1) if self.is_regression else logits.argmax(-1), targets)
-        self.loss.update(loss.detach(), len(targets))
+    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Add a batch: logits (batch, outputs), labels (batch,), and the batch's mean loss."""
+        self.metrics.update(self.task.decisions(logits), self.task.targets(labels))
+        self.loss.update(loss.detach(), len(labels))
 
     @property
     def seen(self) -> bool:
@@ -46,7 +48,7 @@ class SplitMetrics(nn.Module):
         return {"loss": self.loss.compute(), **self.metrics.compute()}
 
     def reset(self) -> None:
-        """Start anew."""
+        """Forget what was added."""
         self.metrics.reset()
         self.loss.reset()
 
@@ -67,6 +69,38 @@ class SplitMetrics(nn.Module):
     def _parts(self) -> Iterator[tuple[str, Metric]]:
         yield "loss", self.loss
         yield from self.metrics.items()
+
+
+class StageMetrics(nn.ModuleDict):
+    """`SplitMetrics` for training and for every labelled split of a task: `train/`, `val/SPLIT`, `test/SPLIT`."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.labelled = list(task.validation)
+        self.update({f"{stage}/{split}": SplitMetrics(task) for stage in STAGES for split in self.splits(stage)})
+
+    def splits(self, stage: str) -> list[str]:
+        """The splits that a stage goes over, in its loaders' order."""
+        return [""] if stage == "train" else self.labelled
+
+    def of(self, stage: str, split: int = 0) -> SplitMetrics:
+        """Those of a stage's split by its number."""
+        return cast(SplitMetrics, self[f"{stage}/{self.splits(stage)[split]}"])
+
+    def reset(self, stage: str) -> None:
+        """Forget what was added to a stage."""
+        for split in range(len(self.splits(stage))):
+            self.of(stage, split).reset()
+
+    def compute(self, stage: str) -> dict[str, Tensor]:
+        """A stage's losses and metrics by the names that are logged: `val/accuracy`, `val/accuracy_mismatched`."""
+        found: dict[str, Tensor] = {}
+        for number, split in enumerate(self.splits(stage)):
+            if self.of(stage, number).seen:  # own files have one split for MNLI's two
+                suffix = f"_{split.removeprefix('validation_')}" if number else ""
+                values = self.of(stage, number).compute()
+                found |= {f"{stage}/{name}{suffix}": value for name, value in values.items()}
+        return found
 
 
 def _on(state: Tensor | list[Tensor], device: Any) -> Tensor | list[Tensor]:

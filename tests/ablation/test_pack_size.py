@@ -2,9 +2,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from lora_pl.ablation.joint import JointData, JointTrials
 from lora_pl.ablation.pack_size import LIMIT, Cost, PackProbe, pack_size
-from lora_pl.ablation.packed import PackedData, PackedTrials
-from tests.ablation.test_packed import TRIALS, data_of, like
+from tests.ablation.test_joint import TRIALS, data_of, like
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def test_what_a_pack_keeps_is_measured(tiny_encoder, glue_folder, tmp_path):
             default_root_dir=tmp_path, callbacks=[probe], max_steps=4, logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, accelerator="cpu",
         )  # fmt: skip
-        data = PackedData(data_of(tiny_encoder, glue_folder, 0), list(range(count)))
-        trainer.fit(PackedTrials(like(tiny_encoder), TRIALS[:count]), data)
+        data = JointData(data_of(tiny_encoder, glue_folder, 0), list(range(count)))
+        trainer.fit(JointTrials(like(tiny_encoder), TRIALS[:count]), data)
         costs.append(probe.cost)
         assert probe.free_bytes > 0
         assert probe.cost.seconds_per_token > 0

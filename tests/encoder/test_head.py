@@ -8,7 +8,7 @@ from transformers import (
 )
 
 from lora_pl.encoder.architectures import stock_head
-from lora_pl.encoder.head import ArchitectureHead, LinearHead, make_head, needs_pooler
+from lora_pl.encoder.head import ArchitectureHead, LinearHead, needs_pooler, new_head, take_pooler
 from lora_pl.encoder.loading import holds_pooler, load_config, load_encoder
 from lora_pl.errors import UserError
 from tests.encoder.test_architectures import KINDS, TERMS
@@ -17,7 +17,7 @@ from tests.support import rounding
 
 def test_linear_head_is_the_seeds(tiny_encoder):
     encoder = load_encoder(tiny_encoder())
-    head = make_head("linear", encoder, 2)
+    head = new_head("linear", encoder.config, 2)
     assert isinstance(head, LinearHead)
     assert sum(p.numel() for p in head.parameters()) == 2 * 16 + 2
     h = torch.randn(3, 16)
@@ -31,7 +31,7 @@ def test_architecture_head_computes_what_transformers_own_does(kind, tiny_encode
     stock = AutoModelForSequenceClassification.from_config(config).eval()
     stock.save_pretrained(tmp_path)
     encoder = load_encoder(str(tmp_path), with_pooler=needs_pooler("architecture", config)).eval()
-    head = make_head("architecture", encoder, 3).eval()
+    head = new_head("architecture", encoder.config, 3, take_pooler(encoder)).eval()
     assert getattr(encoder, "pooler", None) is None
     for own, name in stock_head(config).layers.items():
         layer, theirs = head.get_submodule(own), stock.get_submodule(name)
@@ -53,7 +53,8 @@ def test_pretrained_layers_of_the_head_are_found_where_they_are(kind, tiny_encod
     encoder.save_pretrained(tmp_path / "bare")
     assert holds_pooler(str(tmp_path / "whole"))
     assert not holds_pooler(str(tmp_path / "bare"))
-    head = make_head("architecture", load_encoder(str(tmp_path / "bare"), with_pooler=True), 2)
+    bare = load_encoder(str(tmp_path / "bare"), with_pooler=True)
+    head = new_head("architecture", bare.config, 2, take_pooler(bare))
     assert head.dense.weight.std() > 0
 
 

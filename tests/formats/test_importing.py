@@ -70,9 +70,9 @@ def test_the_seeds_two_layouts(layout, make_model, tiny_encoder, tmp_path):
 def test_the_seeds_published_adapters_tensor_by_tensor(name, r, alpha, shared, tmp_path, monkeypatch):
     """On roberta-base's shape with random weights: names, shapes, scaling, and the merged matrices by arithmetic."""
     from lora_pl.encoder.loading import build_encoder, load_config
-    from lora_pl.model import classifier
+    from lora_pl.model import base
 
-    monkeypatch.setattr(classifier, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
+    monkeypatch.setattr(base, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
     file = shared / "peers" / "seed" / f"{name}.pt"
     stored = torch.load(file, weights_only=True)
     options = ImportOptions(str(shared / "models" / "roberta-base"), alpha, "sst2")

@@ -182,7 +182,7 @@ def test_a_packed_row_of_an_encoder_mixes_adapters_sentence_by_sentence(targets,
 
     def features(model, ids, lengths):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            return model.features.of_packed(ids, torch.zeros_like(ids), Packing(lengths)).float()
+            return model.base.reader.of_packed(ids, torch.zeros_like(ids), Packing(lengths)).float()
 
     with bank.route(names, lengths):
         together = features(reader, ids, lengths)

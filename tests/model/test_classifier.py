@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -8,10 +9,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
+from lora_pl.cli.main import main
 from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAError, lora_layers
+from lora_pl.storage.checkpoint import read_checkpoint
 from tests.encoder.test_architectures import KINDS
 
 TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
@@ -300,29 +303,24 @@ def test_fifty_steps_are_the_same_packed_and_padded(tiny_encoder, glue_folder, t
         model = LoRAClassifier(encoder=tiny_encoder(), dropout=0.0, learning_rate=3e-2, head_learning_rate=1e-1)
         data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching, batch_size=8)
         seen = losses[batching] = []
-        model._loss = lambda *given, of=model._loss, seen=seen: _noted(of(*given), seen)
+        model.training_step = lambda *given, of=model.training_step, seen=seen: _noted(of(*given), seen)
         trainer(tmp_path, max_steps=50, max_epochs=-1, limit_val_batches=0).fit(model, data)
     assert len(losses["packed"]) == 50
     assert losses["packed"] == pytest.approx(losses["padded"], abs=2e-5)
     assert max(losses["packed"]) - min(losses["packed"]) > 0.2  # the weights moved far
 
 
-def _noted(result, seen):
-    seen.append(result[0].item())
-    return result
+def _noted(loss, seen):
+    seen.append(loss.item())
+    return loss
 
 
 def broken(tiny_encoder, **changes) -> LoRAClassifier:
-    """A model whose loss is no number at its second step."""
+    """A model whose loss is NaN at its second step."""
     model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=1e-2, **changes)
-    calls, of = [], model._loss
-    model._loss = lambda *given: _second_is_nan(of(*given), calls)
+    calls = itertools.count(1)
+    model.head.register_forward_hook(lambda *given: given[-1] * float("nan") if next(calls) == 2 else None)
     return model
-
-
-def _second_is_nan(result, calls):
-    calls.append(1)
-    return (result[0] * float("nan") if len(calls) == 2 else result[0]), result[1]
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder, glue_folder, tmp_path):
@@ -339,3 +337,49 @@ def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
     assert "loss is nan at step 1 (epoch 0, batch 1); the batch is skipped" in capsys.readouterr().err
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
     assert torch.isfinite(run.callback_metrics["train/accuracy"])
+
+
+def test_a_model_for_data_is_the_one_that_the_command_trains(tiny_encoder, glue_folder, tmp_path, monkeypatch):
+    """Bit for bit, with dropout in the encoder."""
+    monkeypatch.chdir(tmp_path)
+    encoder = tiny_encoder()
+    flags = ["--model.encoder", encoder, "--data.source", str(glue_folder), "--data.batch_size", "8"]
+    flags += ["--seed_everything", "5", "--model.learning_rate", "1e-2", "--model.lora.r", "2"]
+    flags += ["--trainer.precision", "32-true", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
+    assert main(["fit", *flags, "--run_name", "here"]) == 0
+    stored = read_checkpoint("checkpoints/here/last.ckpt")
+    data = SentenceDataModule(source=str(glue_folder), encoder=encoder, batch_size=8, seed=5)
+    model = LoRAClassifier.for_data(data, learning_rate=1e-2, lora={"r": 2})
+    trainer(tmp_path, max_steps=-1, max_epochs=2).fit(model, data)
+    assert dict(model.hparams) == stored["hyper_parameters"]
+    assert all(torch.equal(tensor, stored["state_dict"][name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_model_for_data_takes_the_datas_labels_and_a_seed_of_its_own(tiny_encoder, tmp_path):
+    (tmp_path / "mine.csv").write_text("text,other,label\nfine,a,good\nbad,b,poor\n")
+    path = str(tmp_path / "mine.csv")
+    data = SentenceDataModule(train_file=path, validation_file=path, text_column="text", text_pair_column="other",
+                              encoder=tiny_encoder(), max_length=20)  # fmt: skip
+    one, same, other = (LoRAClassifier.for_data(data, seed=seed) for seed in (1, 1, 2))
+    assert (one.hparams["task"], one.label_names, one.pairs, one.max_length) == ("custom", ["good", "poor"], True, 20)
+    assert torch.equal(one.head.weight, same.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_predictions_share_one_merge(dtype, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B)
+    layer = next(iter(lora_layers(model).values()))
+    expected, base = model.predict(TEXTS), layer.weight.clone()
+    merged = (base + layer.delta_weight()).to(dtype)
+    with model.merged_for_prediction(dtype):
+        assert torch.equal(layer.weight, merged)  # rounded once
+        found = [model.predict([text])[0] for text in TEXTS]
+        assert torch.equal(layer.weight, merged)
+    tolerance = 1e-6 if dtype == torch.float32 else 0.02
+    assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=tolerance)
+    assert torch.equal(layer.weight, base.to(dtype))
+    assert not layer.merged
+    model.train()(batch_of(model)).sum().backward()

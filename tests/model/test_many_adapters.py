@@ -80,23 +80,24 @@ def test_bfloat16_stays_near(write):
 
 
 @pytest.mark.parametrize(
-    ("ask", "message"),
+    ("ask", "key"),
     [
-        (lambda models, write: models.predict(SENTENCES, "c"), "there is no 'c'; there are: a"),
-        (lambda models, write: models.set_adapter("c"), "there is no 'c'"),
-        (lambda models, write: models.predict(SENTENCES, ["a"]), "name per text, got 1 for 4"),
-        (lambda models, write: models.predict("dull", "a"), "expected a list of texts"),
-        (lambda models, write: models.predict(PAIRS, "a"), "adapter a: predict: this model reads single sentences"),
-        (lambda models, write: models.load_adapter("a", write("a")), "expected a new name"),
-        (lambda models, write: models.load_adapter("b", write("b", method="full")), "holds a whole encoder"),
-        (lambda models, write: models.load_adapter("b", write("b", "electra")), "adapter b: encoder: the weights of"),
-        (lambda models, write: ManyAdapters({}), "at least one name"),
+        (lambda models, write: models.predict(SENTENCES, "c"), "adapter"),
+        (lambda models, write: models.set_adapter("c"), "adapter"),
+        (lambda models, write: models.predict(SENTENCES, ["a"]), "adapter"),
+        (lambda models, write: models.predict("dull", "a"), "predict.texts"),
+        (lambda models, write: models.predict(PAIRS, "a"), "adapter"),
+        (lambda models, write: models.load_adapter("a", write("a")), "adapter"),
+        (lambda models, write: models.load_adapter("b", write("b", method="full")), "adapter"),
+        (lambda models, write: models.load_adapter("b", write("b", "electra")), "adapter"),
+        (lambda models, write: ManyAdapters({}), "adapter"),
     ],
 )
-def test_mistakes(ask, message, write):
+def test_mistakes(ask, key, write):
     models = ManyAdapters({"a": write("a")})
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError) as error:
         ask(models, write)
+    assert error.value.key == key
     assert models.predict(SENTENCES[:1], "a")  # as it was
 
 

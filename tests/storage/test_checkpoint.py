@@ -57,10 +57,10 @@ def test_full_fine_tuning_keeps_its_encoder(tiny_encoder, glue_folder, tmp_path)
 def test_size_on_roberta_bases_shape(shared, tmp_path, monkeypatch):
     """At r = 4: 148,994 weights in fp32, and with the optimizer's two moments under 2 MB."""
     from lora_pl.encoder.loading import build_encoder, load_config
-    from lora_pl.model import classifier
+    from lora_pl.model import base
 
     folder = str(shared / "models" / "roberta-base")
-    monkeypatch.setattr(classifier, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
+    monkeypatch.setattr(base, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
     model = LoRAClassifier(encoder=folder)
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")

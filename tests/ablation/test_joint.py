@@ -1,4 +1,4 @@
-"""A trial in a pack is the trial alone."""
+"""A joint trial is the trial alone."""
 
 import pytest
 import torch
@@ -6,7 +6,9 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.packed import BrokenPackError, PackedData, PackedTrials
+from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials
+from lora_pl.model.base import Base
+from lora_pl.storage.checkpoint import BASE_KEY
 
 TRIALS = [
     Trial("lora", seed=0, learning_rate=3e-2, rank=1, alpha=4, targets=("query", "value")),
@@ -41,22 +43,43 @@ def alone(trial: Trial, tiny_encoder, glue_folder, tmp_path, **changes) -> tuple
     return model, run(model, data_of(tiny_encoder, glue_folder, trial.seed), tmp_path, **changes)
 
 
+@pytest.mark.parametrize(("kind", "head"), [("roberta", "linear"), ("bert", "architecture")])
+def test_trials_start_as_they_start_alone_on_one_base(kind, head, tiny_encoder, monkeypatch):
+    """Bit for bit, and the encoder is loaded once."""
+    expected = [at_the_start(trial, tiny_encoder(kind), head) for trial in TRIALS]
+    model = LoRAClassifier(encoder=tiny_encoder(kind), head=head)
+    monkeypatch.setattr(Base, "load", lambda *given, **named: pytest.fail("the encoder was loaded again"))
+    joint = JointTrials(model, TRIALS)
+    for index, alone in enumerate(expected):
+        found = joint.trial_state(index)
+        assert found.keys() == alone.state_dict().keys()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in alone.state_dict().items())
+        assert joint.settings[index] == dict(alone.hparams)
+        assert joint.trial_checkpoint(index, {})[BASE_KEY] == alone.base.fingerprints
+
+
+def at_the_start(trial: Trial, encoder: str, head: str) -> LoRAClassifier:
+    seed_everything(trial.seed, workers=True, verbose=False)
+    lora = {"r": trial.rank, "lora_alpha": trial.alpha, "target_modules": trial.targets}
+    return LoRAClassifier(encoder=encoder, lora=lora, head=head, learning_rate=trial.learning_rate)
+
+
 @pytest.mark.parametrize("clip", ["norm", "value"])
-def test_fifty_steps_in_a_pack_are_fifty_steps_alone(clip, tiny_encoder, glue_folder, tmp_path):
+def test_fifty_joint_steps_are_fifty_steps_alone(clip, tiny_encoder, glue_folder, tmp_path):
     changes = {"gradient_clip_algorithm": clip, "gradient_clip_val": 0.5 if clip == "norm" else 0.02}
-    packed = PackedTrials(like(tiny_encoder), TRIALS)
-    starts = [{key: tensor.clone() for key, tensor in packed.trial_state(index).items()} for index in range(3)]
-    trainer = run(packed, PackedData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)
+    joint = JointTrials(like(tiny_encoder), TRIALS)
+    starts = [{key: tensor.clone() for key, tensor in joint.trial_state(index).items()} for index in range(3)]
+    trainer = run(joint, JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)
     assert trainer.global_step == 50
     for index, trial in enumerate(TRIALS):
         model, single = alone(trial, tiny_encoder, glue_folder, tmp_path, **changes)
         assert single.global_step == 50
-        expected, found = model.state_dict(), packed.trial_state(index)
+        expected, found = model.state_dict(), joint.trial_state(index)
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
         assert max((found[key] - tensor).abs().max() for key, tensor in starts[index].items()) > 0.1
-        metrics = packed.epoch_metrics(index, "val")
+        metrics = joint.epoch_metrics(index, "val")
         assert metrics["accuracy"] == pytest.approx(single.callback_metrics["val/accuracy"].item())
         assert metrics["loss"] == pytest.approx(single.callback_metrics["val/loss"].item(), abs=1e-4)
 
@@ -65,19 +88,19 @@ def test_dropout_masks_are_each_trials_own(tiny_encoder, glue_folder):
     """The same trial twice on the same batch: other features under dropout, the same without."""
     twins = [TRIALS[1], Trial(**{**vars(TRIALS[1]), "alpha_rule": "rslora"})]
     for p, alike in ((0.5, False), (0.0, True)):
-        packed = PackedTrials(like(tiny_encoder, dropout=p), twins).train()
+        joint = JointTrials(like(tiny_encoder, dropout=p), twins).train()
         data = data_of(tiny_encoder, glue_folder, 1)
         data.setup("fit")
         batch = next(iter(data.train_dataloader()))
-        packed.training_step([batch, batch], 0)
-        assert torch.allclose(*packed.step_losses, atol=1e-6) == alike
+        joint.training_step([batch, batch], 0)
+        assert torch.allclose(*joint.step_losses, atol=1e-6) == alike
 
 
 def test_a_loss_that_is_no_number_breaks_the_pack(tiny_encoder, glue_folder):
-    packed = PackedTrials(like(tiny_encoder), TRIALS[:1])
-    packed.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    torch.nn.init.constant_(packed.heads[0].weight, float("nan"))
+    joint = JointTrials(like(tiny_encoder), TRIALS[:1])
+    joint.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    torch.nn.init.constant_(joint.heads[0].weight, float("nan"))
     data = data_of(tiny_encoder, glue_folder, 0)
     data.setup("fit")
     with pytest.raises(BrokenPackError, match="not finite"):
-        packed.training_step([next(iter(data.train_dataloader()))], 0)
+        joint.training_step([next(iter(data.train_dataloader()))], 0)

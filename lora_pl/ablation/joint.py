@@ -1,0 +1,195 @@
+"""Several trials over one frozen encoder, trained together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import lightning
+import torch
+from lightning.pytorch import LightningDataModule, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lora_pl.ablation.grid import Trial
+from lora_pl.data.batches import Batch
+from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.errors import UserError
+from lora_pl.encoder.architectures import require_shared_batches
+from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.module import TaskModule
+from lora_pl.model.optimizer import parameter_groups
+from lora_pl.reporting import silence
+from lora_pl.storage.checkpoint import BASE_KEY
+
+
+class BrokenPackError(RuntimeError):
+    """A trial's loss is not finite; its trials are to be run one after another, where each fails for itself."""
+
+
+def trial_settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
+    """The hyper-parameters of a LoRA trial's own `LoRAClassifier`."""
+    own = {"r": trial.rank, "lora_alpha": trial.alpha, "target_modules": list(trial.targets)}
+    lora = LoRAConfig.of({**shared["lora"], **own})
+    return {**shared, "method": "lora", "lora": lora.to_dict(), "learning_rate": trial.learning_rate}
+
+
+class JointTrials(TaskModule):
+    """K LoRA trials in one forward: each with its own A, B, head, learning rate, clipping and metrics.
+
+    The batches of all trials lie one after the other in one packed row; in the adapted layers each sentence goes
+    through its own trial's adapter. The loss is the sum over trials, so that each trial's gradients are those that it
+    has alone; AdamW works number by number, and each trial's numbers have a learning rate of their own.
+
+    Args:
+        like: A model whose settings all trials share, but for the trials' own. Its base becomes theirs: `like` itself
+            can't be used any more.
+        trials: LoRA trials, of any ranks, seeds, alphas, learning rates and targets.
+    """
+
+    def __init__(self, like: LoRAClassifier, trials: Sequence[Trial]) -> None:
+        super().__init__()
+        self.save_hyperparameters(dict(like.hparams))
+        self.task, self.base, self.trials = like.task, like.base, list(trials)
+        self.encoder = self.base.encoder.requires_grad_(False).train()
+        remove_lora(self.encoder)
+        require_shared_batches(self.base.config)
+        self.bank = AdapterBank(self.encoder)
+        self.heads, self.metrics = nn.ModuleList(), nn.ModuleList()
+        self.step_losses = torch.empty(0)
+        """(trials,): those of the last step."""
+        self.settings = [trial_settings(like.hparams, trial) for trial in trials]
+        """Each trial's hyper-parameters, as its own `LoRAClassifier` has them."""
+        for trial, settings in zip(self.trials, self.settings, strict=True):
+            self._draw(trial.seed, settings)
+
+    def _draw(self, seed: int, settings: Mapping[str, Any]) -> None:
+        """Add a trial as `fit --seed_everything SEED` draws it: the head, then A layer by layer."""
+        seed_everything(seed, workers=True, verbose=False)
+        head = self.base.new_head(settings["head"], self.task.outputs)
+        self.bank.add(str(len(self.heads)), self.base.resolve(LoRAConfig.of(settings["lora"])))
+        self.heads.append(head)
+        self.metrics.append(StageMetrics(self.task))
+
+    def stage_metrics(self) -> list[StageMetrics]:
+        """Those of every trial."""
+        return [cast(StageMetrics, metrics) for metrics in self.metrics]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Adapter and head of every trial, each with its rate."""
+        groups = []
+        for name, head, settings in zip(self.bank.names, self.heads, self.settings, strict=True):
+            rate = settings["learning_rate"]
+            adapter = nn.ParameterList(self.bank.parameters(name))
+            modules = {"encoder": (adapter, rate), "head": (head, settings["head_learning_rate"] or rate)}
+            found = parameter_groups(modules, settings["weight_decay"], settings["decay_bias"])
+            groups += [{**group, "name": f"{name}/{group['name']}"} for group in found]
+        return groups
+
+    def training_step(self, batches: list[Batch], batch_idx: int) -> Tensor:
+        """The sum of the trials' losses on their own batches."""
+        owners = [name for name, batch in zip(self.bank.names, batches, strict=True) for _ in batch.lengths]
+        parts = torch.split(self._routed(owners, joined(batches)), [len(batch) for batch in batches])
+        losses = [
+            self._measured(index, features, batch, "train")
+            for index, (features, batch) in enumerate(zip(parts, batches, strict=True))
+        ]
+        self.step_losses = torch.stack(losses).detach()
+        loss = torch.stack(losses).sum()
+        if not torch.isfinite(loss):
+            raise BrokenPackError(f"a loss is not finite at step {self.global_step}")
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to every trial's loss and metrics."""
+        for index, name in enumerate(self.bank.names):
+            self._measured(index, self._routed([name] * len(batch), batch), batch, "val", dataloader_idx)
+
+    def _routed(self, owners: list[str], batch: Batch) -> Tensor:
+        """(sentences, hidden): each sentence's feature by the adapter of its owner."""
+        with self.bank.route(owners, batch.lengths):
+            return self.base.features(batch)
+
+    def _measured(self, index: int, features: Tensor, batch: Batch, stage: str, split: int = 0) -> Tensor:
+        """A trial's loss on a batch, added to the trial's metrics."""
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self.heads[index](features)
+        loss = self.task.loss(logits, batch.labels)
+        self.stage_metrics()[index].of(stage, split).update(logits, batch.labels, loss)
+        return loss
+
+    def epoch_metrics(self, index: int, stage: str) -> dict[str, float]:
+        """A trial's loss and metrics over the stage's first split."""
+        return {name: float(value) for name, value in self.stage_metrics()[index].of(stage).compute().items()}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip every trial's gradients by themselves."""
+        if not gradient_clip_val:
+            return
+        by_value = gradient_clip_algorithm == "value"
+        clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+        for name, head in zip(self.bank.names, self.heads, strict=True):
+            clip([*self.bank.parameters(name), *head.parameters()], gradient_clip_val)
+
+    def trial_state(self, index: int) -> dict[str, Tensor]:
+        """What a trial has trained, as the `state_dict` of its own `LoRAClassifier`."""
+        adapter = self.bank.state_dict(self.bank.names[index])
+        state = {f"encoder.{key}": tensor for key, tensor in adapter.items()}
+        return state | {f"head.{key}": tensor for key, tensor in self.heads[index].state_dict().items()}
+
+    def trial_checkpoint(self, index: int, data: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint of one trial, for `LoRAClassifier.load_from_checkpoint` and the verbs."""
+        return {
+            "epoch": self.current_epoch,
+            "global_step": self.global_step,
+            "pytorch-lightning_version": lightning.__version__,
+            "state_dict": {key: tensor.cpu() for key, tensor in self.trial_state(index).items()},
+            "hyper_parameters": self.settings[index],
+            "datamodule_hyper_parameters": data,
+            BASE_KEY: dict(self.base.fingerprints),
+        }
+
+
+class JointData(LightningDataModule):
+    """The data of K trials: K batches per step, each drawn as its trial alone draws it."""
+
+    def __init__(self, like: SentenceDataModule, seeds: Sequence[int]) -> None:
+        super().__init__()
+        self.trials_data = [SentenceDataModule(**{**like.hparams, "seed": seed}) for seed in seeds]
+
+    def setup(self, stage: str) -> None:
+        """Load every trial's tokens."""
+        with silence():
+            for data in self.trials_data:
+                _require_packed(data)
+                data.trainer = self.trainer
+                data.setup(stage)
+
+    def train_dataloader(self) -> list[DataLoader[Batch]]:
+        """A loader per trial, which Lightning draws from at once."""
+        return [data.train_dataloader() for data in self.trials_data]
+
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """The validation split, the same for all trials."""
+        return self.trials_data[0].val_dataloader()
+
+
+def _require_packed(data: SentenceDataModule) -> None:
+    if data.batching != "packed":
+        raise UserError("pack", "joint trials lie in one packed row, but the batches are padded; take --pack 1")
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Packed batches one after the other, as one packed batch."""
+    ids, types = (torch.cat([getattr(batch, name) for batch in batches], 1) for name in ("input_ids", "token_type_ids"))
+    labels = torch.cat([batch.labels for batch in batches])
+    return Batch(ids, types, labels, tuple(_lengths(batches)))
+
+
+def _lengths(batches: Sequence[Batch]) -> Iterator[int]:
+    for batch in batches:
+        yield from batch.lengths

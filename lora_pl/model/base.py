@@ -1,0 +1,135 @@
+"""The frozen encoder that adapters share, and all that belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, batches_of_like_length
+from lora_pl.data.tokens import Tokens, tokenize
+from lora_pl.encoder.architectures import module_names
+from lora_pl.encoder.dropout import use_bulk_dropout
+from lora_pl.encoder.dtype import cast_frozen
+from lora_pl.encoder.features import FirstTokenFeatures
+from lora_pl.encoder.fingerprint import base_fingerprints
+from lora_pl.encoder.head import ArchitectureHead, HeadKind, LinearHead, needs_pooler, new_head, take_pooler
+from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens, takes_packed_rows
+from lora_pl.encoder.packing import Packing
+from lora_pl.lora import LoRAConfig, inject_lora
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Base:
+    """An encoder with its tokenizer: loaded once, frozen, and shared by any number of adapters and heads.
+
+    It is a plain object, so that a module that holds one registers the encoder under a name of its own.
+
+    Args:
+        name: A hub name, a folder, or package://NAME/PATH.
+        encoder: In fp32, as loaded.
+        tokenizer: The encoder's.
+        pooler: The pretrained layers that a head starts from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pooler: nn.Module | None = None,
+    ) -> None:
+        self.encoder, self.tokenizer, self.config, self.pooler = encoder, tokenizer, encoder.config, pooler
+        self.fingerprints = base_fingerprints(name, encoder, tokenizer)
+        """`{"encoder", "weights", "vocabulary"}`: what a checkpoint says of its base."""
+        self.reader = FirstTokenFeatures(encoder)
+        self.batching: Batching = "packed" if takes_packed_rows(self.config) else "padded"
+        """The batches that the encoder takes: packed where it can."""
+        self.dtype = torch.float32
+        """What the frozen weights are kept in, norms aside."""
+
+    @classmethod
+    def load(cls, name: str, dropout: float | None = None, head: HeadKind = "linear") -> Base:
+        """The pretrained encoder in fp32, frozen, in train mode. No random number is drawn.
+
+        Args:
+            name: A hub name, a folder, or package://NAME/PATH.
+            dropout: On hidden states and on attention; by default what the encoder's configuration says.
+            head: The kind of head that is to come: BERT's own starts from the pretrained pooler.
+
+        Raises:
+            UserError: the encoder can't be loaded, or has no head of this kind.
+        """
+        with_pooler = needs_pooler(head, load_config(name))
+        with torch.random.fork_rng(devices=[]):  # Transformers draws a pooler that the weights lack
+            encoder = load_encoder(name, with_pooler=with_pooler, dropout=dropout)
+        pooler = take_pooler(encoder) if with_pooler else None
+        return cls(name, encoder.requires_grad_(False), load_tokenizer(name), pooler)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is."""
+        device: torch.device = next(self.encoder.parameters()).device
+        return device
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence, special tokens included, that the encoder has positions for."""
+        return max_tokens(self.config)
+
+    def new_head(self, kind: HeadKind, outputs: int) -> LinearHead | ArchitectureHead:
+        """A head as it is drawn, with the pretrained layers that it starts from."""
+        return new_head(kind, self.config, outputs, self.pooler)
+
+    def resolve(self, lora: LoRAConfig) -> LoRAConfig:
+        """`lora` with the roles among its targets (query, value, ...) by the names of the encoder's layers."""
+        return module_names(lora, self.config)
+
+    def inject(self, lora: LoRAConfig) -> list[str]:
+        """Put LoRA into the encoder; the names of the adapted layers. See `inject_lora`."""
+        adapted = inject_lora(self.encoder, self.resolve(lora))
+        use_bulk_dropout(self.encoder)  # the adapters' own
+        return adapted
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Keep the frozen weights in `dtype` and compute in it; norms stay fp32.
+
+        Nothing happens where `dtype` is fp32 (what was rounded once stays rounded) or where no weight is frozen.
+        """
+        if dtype != torch.float32 and not all(parameter.requires_grad for parameter in self.encoder.parameters()):
+            cast_frozen(self.encoder, dtype)
+            self.dtype = dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocast to the frozen weights' type where that is a half; else what the caller has set holds."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def features(self, batch: Batch) -> Tensor:
+        """The feature of each sentence's first token, (batch, hidden), fp32."""
+        with self.autocast():
+            if batch.attention_mask is not None:
+                return self.reader.of_padded(batch.input_ids, batch.token_type_ids, batch.attention_mask).float()
+            packing = Packing(batch.lengths, batch.input_ids.device)
+            return self.reader.of_packed(batch.input_ids, batch.token_type_ids, packing).float()
+
+    def tokenize(self, columns: Sequence[Sequence[str]], max_length: int) -> Tokens:
+        """One text column, or two for pairs, cut to `max_length` tokens."""
+        return tokenize(self.tokenizer, columns, min(max_length, self.max_tokens))
+
+    def batches(
+        self, tokens: Tokens, budget: int = BATCH_TOKENS, batching: Batching | None = None
+    ) -> Iterator[tuple[Batch, list[int]]]:
+        """All sentences, in batches of like length and at most `budget` tokens on the base's device, and their indices.
+
+        `batching` is by default what the encoder takes.
+        """
+        pad = self.tokenizer.pad_token_id
+        for batch, indices in batches_of_like_length(tokens, budget, batching or self.batching, pad):
+            yield batch.to(self.device), indices

@@ -1,0 +1,95 @@
+"""What every LightningModule on a base has: optimizer and schedule, the base's type, metrics by stage."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from lora_pl.data.tasks import Task
+from lora_pl.encoder.dtype import resolve_dtype
+from lora_pl.errors import UserError
+from lora_pl.model.base import Base
+from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.schedule import make_schedule
+
+
+class TaskModule(LightningModule):
+    """Trains heads on a base for a task; subclasses have the forward pass, the steps and the logging.
+
+    `hparams` hold the arguments of `LoRAClassifier`.
+    """
+
+    base: Base
+    task: Task
+
+    @property
+    def monitor(self) -> str:
+        """The logged metric that chooses the best checkpoint; higher is better."""
+        return f"val/{self.task.metrics[0]}"
+
+    @property
+    def computed_dtype(self) -> torch.dtype:
+        """What the encoder's products are computed in while the trainer runs."""
+        of_precision = resolve_dtype("auto", str(self.trainer.precision))
+        return of_precision if self.base.dtype == torch.float32 else self.base.dtype
+
+    @property
+    def base_dtype(self) -> torch.dtype:
+        """What the frozen weights are kept in under the trainer's precision."""
+        return resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision))
+
+    @abstractmethod
+    def stage_metrics(self) -> Sequence[StageMetrics]:
+        """The metrics of every head."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups: what is trained, with learning rate and weight decay."""
+
+    def setup(self, stage: str) -> None:
+        """Convert the frozen base to the type that the trainer computes in.
+
+        Raises:
+            UserError: `model.nonfinite_loss`: batches can't be skipped over several processes.
+        """
+        if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
+            raise UserError("model.nonfinite_loss", "skip works in one process only; take stop, or one device")
+        if stage != "predict":  # which merges first, in full precision
+            self.base.cast(self.base_dtype)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on what is trained, and the schedule per optimizer step.
+
+        Raises:
+            UserError: `model.schedule`: linear, and the run has no end.
+        """
+        optimizer = torch.optim.AdamW(self.parameter_groups())
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps) and self.hparams["schedule"] == "linear":
+            raise UserError("model.schedule", "linear needs an end; give --trainer.max_epochs or --trainer.max_steps")
+        warmup = 0 if math.isinf(steps) else round(self.hparams["warmup_ratio"] * steps)
+        total = 0 if math.isinf(steps) else int(steps)
+        schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's metrics."""
+        self._reset("train")
+
+    def on_validation_epoch_start(self) -> None:
+        """As `on_train_epoch_start`."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As `on_train_epoch_start`."""
+        self._reset("test")
+
+    def _reset(self, stage: str) -> None:
+        # at the start: sums that were reset in another run's inference mode can't be added to in this one
+        for metrics in self.stage_metrics():
+            metrics.reset(stage)
