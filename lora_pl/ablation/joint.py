@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.errors import UserError
 from lora_pl.encoder.architectures import require_shared_batches
+from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.metrics import StageMetrics
