@@ -11,7 +11,7 @@ from lora_pl import LoRAConfig
 from lora_pl.model.base import Base
 from lora_pl.model.classifier import LoRAClassifier
 from tests.conftest import tiny_config, tiny_tokenizer
-from tests.encoder.test_loading import KINDS
+from tests.encoder.test_architectures import KINDS
 
 TEXTS = ["the film is good", "dull", "the plot is very slow and the cast is awful", "fine"]
 
