@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lora_pl import LoRAClassifier
 from lora_pl.errors import UserError
 from lora_pl.formats.exporting import export_checkpoint
-from lora_pl.formats.importing import ImportOptions, import_adapter, load_foreign
+from lora_pl.formats.importing import ImportOptions, import_adapter, load_external
 from lora_pl.formats.merging import merged_state
 from tests.formats.conftest import TEXTS, saved
 from tests.storage.test_checkpoint import Harm
@@ -42,8 +42,8 @@ def test_a_state_dict_of_loralib(head, before, make_model, tiny_encoder, tmp_pat
     state = state_of(model, "lora_A", "lora_B", LINEAR if head == "linear" else STOCK)
     torch.save({before + name: tensor for name, tensor in state.items()}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"does not say alpha.*give --lora_alpha \(r is 4\)"):
-        load_foreign(tmp_path / "x.pt", ImportOptions(encoder=tiny_encoder()))
-    found = load_foreign(tmp_path / "x.pt", ImportOptions(encoder=tiny_encoder(), lora_alpha=16, task="sst2"))
+        load_external(tmp_path / "x.pt", ImportOptions(encoder=tiny_encoder()))
+    found = load_external(tmp_path / "x.pt", ImportOptions(encoder=tiny_encoder(), lora_alpha=16, task="sst2"))
     assert torch.equal(found.logits(TEXTS), model.logits(TEXTS))
     assert found.label_names == ["negative", "positive"]
     assert found.hparams["lora"]["target_modules"] == ["query", "value"]
@@ -76,7 +76,7 @@ def test_the_seeds_published_adapters_tensor_by_tensor(name, r, alpha, shared, t
     file = shared / "peers" / "seed" / f"{name}.pt"
     stored = torch.load(file, weights_only=True)
     options = ImportOptions(str(shared / "models" / "roberta-base"), alpha, "sst2")
-    model = load_foreign(file, options)
+    model = load_external(file, options)
     tensors = stored.get("lora", stored)
     assert len(tensors) == 50
     assert len(model.adapted) == 24
@@ -210,10 +210,10 @@ def test_files_that_would_run_code_or_are_no_adapter(tmp_path, tiny_encoder):
 
 
 def test_archives_are_read_and_never_unpacked(folder, tmp_path):
-    expected = load_foreign(folder).logits(TEXTS)
+    expected = load_external(folder).logits(TEXTS)
     for kind, name in (("zip", "a.zip"), ("gztar", "a.tar.gz")):
         shutil.make_archive(str(tmp_path / "a"), kind, folder.parent, folder.name)
-        assert torch.equal(load_foreign(tmp_path / name).logits(TEXTS), expected)
+        assert torch.equal(load_external(tmp_path / name).logits(TEXTS), expected)
 
 
 @pytest.mark.parametrize("name", ["../adapter_config.json", "/adapter_config.json", "a/../../adapter_config.json"])
@@ -257,5 +257,5 @@ def test_classes_and_tasks_that_do_not_fit(folder, tmp_path):
     (tmp_path / "taken.ckpt").touch()
     with pytest.raises(UserError, match="is there already"):
         import_adapter(folder, tmp_path / "taken.ckpt", ImportOptions())
-    own = load_foreign(folder, ImportOptions(label_names=["bad", "good"]))
+    own = load_external(folder, ImportOptions(label_names=["bad", "good"]))
     assert own.predict(["fine"])[0]["label"] in ("bad", "good")

@@ -10,7 +10,7 @@ from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.errors import UserError
 from lora_pl.formats.export import ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
-from lora_pl.formats.importing import ImportOptions, import_adapter, load_foreign
+from lora_pl.formats.importing import ImportOptions, import_adapter, load_external
 from lora_pl.formats.peft import PeftExport
 from lora_pl.formats.stock_model import read_logits
 from tests.formats.conftest import TEXTS, saved, texts_for
@@ -37,7 +37,7 @@ def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_mod
     got = PeftExport(model, ExportOptions()).logits(tmp_path / "peft", texts)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
     # and back, as the very model
-    again = load_foreign(tmp_path / "peft")
+    again = load_external(tmp_path / "peft")
     assert again.hparams["head"] == model.hparams["head"]
     assert again.label_names == model.label_names
     state = model.state_dict()
@@ -116,7 +116,7 @@ def test_a_head_that_was_not_saved_is_named(tiny_encoder, tmp_path):
     weights = tmp_path / "theirs" / "adapter_model.safetensors"
     save_file({name: t for name, t in load_file(weights).items() if "pre_classifier" not in name}, weights)
     with pytest.raises(UserError, match=r"no tensors of the head: pre_classifier.bias, pre_classifier.weight"):
-        load_foreign(tmp_path / "theirs", ImportOptions(encoder=tiny_encoder("distilbert")))
+        load_external(tmp_path / "theirs", ImportOptions(encoder=tiny_encoder("distilbert")))
 
 
 def test_a_pooler_that_the_base_does_not_hold_is_named(tiny_encoder, tmp_path):
@@ -127,4 +127,4 @@ def test_a_pooler_that_the_base_does_not_hold_is_named(tiny_encoder, tmp_path):
     bare.save_pretrained(tmp_path / "bare")
     load_tokenizer(tiny_encoder("bert")).save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match="holds no pooler"):
-        load_foreign(tmp_path / "theirs", ImportOptions(encoder=str(tmp_path / "bare")))
+        load_external(tmp_path / "theirs", ImportOptions(encoder=str(tmp_path / "bare")))

@@ -91,7 +91,7 @@ def test_remove_gives_the_base_back_bit_for_bit(model, merged):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inject_lora(model.eval(), LoRAConfig())
     for layer in lora_layers(model).values():
-        nn.init.normal_(layer.lora_B)
+        nn.init.normal_(layer.adapter.lora_B)
         if merged:
             layer.merge()
     assert remove_lora(model) == NAMES
@@ -119,7 +119,7 @@ def test_only_declared_parameters_are_trainable(model):
 def test_state_round_trips_with_the_head(model):
     inject_lora(model, LoRAConfig())
     for layer in lora_layers(model).values():
-        nn.init.normal_(layer.lora_B)
+        nn.init.normal_(layer.adapter.lora_B)
     state = {name: tensor.clone() for name, tensor in adapter_state_dict(model, also=(model.head,)).items()}
     assert len(state) == 2 * len(NAMES) + 2
     other = Model()
@@ -143,4 +143,4 @@ def test_a_strict_load_lists_every_misfit_and_changes_nothing(model):
     assert f"1 missing: {gone}" in message
     assert "1 unexpected: ABlayers.7.query.lora_A" in message
     assert "1 of another shape: ABlayers.0.query.lora_A (expected (4, 8), got (2, 8))" in message
-    assert not any((layer.lora_A == 1).all() for layer in lora_layers(model).values())
+    assert not any((layer.adapter.lora_A == 1).all() for layer in lora_layers(model).values())

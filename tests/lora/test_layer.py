@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def trained_layer(dtype: torch.dtype = torch.float32, bias: bool = True, **config) -> LoRALinear:
     """A layer whose B is not zero."""
     layer = LoRALinear(nn.Linear(12, 8, bias=bias, dtype=dtype), LoRAConfig(**{"r": 3, **config}))
-    nn.init.normal_(layer.lora_B)
+    nn.init.normal_(layer.adapter.lora_B)
     return layer
 
 
@@ -35,23 +35,23 @@ def test_is_a_linear_layer_that_shares_the_base_weight():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_adapters_are_fp32_whatever_the_base(dtype):
     layer = trained_layer(dtype)
-    assert layer.lora_A.dtype == layer.lora_B.dtype == torch.float32
-    assert layer.lora_A.shape == (3, 12)
-    assert layer.lora_B.shape == (8, 3)
+    assert layer.adapter.lora_A.dtype == layer.adapter.lora_B.dtype == torch.float32
+    assert layer.adapter.lora_A.shape == (3, 12)
+    assert layer.adapter.lora_B.shape == (8, 3)
     assert layer(torch.randn(2, 12, dtype=dtype)).dtype == dtype
 
 
 def test_adapters_are_on_the_base_device():
     layer = LoRALinear(nn.Linear(12, 8, device="meta"), LoRAConfig())
-    assert layer.lora_A.device.type == layer.lora_B.device.type == "meta"
+    assert layer.adapter.lora_A.device.type == layer.adapter.lora_B.device.type == "meta"
 
 
 def test_forward_is_the_formula():
     layer = trained_layer(r=3, lora_alpha=6)
     x = torch.randn(5, 12)
-    update = torch.einsum("bi,ri,or->bo", x, layer.lora_A, layer.lora_B) * (6 / 3)
+    update = torch.einsum("bi,ri,or->bo", x, layer.adapter.lora_A, layer.adapter.lora_B) * (6 / 3)
     torch.testing.assert_close(layer(x), x @ layer.weight.T + layer.bias + update)
-    torch.testing.assert_close(layer.delta_weight(), 2 * torch.einsum("or,ri->oi", layer.lora_B, layer.lora_A))
+    torch.testing.assert_close(layer.delta_weight(), 2 * torch.einsum("or,ri->oi", layer.adapter.lora_B, layer.adapter.lora_A))
 
 
 def test_initialization_of_a():
@@ -104,7 +104,7 @@ def test_eval_and_train_never_touch_a_weight():
 def test_disable_lora_gives_the_base_and_then_the_layer_back(merged):
     base = nn.Linear(12, 8)
     layer = LoRALinear(base, LoRAConfig())
-    nn.init.normal_(layer.lora_B)
+    nn.init.normal_(layer.adapter.lora_B)
     x = torch.randn(5, 12)
     with_lora, without = layer(x), base(x)
     if merged:
@@ -122,7 +122,7 @@ def test_autocast_computes_in_its_type_and_trains_in_fp32(base_dtype):
         y = layer(torch.randn(4, 12))
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
-    assert layer.lora_A.grad.dtype == layer.lora_B.grad.dtype == torch.float32
+    assert layer.adapter.lora_A.grad.dtype == layer.adapter.lora_B.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -155,7 +155,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant):
     layer = trained_layer()
     x = torch.randn(4, 12, requires_grad=True)
     layer(x).square().sum().backward()
-    plain = layer.lora_A.grad.clone()
+    plain = layer.adapter.lora_A.grad.clone()
     layer.zero_grad()
     checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
-    torch.testing.assert_close(layer.lora_A.grad, plain)
+    torch.testing.assert_close(layer.adapter.lora_A.grad, plain)

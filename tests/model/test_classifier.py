@@ -290,7 +290,7 @@ def test_full_fine_tuning_keeps_fp32(tiny_encoder, glue_folder, tmp_path):
 def test_the_trainers_predict_merges_and_unmerges(tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder())
     for layer in lora_layers(model).values():
-        nn.init.normal_(layer.lora_B)
+        nn.init.normal_(layer.adapter.lora_B)
     expected = model.predict(TEXTS)
     merged = []
     model.head.register_forward_hook(lambda *_: merged.append({m.merged for m in lora_layers(model).values()}))

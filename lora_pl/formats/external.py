@@ -12,39 +12,29 @@ import torch
 from torch import Tensor
 
 from lora_pl.errors import UserError
+from lora_pl.lora import VARIANTS
 
 SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """One layer's update (alpha / r) B A."""
+class ExternalLayer:
+    """The adapter of one layer."""
 
-    lora_A: Tensor
-    """(r, in)"""
-    lora_B: Tensor
-    """(out, r)"""
+    tensors: Mapping[str, Tensor]
+    """Its parameters in fp32, by the names that their variant has for them."""
+    r: int
     alpha: float | None = None
-    """The numerator of the scaling; None where the file does not say it."""
-
-    @property
-    def r(self) -> int:
-        """The rank."""
-        return self.lora_A.shape[0]
-
-    def delta_weight(self) -> Tensor:
-        """(alpha / r) B A, shape (out, in); alpha must be known."""
-        assert self.alpha is not None
-        return self.alpha / self.r * (self.lora_B @ self.lora_A)
+    """The numerator of the scaling alpha / r; None where the file does not say it."""
 
 
 @dataclass(frozen=True)
-class ForeignAdapter:
-    """Low-rank updates and head by the names that the other program gave them."""
+class ExternalAdapter:
+    """Adapters of layers and a head, by the names that the other program gave them."""
 
     source: str
     """The file or folder, for messages."""
-    layers: Mapping[str, LowRank]
+    layers: Mapping[str, ExternalLayer]
     head: Mapping[str, Tensor]
     """What is left of the file."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -55,27 +45,44 @@ class ForeignAdapter:
     """PEFT's description of the layers that must be there."""
     linear_head: bool = False
     """Whether `classifier.weight` is a linear head on the first token whatever the architecture."""
+    variant: str = "lora"
+    """The name in `VARIANTS`."""
 
 
-def pair_up(
-    source: str, tensors: Mapping[str, Tensor], a: str, b: str, alpha: float | None = None
-) -> tuple[dict[str, LowRank], dict[str, Tensor]]:
-    """Split a state into low-rank updates, whose names end in `a` and `b`, and the rest.
+def split_layers(
+    source: str,
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    variant: str = "lora",
+    alpha: float | None = None,
+) -> tuple[dict[str, ExternalLayer], dict[str, Tensor]]:
+    """Split a state into the adapters of layers and the rest.
+
+    Args:
+        source: The file or folder, for messages.
+        tensors: The state.
+        names: What the other program calls the variant's parameters, by their names here: LAYER.NAME is one of them.
+        variant: The name in `VARIANTS`.
+        alpha: That of all layers, where it is known.
 
     Raises:
-        UserError: a partner is missing, the two do not fit each other, or a tensor is empty or holds NaN or infinity.
+        UserError: a layer lacks one of its tensors, or a tensor is empty or holds inf or NaN.
     """
     require_finite(source, tensors)
-    names = sorted({name.removesuffix(end) for name in tensors for end in (a, b) if name.endswith(end)})
-    missing = [name + end for name in names for end in (a, b) if name + end not in tensors]
+    endings = {own: f".{theirs}" for own, theirs in names.items()}
+    found = sorted({name.removesuffix(end) for name in tensors for end in endings.values() if name.endswith(end)})
+    if not found:
+        raise UserError("import.missing", f"{source}: no tensors of an adapter")
+    missing = [name + end for name in found for end in endings.values() if name + end not in tensors]
     if missing:
-        raise UserError(f"{source}: missing tensors: {_some(missing)}")
-    layers = {name: LowRank(tensors[name + a].float(), tensors[name + b].float(), alpha) for name in names}
-    for name, layer in layers.items():
-        shapes = tuple(layer.lora_A.shape), tuple(layer.lora_B.shape)
-        if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][1] or not shapes[0][0]:
-            raise UserError(f"{source}: {name}: expected A (r, in) and B (out, r), got {shapes[0]} and {shapes[1]}")
-    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith((a, b))}
+        raise UserError("import.missing", f"{source}: missing tensors: {_some(missing)}")
+    layers = {}
+    for name in found:
+        own = {own: tensors[name + end].float() for own, end in endings.items()}
+        if not all(tensor.dim() and tensor.numel() for tensor in own.values()):
+            raise UserError("import.shape", f"{source}: {name}: a tensor has no rows")
+        layers[name] = ExternalLayer(own, VARIANTS[variant].rank_of(own), alpha)
+    rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(tuple(endings.values()))}
     return layers, rest
 
 
@@ -83,9 +90,9 @@ def require_finite(source: str, tensors: Mapping[str, Any]) -> None:
     """Raise a UserError that names what is no tensor of finite numbers."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise UserError(f"{source}: {name} is no tensor of floating-point numbers")
+            raise UserError("import.damaged", f"{source}: {name} is no tensor of floating-point numbers")
         if not tensor.isfinite().all():
-            raise UserError(f"{source}: {name} holds NaN or infinity; the adapter is damaged")
+            raise UserError("import.damaged", f"{source}: {name} holds inf or NaN")
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
@@ -95,22 +102,23 @@ def read_tensors(path: Path) -> dict[str, Any]:
         UserError: the file is missing, empty, damaged, or would have to run code to be read.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError("import.file", f"{path}: no such file")
     if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
+        raise UserError("import.damaged", f"{path}: the file is empty")
     if path.suffix == SAFETENSORS:
         return parse_safetensors(path.read_bytes(), str(path))
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
+            "import.unsafe",
             f"{path}: refused, the file is damaged or holds more than tensors and plain values and could run code "
-            "when loaded"
+            "when loaded",
         ) from error
     except Exception as error:  # the unpickler raises what its opcodes happen to raise
-        raise UserError(f"{path}: truncated or no PyTorch file: {_first_line(error)}") from error
+        raise UserError("import.damaged", f"{path}: truncated or no PyTorch file: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-        raise UserError(f"{path}: expected a state dict, tensors by name")
+        raise UserError("import.damaged", f"{path}: expected a state dict, tensors by name")
     return state
 
 
@@ -121,7 +129,7 @@ def parse_safetensors(data: bytes, source: str) -> dict[str, Any]:
     try:
         return dict(load(data))
     except Exception as error:  # the library's own and numpy's
-        raise UserError(f"{source}: damaged or no safetensors file: {_first_line(error)}") from error
+        raise UserError("import.damaged", f"{source}: damaged or no safetensors file: {_first_line(error)}") from error
 
 
 def _some(names: list[str], shown: int = 4) -> str:
