@@ -208,8 +208,8 @@ def _require_shapes(adapter: ExternalAdapter, name: str, layer: ExternalLayer, l
         if layer.tensors[own].shape != expected.shape:
             raise UserError(
                 "import.shape",
-                f"{adapter.source}: {name}: {own} is {tuple(layer.tensors[own].shape)}, for this encoder and r = "
-                f"{layer.r} it is {tuple(expected.shape)}; is the encoder the base of this adapter?",
+                f"{adapter.source}: {name}: expected {own} {tuple(expected.shape)} for this encoder, got "
+                f"{tuple(layer.tensors[own].shape)}; is it the base of this adapter?",
             )
 
 

@@ -1,4 +1,4 @@
-"""Adapters from elsewhere, whole and damaged."""
+"""External adapters, whole and damaged."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_a_state_dict_of_loralib(head, before, make_model, tiny_encoder, tmp_pat
 
 
 @pytest.mark.parametrize("layout", ["flat", "with its configuration"])
-def test_the_seeds_two_layouts(layout, make_model, tiny_encoder, tmp_path):
+def test_the_original_repositorys_two_layouts(layout, make_model, tiny_encoder, tmp_path):
     model = make_model()
     state = state_of(model, "A", "B", LINEAR)
     whole = {"lora": state, "metrics": {"epoch_1": {"val_acc": 0.9}}, "config": {
@@ -67,7 +67,7 @@ def test_the_seeds_two_layouts(layout, make_model, tiny_encoder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "r", "alpha"), [("lora_roberta_sst2", 4, None), ("ablation_r1", 1, 16), ("ablation_r2", 2, 16)]
 )
-def test_the_seeds_published_adapters_tensor_by_tensor(name, r, alpha, shared, tmp_path, monkeypatch):
+def test_the_original_repositorys_adapters_tensor_by_tensor(name, r, alpha, shared, tmp_path, monkeypatch):
     """On roberta-base's shape with random weights: names, shapes, scaling, and the merged matrices by arithmetic."""
     from lora_pl.encoder.loading import build_encoder, load_config
     from lora_pl.model import classifier
@@ -138,10 +138,10 @@ def test_damaged_tensors(folder, tmp_path, tiny_encoder):
     assert f"missing tensors: {a.removeprefix('base_model.model.')}" in without_a
     gone = said({k: v for k, v in whole.items() if k not in (a, b)})
     assert "no tensors for the layers roberta.encoder.layer.0.attention.self.query" in gone
-    assert "for 8 -> 16 features, the encoder has 16 -> 16" in said({**whole, a: whole[a][:, :8].contiguous()})
+    other_size = said({**whole, a: whole[a][:, :8].contiguous()})
+    assert "expected lora_A (4, 16) for this encoder, got (4, 8); is it the base of this adapter?" in other_size
     assert "says r = 4" in said({**whole, a: whole[a][:2].contiguous(), b: whole[b][:, :2].contiguous()})
-    assert "expected A (r, in) and B (out, r), got (2, 16) and (16, 4)" in said({**whole, a: whole[a][:2].contiguous()})
-    assert "lora_A.weight holds NaN" in said({**whole, a: whole[a] * float("nan")})
+    assert "lora_A.weight holds inf or NaN" in said({**whole, a: whole[a] * float("nan")})
     head = "base_model.model.classifier.out_proj.weight"
     assert "out_proj.weight" in said({k: v for k, v in whole.items() if k != head})
     assert "unknown tensors: more" in said({**whole, "base_model.model.more": whole[a].clone()})
@@ -154,7 +154,7 @@ def test_damaged_tensors(folder, tmp_path, tiny_encoder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"use_dora": True}, "can't represent: use_dora = True"),
+        ({"use_dora": "auto"}, "can't represent: use_dora = auto"),
         ({"new_invention": {"gamma": 3}}, "can't represent: new_invention"),
         ({"peft_type": "IA3"}, "expected a LoRA adapter (peft_type LORA), got 'IA3'"),
         ({"task_type": "CAUSAL_LM"}, "expected task_type SEQ_CLS"),

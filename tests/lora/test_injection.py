@@ -86,6 +86,14 @@ def test_a_rank_above_the_layer_is_an_error(model):
     assert not lora_layers(model)
 
 
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_without_a_match_is_an_error(model, field):
+    with pytest.raises(LoRAError) as error:
+        inject_lora(model, LoRAConfig(**{field: {"head": 2}}))
+    assert error.value.key == field
+    assert not lora_layers(model)
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_remove_gives_the_base_back_bit_for_bit(model, merged):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -106,7 +114,7 @@ def test_only_declared_parameters_are_trainable(model):
     inject_lora(model, LoRAConfig())
     mark_only_lora_as_trainable(model, also=(model.head,))
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trainable == {f"{n}.{p}" for n in NAMES for p in ("lora_A", "lora_B")} | {"head.weight", "head.bias"}
+    assert trainable == {f"{n}.adapter.{p}" for n in NAMES for p in ("lora_A", "lora_B")} | {"head.weight", "head.bias"}
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
