@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -73,9 +74,9 @@ class BankLinear(nn.Linear):
         columns = tuple((name, adapter.r) for name, adapter in used.items())
         foreign = routing.foreign(tuple(x.shape[:-1]), columns, x.device)
         drops = self.training and any(adapter.lora_dropout.p for adapter in used.values())
-        branch = self._dropped(x, used, routing) if drops else None
+        dropout = partial(self._dropped, used=used, routing=routing) if drops else None
         factors = {name: adapter.factors(self.weight, adapter.dtype) for name, adapter in used.items()}
-        return adapted_linear(x, self.weight, self.bias, self._joined(x, factors, routing), branch, foreign)
+        return adapted_linear(x, self.weight, self.bias, self._joined(x, factors, routing), dropout, foreign)
 
     def _joined(self, x: Tensor, factors: Mapping[str, Factors], routing: Routing) -> Factors:
         """(sum of k, in) and (out, sum of k): all adapters in one product; the gain is that of each row's own."""

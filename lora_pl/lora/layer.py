@@ -56,9 +56,8 @@ class LoRALinear(nn.Linear):
         if self.merged:
             return F.linear(x, self.weight, self.bias)
         dropout = self.adapter.lora_dropout
-        branch = dropout(x) if self.training and dropout.p > 0 else None
         factors = self.adapter.factors(self.weight, self.adapter.dtype)
-        return adapted_linear(x, self.weight, self.bias, factors, branch)
+        return adapted_linear(x, self.weight, self.bias, factors, dropout if self.training and dropout.p > 0 else None)
 
     def delta_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What merging adds to W0, (out, in), computed in `dtype`: (alpha / r) B A for LoRA."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ def adapted_linear(
     weight: Tensor,
     bias: Tensor | None,
     factors: Factors,
-    branch: Tensor | None = None,
+    dropout: Callable[[Tensor], Tensor] | None = None,
     foreign: Tensor | None = None,
 ) -> Tensor:
     """y = gain * (x W0^T + (x a^T) b^T) + bias.
@@ -30,19 +31,19 @@ def adapted_linear(
         weight: W0, (out, in).
         bias: (out,).
         factors: a, b and gain.
-        branch: What stands for x in x a^T where that differs: x after dropout.
+        dropout: What drops entries of x in x a^T alone; None where none are dropped.
         foreign: (rows of x, k), bool: the entries of x a^T that count as zero, for rows that take a part of a and b
             alone; None where every row takes all of them.
 
     Returns:
         (..., out), in the dtype that the linear layer alone would give.
     """
-    if branch is None and _is_one_operation(x, weight, bias, factors):
+    if dropout is None and _is_one_operation(x, weight, bias, factors):
         x = x.to(_computed_dtype(x))
         rows = _FrozenProduct.apply(x.flatten(0, -2), weight, bias, factors.a, factors.b, foreign)  # type: ignore[no-untyped-call]
         y = cast(Tensor, rows).view(*x.shape[:-1], -1)
     else:
-        y = _two_products(x, weight, bias, factors, x if branch is None else branch, foreign)
+        y = _two_products(x, weight, bias, factors, dropout, foreign)
     return y if factors.gain is None else _with_gain(y, bias, factors.gain)
 
 
@@ -62,9 +63,15 @@ def _computed_dtype(x: Tensor) -> torch.dtype:
 
 
 def _two_products(
-    x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors, branch: Tensor, foreign: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    factors: Factors,
+    dropout: Callable[[Tensor], Tensor] | None,
+    foreign: Tensor | None,
 ) -> Tensor:
     y = F.linear(x, weight, bias)
+    branch = x if dropout is None else dropout(x)
     if not torch.is_autocast_enabled(x.device.type):
         branch = branch.to(factors.a.dtype)
     thin = F.linear(branch, factors.a)  # (..., k)
