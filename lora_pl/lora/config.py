@@ -41,7 +41,7 @@ class LoRAConfig:
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """As rank_pattern, for lora_alpha."""
     variant: Variant = "lora"
-    """What is trained beside each weight: a name in `VARIANTS`."""
+    """LoRA itself, or a variant of it by name; all take r, alpha, dropout and targets."""
 
     def __post_init__(self) -> None:
         targets = self.target_modules

@@ -16,6 +16,7 @@ from lora_pl.errors import UserError
 from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.importing import ImportOptions, import_adapter, load_external
 from lora_pl.formats.merging import merged_state
+from lora_pl.lora import VARIANTS, LoRAConfig
 from tests.formats.conftest import TEXTS, saved
 from tests.storage.test_checkpoint import Harm
 
@@ -98,8 +99,9 @@ def test_the_original_repositorys_adapters_tensor_by_tensor(name, r, alpha, shar
             assert not torch.equal(merged[f"{own}.weight"], base)
 
 
-def test_an_adapter_export_comes_back(make_model, tmp_path):
-    model = make_model("distilbert", task="mnli")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_adapter_export_comes_back(variant, make_model, tmp_path):
+    model = make_model("distilbert", task="mnli", lora=LoRAConfig(variant=variant))
     export_checkpoint(saved(model, tmp_path), tmp_path / "adapter", "adapter")
     again = import_adapter(tmp_path / "adapter", tmp_path / "again.ckpt", ImportOptions())
     assert dict(again.hparams) == dict(model.hparams)
