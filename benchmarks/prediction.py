@@ -30,7 +30,7 @@ def lora_pl(encoder: str, dtype: torch.dtype, merged: bool, method: str = "lora"
     """This package; `method: head` has no adapters at all: the base model's own time."""
     model = LoRAClassifier(encoder=encoder, method=method).eval()
     for layer in lora_layers(model).values():
-        torch.nn.init.normal_(layer.lora_B)
+        torch.nn.init.normal_(layer.adapter.lora_B)
         layer.merge() if merged else None
     model.base.cast(dtype)
     return torch.inference_mode()(lambda texts: model._predictions(texts, model.predict_batch_tokens))

@@ -53,4 +53,6 @@ def layer_amplifications(checkpoint: str | Path, r: int | None = None) -> dict[s
     """`amplification` of every layer of a checkpoint, by default over as many directions as its rank; Section 7.3."""
     model = LoRAClassifier.load_from_checkpoint(checkpoint)
     layers = lora_layers(model.encoder)
-    return {name: amplification(layer.weight, layer.delta_weight(), r or layer.r) for name, layer in layers.items()}
+    return {
+        name: amplification(layer.weight, layer.delta_weight(), r or layer.adapter.r) for name, layer in layers.items()
+    }

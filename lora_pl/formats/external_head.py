@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import HeadKind, new_head
 from lora_pl.errors import UserError
-from lora_pl.formats.foreign import ForeignAdapter
+from lora_pl.formats.external import ExternalAdapter
 from lora_pl.formats.stock_head import linear_head_of, require_first_token
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ImportedHead:
         return len(self.state["weight" if self.kind == "linear" else "out_proj.weight"])
 
 
-def head_of(adapter: ForeignAdapter, config: PretrainedConfig) -> ImportedHead:
+def head_of(adapter: ExternalAdapter, config: PretrainedConfig) -> ImportedHead:
     """The head among the adapter's tensors.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lora_pl.lora import LoRALinear
+from lora_pl.lora import Adapter, LoRALinear
 
 
 @torch.no_grad()
@@ -14,21 +14,15 @@ def merged_state(encoder: nn.Module, dtype: torch.dtype, arithmetic: torch.dtype
 
     .. math:: W = \mathrm{round}_{dtype}\bigl(W_0 + \tfrac{\alpha}{r} B A\bigr)
 
-    The sum is taken in `arithmetic` and rounded once; all other tensors are rounded as they are. `encoder` is left as
-    it is, and the tensors are copies.
+    or as another variant's `Adapter.merged` says, in `arithmetic`, rounded once; all other tensors are rounded as they
+    are. `encoder` is left as it is, and the tensors are copies.
     """
     state: dict[str, Tensor] = {}
     for prefix, module in encoder.named_modules():
-        own = set(module.adapter_params()) if isinstance(module, LoRALinear) else set()
+        if isinstance(module, Adapter):
+            continue
         for name, tensor in module.named_parameters(recurse=False):
-            if name in own:
-                continue
             if isinstance(module, LoRALinear) and name == "weight":
-                tensor = _merged_weight(module, arithmetic)
+                tensor = module.adapter.merged(module.frozen_weight, arithmetic)
             state[f"{prefix}.{name}"] = tensor.detach().to(dtype, copy=True).contiguous()
     return state
-
-
-def _merged_weight(layer: LoRALinear, arithmetic: torch.dtype) -> Tensor:
-    base = layer.weight if layer.base_weight is None else layer.base_weight
-    return base.to(arithmetic) + layer.delta_weight(arithmetic)

@@ -13,7 +13,7 @@ from lora_pl import __version__
 from lora_pl.data.texts import Text
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
-from lora_pl.formats.foreign import parse_safetensors, require_finite
+from lora_pl.formats.external import parse_safetensors, require_finite
 from lora_pl.formats.model_card import RECORD, write_record
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.storage.checkpoint import BASE_KEY, check_base
@@ -29,7 +29,7 @@ class AdapterExport(Export):
     def require_representable(self) -> None:
         """Refuse full fine-tuning, which has no adapter."""
         if self.model.hparams["method"] == "full":
-            raise UserError("format: the whole encoder was trained (method: full), there is no adapter; take hf")
+            raise UserError("format", "the whole encoder was trained (method: full), there is no adapter; take hf")
 
     @property
     def reader(self) -> str:
@@ -69,7 +69,7 @@ def read_adapter_folder(folder: str | Path, **overrides: Any) -> LoRAClassifier:
     files = {name: Path(folder) / name for name in (WEIGHTS, RECORD)}
     for path in files.values():
         if not path.is_file():
-            raise UserError(f"{path}: no such file; expected what lora_pl export --format adapter writes")
+            raise UserError("import.file", f"{path}: no such file; expected an export of --format adapter")
     return model_of_files({name: path.read_bytes() for name, path in files.items()}, str(folder), **overrides)
 
 
@@ -81,7 +81,7 @@ def model_of_files(files: Mapping[str, bytes], source: str, **overrides: Any) ->
     try:
         model = LoRAClassifier(**{**record["hyper_parameters"], **overrides})
     except TypeError as error:
-        raise UserError(f"{source}: {RECORD} is damaged or of another version: {error}") from error
+        raise UserError("import.damaged", f"{source}: {RECORD} is damaged or of another version: {error}") from error
     check_base({BASE_KEY: record["base"]}, model.base.fingerprints)
     model.load_state_dict(state)
     return model.eval()
@@ -95,4 +95,4 @@ def parse_record(data: bytes, source: str) -> dict[str, Any]:
             return dict(record)
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{source}: {RECORD} is damaged; expected what lora_pl export wrote")
+    raise UserError("import.damaged", f"{source}: {RECORD} is damaged; expected what lora_pl export wrote")

@@ -23,13 +23,15 @@ def read_package(path: Path, names: Collection[str]) -> dict[str, bytes]:
     if path.is_dir():
         return {name: (path / name).read_bytes() for name in sorted(names) if (path / name).is_file()}
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError("import.file", f"{path}: no such file")
     try:
         found = list(_zip_files(path, names) if zipfile.is_zipfile(path) else _tar_files(path, names))
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise UserError(f"{path}: damaged or no zip or tar archive: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            "import.damaged", f"{path}: damaged or no zip or tar archive: {str(error).splitlines()[0]}"
+        ) from error
     if len(dict(found)) < len(found):
-        raise UserError(f"{path}: the archive holds several adapters; give one of them")
+        raise UserError("import.unknown", f"{path}: the archive holds several adapters; give one of them")
     return dict(found)
 
 
@@ -55,7 +57,7 @@ def _wanted(path: Path, member: str, is_link: bool, size: int, names: Collection
     place = PurePosixPath(member.replace("\\", "/"))
     if is_link or place.is_absolute() or ".." in place.parts:
         what = "a link or special file" if is_link else "a path that leads outside"
-        raise UserError(f"{path}: refused, the archive holds {what}: {member}")
+        raise UserError("import.unsafe", f"{path}: refused, the archive holds {what}: {member}")
     if place.name in names and size > LIMIT:
-        raise UserError(f"{path}: refused, {member} would take {size:,} bytes")
+        raise UserError("import.unsafe", f"{path}: refused, {member} would take {size:,} bytes")
     return place.name in names

@@ -1,4 +1,4 @@
-"""Adapters of Hugging Face's PEFT, both ways, the head included."""
+"""Adapters for Hugging Face's PEFT, the head included."""
 
 from __future__ import annotations
 
@@ -18,17 +18,14 @@ from lora_pl.encoder.loading import load_config, quiet_transformers
 from lora_pl.encoder.source import local_path
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
-from lora_pl.formats.foreign import ForeignAdapter, LowRank, pair_up, parse_safetensors
-from lora_pl.formats.model_card import RECORD, write_record
-from lora_pl.formats.native import parse_record
-from lora_pl.formats.peft_config import CONFIG, layer_settings, parse_config
+from lora_pl.formats.external import ExternalLayer
+from lora_pl.formats.fused_projections import join_parts
+from lora_pl.formats.importing import load_external, targets_of
+from lora_pl.formats.model_card import write_record
+from lora_pl.formats.peft_folder import CONFIG, PREFIX, WEIGHTS
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
-from lora_pl.formats.stock_model import outputs_of, read_logits, save_tokenizer, stock_class, stock_config
-from lora_pl.formats.target_names import shortest_targets
-from lora_pl.lora import lora_layers
-
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
+from lora_pl.formats.stock_model import linear_names, outputs_of, read_logits, save_tokenizer, stock_class, stock_config
+from lora_pl.lora import VARIANTS, lora_layers
 
 
 class PeftExport(Export):
@@ -39,7 +36,7 @@ class PeftExport(Export):
     def require_representable(self) -> None:
         """Refuse a model without adapters, and a linear head where the stock head can't be linear."""
         if self.model.hparams["method"] != "lora":
-            raise UserError(f"format: method: {self.model.hparams['method']} trains no adapter for PEFT; take hf")
+            raise UserError("format", f"method: {self.model.hparams['method']} trains no adapter for PEFT; take hf")
         require_representable(self.model.head, load_config(self.model.hparams["encoder"]))
 
     @property
@@ -54,7 +51,8 @@ class PeftExport(Export):
     @property
     def usage(self) -> str:
         """By PEFT."""
-        arguments = f'"{self._base}", num_labels={outputs_of(self.model)}, dtype="float32"'
+        settings = {"num_labels": outputs_of(self.model), "dtype": "float32", **self._settings}
+        arguments = ", ".join([f'"{self._base}"', *(f"{name}={value!r}" for name, value in settings.items())])
         return (
             "from peft import PeftModel\n"
             "from transformers import AutoModelForSequenceClassification\n\n"
@@ -71,16 +69,30 @@ class PeftExport(Export):
     def _base(self) -> str:
         return local_path(self.model.hparams["encoder"])
 
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        """What the base's configuration must say for the stock model to read the first token."""
+        return stock_head(self.model.encoder.config).settings
+
+    def _layers(self) -> dict[str, ExternalLayer]:
+        """The adapters by Transformers' names of their layers."""
+        layers = {
+            name: ExternalLayer(_detached(layer.adapter.tensors()), layer.adapter.r, layer.adapter.lora_alpha)
+            for name, layer in lora_layers(self.model.encoder).items()
+        }
+        return join_parts(self.model.encoder, layers, self.model.hparams["lora"]["variant"])
+
     def write(self, folder: Path) -> None:
         """Write `adapter_model.safetensors`, `adapter_config.json` and the tokenizer."""
         from safetensors.torch import save_file
 
         config = stock_config(self.model, self.dtype)
         prefix = f"{stock_class(config).base_model_prefix}."
+        names = VARIANTS[self.model.hparams["lora"]["variant"]].peft_names
         state = {
-            f"{PREFIX}{prefix}{name}.{part}.weight": getattr(layer, part).detach().contiguous()
-            for name, layer in lora_layers(self.model.encoder).items()
-            for part in layer.adapter_params()
+            f"{PREFIX}{prefix}{name}.{names[own]}": tensor.contiguous()
+            for name, layer in self._layers().items()
+            for own, tensor in layer.tensors.items()
         }
         state |= {PREFIX + name: t for name, t in stock_head_state(self.model.head, config, self.dtype).items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
@@ -90,18 +102,20 @@ class PeftExport(Export):
         write_record(folder, self, {})
 
     def _config(self, prefix: str, head_modules: Sequence[str]) -> dict[str, Any]:
-        layers = lora_layers(self.model.encoder)
+        layers = self._layers()
         ranks = {prefix + name: layer.r for name, layer in layers.items()}
-        alphas = {prefix + name: _whole(layer.lora_alpha) for name, layer in layers.items()}
-        (r, alpha), targets = (_commonest(values) for values in (ranks, alphas)), shortest_targets(self.model.encoder)
+        alphas = {prefix + name: _whole(layer.alpha or 0) for name, layer in layers.items()}
+        r, alpha = _commonest(ranks), _commonest(alphas)
+        linear = linear_names(self.model.encoder.config)
+        lora = self.model.hparams["lora"]
         return {
             "peft_type": "LORA",
             "task_type": "SEQ_CLS",
             "base_model_name_or_path": self._base,
             "r": r,
             "lora_alpha": alpha,
-            "lora_dropout": self.model.hparams["lora"]["lora_dropout"],
-            "target_modules": [name if name not in layers else prefix + name for name in targets],
+            "lora_dropout": lora["lora_dropout"],
+            "target_modules": [name if name not in layers else prefix + name for name in targets_of(layers, linear)],
             "modules_to_save": list(head_modules),
             "rank_pattern": {name: value for name, value in ranks.items() if value != r},
             "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
@@ -109,60 +123,23 @@ class PeftExport(Export):
             "fan_in_fan_out": False,
             "inference_mode": True,
             "use_rslora": False,
+            **VARIANTS[lora["variant"]].peft_settings,
         }
 
     def logits(self, folder: Path, texts: Sequence[Text]) -> Tensor:
         """By the real PEFT on the base, where it is installed; else by lora_pl's own import."""
         if not find_spec("peft"):
-            from lora_pl.formats.importing import load_foreign
-
-            return load_foreign(folder).logits(texts)
+            return load_external(folder).logits(texts)
         from peft import PeftModel
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         with quiet_transformers():
             base = AutoModelForSequenceClassification.from_pretrained(
-                self._base, num_labels=outputs_of(self.model), dtype=self.dtype
+                self._base, num_labels=outputs_of(self.model), dtype=self.dtype, **self._settings
             )
             model = PeftModel.from_pretrained(base, str(folder))
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return read_logits(model.eval(), tokenizer, texts)
-
-
-def read_peft(files: Mapping[str, bytes], source: str) -> ForeignAdapter:
-    """The adapter of a folder that PEFT saved, from its files' contents.
-
-    Raises:
-        UserError: a file is damaged, or holds what lora_pl can't represent.
-    """
-    config = parse_config(files[CONFIG], source)
-    tensors = parse_safetensors(files[WEIGHTS], source)
-    outside = [name for name in tensors if not name.startswith(PREFIX)]
-    if outside:
-        raise UserError(f"{source}: expected names that begin with {PREFIX}, got {outside[0]}")
-    plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    layers, head = pair_up(source, plain, ".lora_A.weight", ".lora_B.weight")
-    scaled = {name: _scaled(config, name, layer, source) for name, layer in layers.items()}
-    settings, base = _from_record(files, source)
-    settings = {"encoder": config.get("base_model_name_or_path"), **settings}
-    settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
-    return ForeignAdapter(source, scaled, head, settings, base, expected_layers=config)
-
-
-def _scaled(config: Mapping[str, Any], name: str, layer: LowRank, source: str) -> LowRank:
-    r, alpha = layer_settings(config, name)
-    if r != layer.r:
-        raise UserError(f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}")
-    return LowRank(layer.lora_A, layer.lora_B, alpha)
-
-
-def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], Mapping[str, str] | None]:
-    """What lora_pl's own record beside the adapter says, where there is one."""
-    if RECORD not in files:
-        return {}, None
-    record = parse_record(files[RECORD], source)
-    kept = ("encoder", "task", "label_names", "pairs", "max_length")
-    return {key: record["hyper_parameters"][key] for key in kept}, record["base"]
 
 
 def _commonest(values: Mapping[str, Any]) -> Any:
@@ -171,3 +148,7 @@ def _commonest(values: Mapping[str, Any]) -> Any:
 
 def _whole(value: float) -> float | int:
     return int(value) if value == int(value) else value
+
+
+def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_pl.data.texts import Text
 from lora_pl.encoder.architectures import stock_head
@@ -96,3 +96,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> Mapping
     batch = tokenizer(*map(list, zip(*columns, strict=True)), padding=True, truncation=True, return_tensors="pt")
     tensors: Mapping[str, Tensor] = dict(batch)
     return tensors
+
+
+def linear_names(config: PretrainedConfig) -> list[str]:
+    """The encoder's linear layers by Transformers' names, without a pooler."""
+    named = stock_shapes(config).base_model.named_modules()
+    return [name for name, module in named if isinstance(module, nn.Linear) and not name.startswith("pooler.")]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lora_pl.lora.bank_layer import BankLinear, Current
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.injection import check_rank, linear_layers, matching_names, replace_module
+from lora_pl.lora.injection import layers_to_adapt, linear_layers, replace_module
 from lora_pl.lora.layer import lora_layers
 from lora_pl.lora.routing import Routing
 
@@ -23,9 +23,9 @@ class AdapterBank:
 
     .. math:: y_t = x_t W_0^T + b + s_{k(t)} (x_t A_{k(t)}^T) B_{k(t)}^T, \\qquad s_k = \\alpha_k / r_k
 
-    k(t) is the adapter of the sentence that token t belongs to. The product with W_0 is computed once for all
-    sentences; A of all routed adapters lie one below the other, and each token keeps its own adapter's part of the
-    thin product. No adapter's result or gradient depends on another's sentences.
+    or as another variant says; variants mix. k(t) is the adapter of the sentence that token t belongs to. The product
+    with W_0 is computed once for all sentences; A of all routed adapters lie one below the other, and each token keeps
+    its own adapter's part of the thin product. No adapter's result or gradient depends on another's sentences.
 
     Example:
         >>> bank = AdapterBank(nn.Sequential(nn.Linear(8, 8)))
@@ -44,7 +44,7 @@ class AdapterBank:
 
     def __init__(self, model: nn.Module) -> None:
         if lora_layers(model) or any(isinstance(module, BankLinear) for module in model.modules()):
-            raise LoRAError("LoRA is injected in this model already: call remove_lora(model) first")
+            raise LoRAError("model", "LoRA is injected in this model already; call remove_lora(model) first")
         self.model = model
         self.configs: dict[str, LoRAConfig] = {}
         """Rank, alpha and the rest by the adapter's name, in the order of adding."""
@@ -71,15 +71,12 @@ class AdapterBank:
                 full name (`encoder.layer.0.attention.self.query.lora_A`).
 
         Raises:
-            LoRAError: the name is taken, a target matches nothing, r exceeds a layer's size, or `state`
+            LoRAError: the name is taken, a target or a pattern matches nothing, r exceeds a layer's size, or `state`
                 does not fit. The bank is then as it was.
         """
         if name in self.configs:
-            raise LoRAError(f"adapter: there is an adapter {name!r} already; give another name, or replace it")
-        targets = matching_names(self._linear, config.target_modules)
-        for target in targets:
-            check_rank(target, self._linear[target], config.of_layer(target).r)
-        for target in targets:
+            raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or replace it")
+        for target in layers_to_adapt(self._linear, config):
             self._layer(target).add(name, config.of_layer(target))
         self.configs[name] = config
         if state is not None:
@@ -90,7 +87,7 @@ class AdapterBank:
                 raise
 
     def remove(self, name: str) -> None:
-        """Take an adapter out; a layer that no adapter is in any more is the plain layer that it was."""
+        """Remove an adapter; a layer left without one becomes a plain `nn.Linear` again."""
         self._require(name)
         for place, layer in self.layers.items():
             layer.remove(name)
@@ -118,8 +115,8 @@ class AdapterBank:
         """Copy `state` into an adapter, the reverse of `state_dict`.
 
         Raises:
-            LoRAError: keys that are missing, unexpected or of another shape, or numbers that are not finite (which
-                would spread to other adapters' sentences); nothing is copied then.
+            LoRAError: keys that are missing, unexpected or of another shape, or inf or NaN (which would spread
+                to other adapters' sentences); nothing is copied then.
         """
         own = self._named(name)
         wrong = [key for key in {**own, **state} if key not in own or key not in state]
@@ -127,8 +124,9 @@ class AdapterBank:
         wrong += [key for key in own if key in state and not torch.isfinite(state[key]).all()]
         if wrong:
             raise LoRAError(
+                "state",
                 f"the tensors do not fit the adapter {name!r} ({self.configs[name]}): missing, unexpected, of another "
-                f"shape or not finite: {', '.join(wrong)}"
+                f"shape, or with inf or NaN: {', '.join(wrong)}",
             )
         for key, parameter in own.items():
             parameter.copy_(state[key])
@@ -166,15 +164,12 @@ class AdapterBank:
     def _named(self, name: str) -> dict[str, nn.Parameter]:
         self._require(name)
         return {
-            f"{place}.{own}": layer.adapter(name).get_parameter(own)
+            f"{place}.{own}": parameter
             for place, layer in self.layers.items()
             if name in layer
-            for own in ("lora_A", "lora_B")
+            for own, parameter in layer.adapter(name).tensors().items()
         }
 
     def _require(self, name: str) -> None:
         if name not in self.configs:
-            raise LoRAError(f"adapter: there is no {name!r}; there are: {self._listed()}")
-
-    def _listed(self) -> str:
-        return ", ".join(self.configs) or "none"
+            raise LoRAError("adapter", f"there is no {name!r}; there are: {', '.join(self.configs) or 'none'}")

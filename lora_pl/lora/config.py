@@ -3,10 +3,16 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.names import matches
+from lora_pl.lora.variants import VARIANTS
+
+if TYPE_CHECKING:
+    Variant = str
+else:
+    Variant = Literal[tuple(VARIANTS)]  # so that the command line lists them
 
 Init = Literal["gaussian", "kaiming_uniform"]
 
@@ -16,7 +22,7 @@ class LoRAConfig:
     """What `inject_lora` puts where (Hu et al., 2021, Section 4.1).
 
     Raises:
-        LoRAError: a field outside its range; the message begins with the field's name.
+        LoRAError: a field outside its range; the field is the error's key.
     """
 
     r: int = 4
@@ -34,6 +40,8 @@ class LoRAConfig:
     """Ranks of single layers where they differ from r, by names as in target_modules; the first match holds."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """As rank_pattern, for lora_alpha."""
+    variant: Variant = "lora"
+    """LoRA itself, or a variant of it by name; all take r, alpha, dropout and targets."""
 
     def __post_init__(self) -> None:
         targets = self.target_modules
@@ -42,6 +50,7 @@ class LoRAConfig:
         self._require("lora_alpha", 0 < self.lora_alpha < float("inf"), "a number > 0")
         self._require("lora_dropout", 0 <= self.lora_dropout < 1, "a probability in [0, 1)")
         self._require("init", self.init in ("gaussian", "kaiming_uniform"), "gaussian or kaiming_uniform")
+        self._require("variant", self.variant in VARIANTS, " or ".join(VARIANTS))
         self._require("target_modules", bool(self.target_modules), "at least one name or pattern")
         for name in ("target_modules", "rank_pattern", "alpha_pattern"):
             self._require_patterns(name)
@@ -53,11 +62,11 @@ class LoRAConfig:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise LoRAError(f"{field}: {pattern!r} is no regular expression: {error}") from None
+                raise LoRAError(field, f"{pattern!r} is no regular expression: {error}") from None
 
     def _require(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise LoRAError(f"{field}: expected {expected}, got {getattr(self, field)!r}")
+            raise LoRAError(field, f"expected {expected}, got {getattr(self, field)!r}")
 
     @property
     def scaling(self) -> float:

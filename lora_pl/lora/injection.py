@@ -1,9 +1,10 @@
 """Putting LoRA into a model and taking it out again."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from lora_pl.lora.adapter import Adapter
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import LoRALinear, lora_layers
@@ -21,16 +22,13 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
         The names of the adapted layers, in the model's order.
 
     Raises:
-        LoRAError: a target matches no linear layer, LoRA is injected already, or r exceeds a layer's size. The model
-            is then as it was.
+        LoRAError: a target or a pattern matches no layer, LoRA is injected already, or r exceeds a layer's size. The
+            model is then as it was.
     """
     if lora_layers(model):
-        raise LoRAError("LoRA is injected in this model already: call remove_lora(model) first")
+        raise LoRAError("model", "LoRA is injected in this model already; call remove_lora(model) first")
     layers = linear_layers(model)
-    names = matching_names(layers, config.target_modules)
-    _check_patterns(config, names)
-    for name in names:
-        check_rank(name, layers[name], config.of_layer(name).r)
+    names = layers_to_adapt(layers, config)
     for name in names:
         replace_module(model, name, LoRALinear(layers[name], config.of_layer(name)))
     return names
@@ -45,31 +43,33 @@ def remove_lora(model: nn.Module) -> list[str]:
 
 
 def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module] = ()) -> None:
-    """Freeze every parameter of `model` but those that its modules declare (`adapter_params`) and those in `also`."""
+    """Freeze every parameter of `model` but those of its adapters and those in `also`."""
     model.requires_grad_(False)
     for module in model.modules():
-        for name in declared_params(module):
-            module.get_parameter(name).requires_grad_(True)
+        if isinstance(module, Adapter):
+            module.requires_grad_(True)
     for module in also:
         module.requires_grad_(True)
 
 
-def declared_params(module: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters that `module` declares as its adapter, none where it declares nothing."""
-    declare: Callable[[], tuple[str, ...]] | None = getattr(module, "adapter_params", None)
-    return declare() if callable(declare) else ()
+def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> list[str]:
+    """Those of the layers `linear` that `config` names, in their order.
 
-
-def matching_names(linear: Iterable[str], targets: Iterable[str]) -> list[str]:
-    """Those of the layers' names `linear` that a target matches; a LoRAError for a target that matches none."""
-    linear = list(linear)
-    matched: set[str] = set()
-    for target in targets:
-        found = [name for name in linear if matches(name, target)]
-        if not found:
-            raise LoRAError(f"target_modules: {target!r} matches no linear layer; there are: {_summary(linear)}")
-        matched.update(found)
-    return [name for name in linear if name in matched]
+    Raises:
+        LoRAError: a target matches none of them, a pattern none of those that are adapted, or r exceeds a layer's
+            smaller side.
+    """
+    for target in config.target_modules:
+        _require_match("target_modules", target, "linear", linear)
+    adapted = [name for name in linear if any(matches(name, target) for target in config.target_modules)]
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field):
+            _require_match(field, pattern, "adapted", adapted)
+    for name in adapted:
+        size, r = min(linear[name].weight.shape), config.of_layer(name).r
+        if r > size:
+            raise LoRAError("r", f"expected at most {size}, the smaller side of {name}, got {r}")
+    return adapted
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -78,23 +78,10 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {n: m for n, m in model.named_modules() if n and type(m) is nn.Linear}
 
 
-def _check_patterns(config: LoRAConfig, adapted: list[str]) -> None:
-    for field in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(config, field):
-            if not any(matches(name, pattern) for name in adapted):
-                raise LoRAError(f"{field}: {pattern!r} matches no adapted layer; there are: {_summary(adapted)}")
-
-
-def _summary(names: Iterable[str]) -> str:
-    """The names with layer numbers folded: `encoder.layer.*.attention.self.query, ...`."""
-    return ", ".join(dict.fromkeys(map(folded, names))) or "none"
-
-
-def check_rank(name: str, layer: nn.Linear, r: int) -> None:
-    """Raise a LoRAError if r exceeds the layer's smaller side."""
-    size = min(layer.in_features, layer.out_features)
-    if r > size:
-        raise LoRAError(f"r: expected at most {size}, the smaller side of {name}, got {r}")
+def _require_match(field: str, pattern: str, kind: str, names: Iterable[str]) -> None:
+    if not any(matches(name, pattern) for name in names):
+        listed = ", ".join(dict.fromkeys(map(folded, names))) or "none"
+        raise LoRAError(field, f"{pattern!r} matches no {kind} layer; there are: {listed}")
 
 
 def _base_linear(layer: LoRALinear) -> nn.Linear:

@@ -1,6 +1,5 @@
-"""A linear layer with a low-rank update beside its frozen weight."""
+"""A linear layer with an adapter beside its frozen weight."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_pl.lora.config import LoRAConfig
-from lora_pl.lora.product import low_rank_product
-
-GAUSSIAN_STD = 0.02
+from lora_pl.lora.product import adapted_linear
+from lora_pl.lora.variants import VARIANTS
 
 
 class LoRALinear(nn.Linear):
@@ -19,9 +17,9 @@ class LoRALinear(nn.Linear):
 
     .. math:: y = x W_0^T + b + \frac{\alpha}{r} \, (\mathrm{dropout}(x) A^T) B^T
 
-    `weight` (out, in) and `bias` (out) are those of `base`, shared, not copied. `lora_A` (r, in) starts Gaussian,
-    `lora_B` (out, r) at zero, so that the layer starts as `base` exactly. Both are fp32 on the base's device,
-    whatever the base's dtype. `train()` and `eval()` switch the dropout and never touch a weight.
+    or as another variant's `Adapter.factors` say. `weight` (out, in) and `bias` (out) are those of `base`, shared, not
+    copied. `adapter` holds what is trained, in fp32 on the base's device whatever the base's dtype; it starts such that
+    the layer computes what `base` does, exactly. `train()` and `eval()` switch the dropout and never touch a weight.
 
     Example:
         >>> layer = LoRALinear(nn.Linear(768, 768), LoRAConfig(r=4, lora_alpha=16))
@@ -35,80 +33,47 @@ class LoRALinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.r, self.lora_alpha, self.scaling = config.r, config.lora_alpha, config.scaling
-        self.lora_dropout = nn.Dropout(config.lora_dropout)
-        self.lora_A = nn.Parameter(self._fp32(self.r, self.in_features))
-        self.lora_B = nn.Parameter(self._fp32(self.out_features, self.r))
+        self.adapter = VARIANTS[config.variant](base, config)
         self.enabled = True
         # W0 while the update is merged into `weight`, else None
         self.register_buffer("base_weight", None, persistent=False)
         self.train(base.training)
-        self.reset_lora_parameters(config)
-
-    def _fp32(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=self.weight.device)
-
-    def reset_lora_parameters(self, config: LoRAConfig) -> None:
-        """Draw A as `config.init` says and set B to zero."""
-        if config.init == "gaussian":
-            nn.init.normal_(self.lora_A, std=GAUSSIAN_STD)
-        else:
-            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B)
-
-    def adapter_params(self) -> tuple[str, ...]:
-        """The names of this module's own parameters that are LoRA's."""
-        return ("lora_A", "lora_B")
 
     @property
     def merged(self) -> bool:
-        """Whether `weight` holds W0 + delta_weight()."""
+        """Whether `weight` is the merged one."""
         return self.base_weight is not None
+
+    @property
+    def frozen_weight(self) -> Tensor:
+        """W0, (out, in), merged or not."""
+        return self.weight if self.base_weight is None else self.base_weight
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype that the base layer alone would give."""
-        if self.base_weight is not None and not self.enabled:
-            return F.linear(x, self.base_weight, self.bias)
-        if self.merged or not self.enabled:
+        if not self.enabled:
+            return F.linear(x, self.frozen_weight, self.bias)
+        if self.merged:
             return F.linear(x, self.weight, self.bias)
-        if self._is_one_product(x):
-            return low_rank_product(
-                x.to(computed_dtype(x)), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling
-            )
-        y = F.linear(x, self.weight, self.bias)
-        return y + self._update(x).to(y.dtype)
-
-    def _is_one_product(self, x: Tensor) -> bool:
-        """Whether x is the input of both terms, gradients are asked for, and all is computed in one dtype."""
-        if not torch.is_grad_enabled() or not self.lora_A.requires_grad or self.weight.requires_grad:
-            return False
-        drops = self.training and self.lora_dropout.p > 0
-        one_dtype = torch.is_autocast_enabled(x.device.type) or x.dtype == self.weight.dtype == self.lora_A.dtype
-        return one_dtype and not drops
-
-    def _update(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out): (alpha / r) (dropout(x) A^T) B^T."""
-        x = self.lora_dropout(x)
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.lora_A.dtype)
-        # the scaling multiplies the thin (..., r) product
-        return F.linear(F.linear(x, self.lora_A) * self.scaling, self.lora_B)
+        dropout = self.adapter.lora_dropout
+        factors = self.adapter.factors(self.weight, self.adapter.dtype)
+        return adapted_linear(x, self.weight, self.bias, factors, dropout if self.training and dropout.p > 0 else None)
 
     def delta_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(alpha / r) B A, shape (out, in), computed in `dtype`."""
-        return self.scaling * (self.lora_B.to(dtype) @ self.lora_A.to(dtype))
+        """What merging adds to W0, (out, in), computed in `dtype`: (alpha / r) B A for LoRA."""
+        return self.adapter.delta_weight(self.frozen_weight, dtype)
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Set `weight` to W0 + delta_weight(): summed in fp32, rounded once to the weight's dtype.
+        """Set `weight` to the merged one: computed in fp32, rounded once to the weight's dtype.
 
         Does nothing where the update is merged already. W0 is kept aside, so `unmerge` is exact.
         """
         if self.merged:
             return
         base = self.weight.detach()
-        merged = (base.float() + self.delta_weight()).to(base.dtype)
         # a new Parameter: modules that share the old one keep W0
+        merged = self.adapter.merged(base).to(base.dtype)
         self.weight = nn.Parameter(merged, requires_grad=self.weight.requires_grad)
         self.base_weight = base
 
@@ -121,13 +86,7 @@ class LoRALinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """Sizes, rank and alpha."""
-        return f"{super().extra_repr()}, r={self.r}, lora_alpha={self.lora_alpha:g}"
-
-
-def computed_dtype(x: Tensor) -> torch.dtype:
-    """What a product with x is computed in: autocast's type where it is on, else x's own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return f"{super().extra_repr()}, r={self.adapter.r}, lora_alpha={self.adapter.lora_alpha:g}"
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -151,11 +110,11 @@ def disable_lora(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def merged_lora(model: nn.Module) -> Iterator[None]:
     """Within the context, every LoRALinear of `model` is merged; afterwards those are unmerged that were before."""
-    apart = [layer for layer in lora_layers(model).values() if not layer.merged]
-    for layer in apart:
+    unmerged = [layer for layer in lora_layers(model).values() if not layer.merged]
+    for layer in unmerged:
         layer.merge()
     try:
         yield
     finally:
-        for layer in apart:
+        for layer in unmerged:
             layer.unmerge()

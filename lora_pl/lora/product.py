@@ -1,7 +1,8 @@
-"""The product with W0 and its low-rank update as one differentiable operation."""
+"""The product with a frozen weight and the update beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -9,68 +10,107 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lora_pl.lora.adapter import Factors
 
-def low_rank_product(
+
+def adapted_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    lora_A: Tensor,
-    lora_B: Tensor,
-    scaling: float,
+    factors: Factors,
+    dropout: Callable[[Tensor], Tensor] | None = None,
     foreign: Tensor | None = None,
 ) -> Tensor:
-    """y = x W0^T + b + scaling (x A^T) B^T, differentiable in x, A and B; W0 and b are constants.
+    """y = gain * (x W0^T + (x a^T) b^T) + bias.
 
-    The update is added inside its own matrix product, and the backward keeps x and x A^T (thin) alone and never forms
-    a gradient of W's size.
+    Where all is computed in one dtype and the factors alone are trained, product and update are one operation, whose
+    backward keeps x and x a^T (thin) and never forms a gradient of W's size.
 
     Args:
-        x: (..., in), in the dtype to compute in.
+        x: (..., in).
         weight: W0, (out, in).
-        bias: b, (out,).
-        lora_A: A, (r, in), fp32.
-        lora_B: B, (out, r), fp32.
-        scaling: alpha / r.
-        foreign: (rows of x, r), bool: the entries of x A^T that count as zero, for rows that take a part of A and B
+        bias: (out,).
+        factors: a, b and gain.
+        dropout: What drops entries of x in x a^T alone; None where none are dropped.
+        foreign: (rows of x, k), bool: the entries of x a^T that count as zero, for rows that take a part of a and b
             alone; None where every row takes all of them.
 
     Returns:
-        (..., out), in the dtype of x; the gradients of A and B are fp32.
+        (..., out), in the dtype that the linear layer alone would give.
     """
-    rows = x.flatten(0, -2)
-    y = _LowRankProduct.apply(rows, weight, bias, lora_A, lora_B, scaling, foreign)  # type: ignore[no-untyped-call]
-    return cast(Tensor, y).view(*x.shape[:-1], -1)
+    if dropout is None and _is_one_operation(x, weight, bias, factors):
+        x = x.to(_computed_dtype(x))
+        rows = _FrozenProduct.apply(x.flatten(0, -2), weight, bias, factors.a, factors.b, foreign)  # type: ignore[no-untyped-call]
+        y = cast(Tensor, rows).view(*x.shape[:-1], -1)
+    else:
+        y = _two_products(x, weight, bias, factors, dropout, foreign)
+    return y if factors.gain is None else _with_gain(y, bias, factors.gain)
 
 
-class _LowRankProduct(torch.autograd.Function):
+def _is_one_operation(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> bool:
+    """Whether gradients are asked for, of x and the factors alone, and all is computed in one dtype."""
+    if not torch.is_grad_enabled() or not factors.a.requires_grad:
+        return False
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return False
+    return torch.is_autocast_enabled(x.device.type) or x.dtype == weight.dtype == factors.a.dtype
+
+
+def _computed_dtype(x: Tensor) -> torch.dtype:
+    """What a product with x is computed in: autocast's type where it is on, else x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _two_products(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    factors: Factors,
+    dropout: Callable[[Tensor], Tensor] | None,
+    foreign: Tensor | None,
+) -> Tensor:
+    y = F.linear(x, weight, bias)
+    branch = x if dropout is None else dropout(x)
+    if not torch.is_autocast_enabled(x.device.type):
+        branch = branch.to(factors.a.dtype)
+    thin = F.linear(branch, factors.a)  # (..., k)
+    if foreign is not None:
+        thin = thin.masked_fill(foreign.view(thin.shape), 0)
+    return y + F.linear(thin, factors.b).to(y.dtype)
+
+
+def _with_gain(y: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
+    """gain * (y - bias) + bias as y + (gain - 1) * (y - bias), which is y to the last bit where the gain is 1."""
+    change = (gain - 1).to(y.dtype)
+    if change.dim() == 2:  # by row
+        change = change.view(y.shape)
+    return torch.addcmul(y, y if bias is None else y - bias.to(y.dtype), change)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W0^T + bias + (x a^T) b^T, differentiable in x, a and b; (rows, in) -> (rows, out)."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        scaling: float,
-        foreign: Tensor | None,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, foreign: Tensor | None
     ) -> Tensor:
-        weight, a, b = (w.to(x.dtype) for w in (weight, lora_A * scaling, lora_B))
-        thin = x @ a.t()  # (tokens, r)
+        weight, own_a, own_b = (w.to(x.dtype) for w in (weight, a, b))
+        thin = x @ own_a.t()  # (rows, k)
         if foreign is not None:
             thin.masked_fill_(foreign, 0)
-        ctx.save_for_backward(x, weight, thin, lora_A, lora_B, foreign)
-        ctx.scaling = scaling
-        return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).addmm_(thin, b.t())
+        ctx.save_for_backward(x, weight, thin, a, b, foreign)
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).addmm_(thin, own_b.t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, thin, lora_A, lora_B, foreign = ctx.saved_tensors
-        a, b = (w.to(x.dtype) for w in (lora_A * ctx.scaling, lora_B))
-        d_thin = dy @ b  # (tokens, r)
+        x, weight, thin, a, b, foreign = ctx.saved_tensors
+        own_a, own_b = (w.to(x.dtype) for w in (a, b))
+        d_thin = dy @ own_b  # (rows, k)
         if foreign is not None:
             d_thin.masked_fill_(foreign, 0)
-        d_a = (d_thin.t() @ x).to(lora_A.dtype) * ctx.scaling
-        d_b = (dy.t() @ thin).to(lora_B.dtype)
-        d_x = (dy @ weight).addmm_(d_thin, a) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_a, d_b, None, None
+        d_a = (d_thin.t() @ x).to(a.dtype)
+        d_b = (dy.t() @ thin).to(b.dtype)
+        d_x = (dy @ weight).addmm_(d_thin, own_a) if ctx.needs_input_grad[0] else None
+        return d_x, None, None, d_a, d_b, None

@@ -19,7 +19,7 @@ class Routing:
 
     def __init__(self, adapters: tuple[str | None, ...], lengths: tuple[int, ...]) -> None:
         if len(adapters) != len(lengths):
-            raise LoRAError(f"route: expected as many lengths as adapters, got {len(lengths)} and {len(adapters)}")
+            raise LoRAError("route", f"expected as many lengths as adapters, got {len(lengths)} and {len(adapters)}")
         self.used = tuple(dict.fromkeys(name for name in adapters if name is not None))
         """The adapters that occur, each once."""
         index = {name: number for number, name in enumerate(self.used)}
@@ -64,5 +64,5 @@ class Routing:
         if rows == segments:  # the segments' first tokens alone
             return self._adapter
         raise LoRAError(
-            f"route: {segments} segments of {self._lengths.sum()} tokens do not fit an input of shape {shape}"
+            "route", f"{segments} segments of {self._lengths.sum()} tokens do not fit an input of shape {shape}"
         )

@@ -1,24 +1,34 @@
-"""An adapter's tensors, apart from the base that they belong to."""
+"""An adapter's tensors, without the base that they belong to."""
 
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from lora_pl.lora.adapter import Adapter
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.injection import declared_params
+from lora_pl.lora.layer import lora_layers
 
 
 def adapter_state_dict(model: nn.Module, also: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
-    """What LoRA trains in `model`, by full name: the declared adapter parameters, and all that is in `also`.
+    """What LoRA trains in `model`: the parameters of its adapters, and all that is in `also`, by full name.
 
-    The tensors share memory with the model's, as those of `state_dict()` do.
+    An adapter's parameters have its layer's name before their own: `encoder.layer.0.attention.self.query.lora_A`. The
+    tensors share memory with the model's, as those of `state_dict()` do.
     """
-    kept = {id(tensor) for module in model.modules() for tensor in _adapter_tensors(module)}
+    adapters = [module for module in model.modules() if isinstance(module, Adapter)]
+    kept = {id(tensor) for adapter in adapters for tensor in adapter.tensors().values()}
     for module in also:
         kept.update(id(tensor) for tensor in module.state_dict(keep_vars=True).values())
+    names = {id(tensor): name for name, tensor in layer_tensors(model).items()}
     state = nn.Module.state_dict(model, keep_vars=True)
-    return {name: tensor.detach() for name, tensor in state.items() if id(tensor) in kept}
+    return {names.get(id(tensor), name): tensor.detach() for name, tensor in state.items() if id(tensor) in kept}
+
+
+def layer_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' parameters by their layers' names and their own."""
+    layers = lora_layers(model).items()
+    return {f"{layer}.{own}": tensor for layer, module in layers for own, tensor in module.adapter.tensors().items()}
 
 
 @torch.no_grad()
@@ -43,13 +53,9 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], also:
         ),
     ]
     if problems:
-        raise LoRAError("the adapter does not fit the model: " + "; ".join(problems))
+        raise LoRAError("state", "the adapter does not fit the model: " + "; ".join(problems))
     for name, tensor in own.items():
         tensor.copy_(state[name])
-
-
-def _adapter_tensors(module: nn.Module) -> list[nn.Parameter]:
-    return [module.get_parameter(name) for name in declared_params(module)]
 
 
 def _shape(value: object) -> tuple[int, ...] | str:

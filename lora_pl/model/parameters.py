@@ -56,5 +56,5 @@ def lora_by_module(encoder: nn.Module) -> dict[str, tuple[int, int]]:
     for name, layer in lora_layers(encoder).items():
         kind = folded(name)
         layers[kind] += 1
-        parameters[kind] += sum(layer.get_parameter(own).numel() for own in layer.adapter_params())
+        parameters[kind] += sum(p.numel() for p in layer.adapter.parameters())
     return {kind: (layers[kind], parameters[kind]) for kind in layers}

@@ -86,14 +86,15 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return max(steps, key=steps.__getitem__, default=None), damaged
 
 
-SHAPING = ("task", "label_names", "method", "head", "lora.r", "lora.target_modules")
-"""The settings that a checkpoint's tensors depend on."""
+SHAPING = {"task": None, "label_names": None, "method": None, "head": None,
+           "lora.r": None, "lora.target_modules": None, "lora.variant": "lora"}  # fmt: skip
+"""The settings that a checkpoint's tensors depend on, and what holds where a checkpoint does not have one."""
 
 
 def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
     """Raise a UserError if the model was built with other settings than those its tensors depend on."""
-    for key in SHAPING:
-        stored, given = (_nested(values, key) for values in (checkpoint["hyper_parameters"], hparams))
+    for key, absent in SHAPING.items():
+        stored, given = (_nested(values, key) or absent for values in (checkpoint["hyper_parameters"], hparams))
         if stored != given:
             raise UserError(
                 f"checkpoint: trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the "

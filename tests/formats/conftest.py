@@ -25,8 +25,8 @@ def make_model(tiny_encoder) -> MakeModel:
         torch.manual_seed(3)
         model = LoRAClassifier(encoder=tiny_encoder(kind), **settings)
         for layer in lora_layers(model).values():
-            nn.init.normal_(layer.lora_A, std=0.3)
-            nn.init.normal_(layer.lora_B, std=0.3)
+            for tensor in layer.adapter.tensors().values():
+                nn.init.normal_(tensor, std=0.3)
         for parameter in model.head.parameters():
             nn.init.normal_(parameter, std=0.5)
         return model.eval()

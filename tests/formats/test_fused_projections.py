@@ -1,4 +1,4 @@
-"""Updates of fused layers, whole and in parts."""
+"""Adapters of fused layers, whole and in parts, for every variant."""
 
 import pytest
 import torch
@@ -7,102 +7,119 @@ from torch import nn
 from lora_pl.encoder.architectures import ARCHITECTURES, architecture_of, module_names
 from lora_pl.encoder.fused import split_fused
 from lora_pl.encoder.loading import load_encoder
-from lora_pl.formats.fused_projections import Update, join_updates, split_updates
-from lora_pl.lora import LoRAConfig, inject_lora, lora_layers
+from lora_pl.formats.external import ExternalLayer
+from lora_pl.formats.fused_projections import join_parts, split_parts
+from lora_pl.lora import VARIANTS, Adapter, LoRAConfig, inject_lora, lora_layers
 from tests.encoder.test_architectures import TERMS
 from tests.encoder.test_fused import FUSED, block
-from tests.support import rounding
+from tests.support import assert_equal_to_rounding, rounding
 
 WITH_FUSED = [kind for kind, row in ARCHITECTURES.items() if row.fused]
 IDS = torch.tensor([[0, 5, 6, 7, 9, 11, 2]])
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
-def update(r: int, alpha: float) -> Update:
-    return Update(torch.randn(r, 5), torch.randn(4, r), alpha)
+def layers_of(model: nn.Module) -> dict[str, ExternalLayer]:
+    return {
+        name: ExternalLayer(
+            {own: tensor.detach() for own, tensor in layer.adapter.tensors().items()},
+            layer.adapter.r,
+            layer.adapter.lora_alpha,
+        )
+        for name, layer in lora_layers(model).items()
+    }
 
 
-def delta(one: Update) -> torch.Tensor:
-    return one.scaling * one.b @ one.a
+def moved(model: nn.Module, config: LoRAConfig) -> dict[str, ExternalLayer]:
+    """The adapters of a model, away from their start."""
+    inject_lora(model, config)
+    for layer in lora_layers(model).values():
+        for tensor in layer.adapter.tensors().values():
+            nn.init.normal_(tensor, std=0.3)
+    return layers_of(model)
 
 
+def merged(variant: str, linear: nn.Linear, layer: ExternalLayer) -> torch.Tensor:
+    adapter: Adapter = VARIANTS[variant](linear, LoRAConfig(r=layer.r, lora_alpha=layer.alpha))
+    adapter.load_state_dict(dict(layer.tensors))
+    return adapter.merged(linear.weight).detach()
+
+
+@each_variant
 @pytest.mark.parametrize(
-    "parts",
+    ("targets", "patterns"),
     [
-        {"q": update(2, 4.0), "v": update(2, 4.0)},
-        {"q": update(1, 3.0), "k": update(4, 12.0), "v": update(2, 6.0)},
-        {"k": update(3, 3.0)},
+        (("q", "v"), {}),
+        (("q", "k", "v"), {"rank_pattern": {"k": 4}, "alpha_pattern": {"k": 8.0}}),
+        (("k",), {}),
+        (("q", "v"), {"rank_pattern": {"v": 3}, "alpha_pattern": {"q": 1.0}}),
     ],
 )
-def test_updates_there_and_back_bit_for_bit(parts):
+def test_the_joined_adapter_is_the_parts_and_back(variant, targets, patterns):
     model = block()
+    whole = nn.Linear(*reversed(model.get_submodule("attn.qkv").weight.shape))
+    whole.weight = nn.Parameter(model.get_submodule("attn.qkv").weight.detach().clone())
     split_fused(model, FUSED)
-    updates = {f"attn.qkv.{name}": part for name, part in parts.items()} | {"attn.out": update(1, 1.0)}
-    joined = join_updates(model, updates)
+    linear = {name: model.get_submodule(f"attn.qkv.{name}") for name in "qkv"}
+    layers = moved(model, LoRAConfig(r=2, lora_alpha=4, variant=variant, target_modules=(*targets, "out"), **patterns))
+    joined = join_parts(model, layers, variant)
     assert joined.keys() == {"attn.qkv", "attn.out"}
-    whole = joined["attn.qkv"]
-    assert len(whole.a) == sum(len(part.a) for part in parts.values())
-    for name, rows in zip("qkv", delta(whole).chunk(3), strict=True):
-        expected = delta(parts[name]) if name in parts else torch.zeros(4, 5)
-        torch.testing.assert_close(rows, expected)
-    back = split_updates(FUSED, joined)
-    assert back.keys() == updates.keys()
-    for name, one in updates.items():
-        assert torch.equal(back[name].a, one.a)
-        assert torch.equal(back[name].b, one.b)
-        assert back[name].alpha == one.alpha
+    rows = merged(variant, whole, joined["attn.qkv"]).chunk(3)
+    for name, own in zip("qkv", rows, strict=True):
+        layer = layers.get(f"attn.qkv.{name}")
+        expected = merged(variant, linear[name], layer) if layer else linear[name].weight.detach()
+        assert_equal_to_rounding(own, expected, 20)
+    back = split_parts(FUSED, joined, variant)
+    assert layers.keys() <= back.keys()
+    for name, layer in back.items():
+        if name in layers and not patterns:
+            assert layer.alpha == layers[name].alpha
+            assert all(torch.equal(tensor, layers[name].tensors[own]) for own, tensor in layer.tensors.items())
+        part = name.rpartition(".")[2]
+        if part in linear:
+            assert_equal_to_rounding(merged(variant, linear[part], layer), rows["qkv".index(part)], 20)
 
 
-def test_parts_of_other_scaling_keep_their_delta():
-    model = block()
-    split_fused(model, FUSED)
-    parts = {"q": update(2, 4.0), "v": update(3, 1.0)}
-    joined = join_updates(model, {f"attn.qkv.{name}": part for name, part in parts.items()})
-    rows = delta(joined["attn.qkv"]).chunk(3)
-    torch.testing.assert_close(rows[0], delta(parts["q"]))
-    torch.testing.assert_close(rows[2], delta(parts["v"]))
+@each_variant
+def test_an_adapter_of_the_whole_layer_is_one_of_every_part(variant):
+    whole = nn.Linear(5, 12)
+    adapter = VARIANTS[variant](whole, LoRAConfig(r=2, lora_alpha=8))
+    for tensor in adapter.tensors().values():
+        nn.init.normal_(tensor)
+    tensors = {name: tensor.detach() for name, tensor in adapter.tensors().items()}
+    split = split_parts(FUSED, {"attn.qkv": ExternalLayer(tensors, 2, 8.0)}, variant)
+    expected = merged(variant, whole, ExternalLayer(tensors, 2, 8.0)).chunk(3)
+    for rows, weight, layer in zip(expected, whole.weight.detach().chunk(3), split.values(), strict=True):
+        linear = nn.Linear(5, 4)
+        linear.weight = nn.Parameter(weight.clone())
+        assert_equal_to_rounding(merged(variant, linear, layer), rows, 20)
 
 
-def test_an_update_of_the_whole_layer_is_one_of_every_part():
-    whole = Update(torch.randn(2, 5), torch.randn(12, 2), 8.0)
-    split = split_updates(FUSED, {"attn.qkv": whole})
-    torch.testing.assert_close(torch.cat([delta(one) for one in split.values()]), delta(whole))
+@each_variant
+def test_an_update_that_is_still_zero_keeps_its_rank(variant):
+    tensors = VARIANTS[variant](nn.Linear(5, 12), LoRAConfig(r=2)).tensors()
+    fresh = ExternalLayer({name: tensor.detach() for name, tensor in tensors.items()}, 2, 8.0)
+    assert [layer.r for layer in split_parts(FUSED, {"attn.qkv": fresh}, variant).values()] == [2, 2, 2]
 
 
-def test_an_update_that_is_still_zero_keeps_its_rank():
-    split = split_updates(FUSED, {"attn.qkv": Update(torch.randn(2, 5), torch.zeros(12, 2), 8.0)})
-    assert [len(one.a) for one in split.values()] == [2, 2, 2]
-
-
-def trained_encoder(folder, **settings):
-    """An encoder with LoRA on query and value, nothing of it zero, and its updates."""
-    encoder = load_encoder(folder).eval()
-    inject_lora(encoder, module_names(LoRAConfig(target_modules=("query", "value"), **settings), encoder.config))
-    for layer in lora_layers(encoder).values():
-        nn.init.normal_(layer.lora_B, std=0.3)
-    updates = {
-        name: Update(layer.lora_A.detach(), layer.lora_B.detach(), layer.lora_alpha)
-        for name, layer in lora_layers(encoder).items()
-    }
-    return encoder, updates
-
-
+@each_variant
 @pytest.mark.parametrize("patterns", [{}, {"rank_pattern": {"value": 3}, "alpha_pattern": {"query": 2.0}}])
 @pytest.mark.parametrize("kind", WITH_FUSED)
-def test_real_peft_computes_the_joined_update(kind, patterns, tiny_encoder):
+def test_real_peft_computes_the_joined_adapter(kind, patterns, variant, tiny_encoder):
     peft = pytest.importorskip("peft")
     from transformers import AutoModel
 
-    encoder, updates = trained_encoder(tiny_encoder(kind), r=2, **patterns)
-    joined = join_updates(encoder, updates)
-    r, alpha = {len(one.a) for one in joined.values()}, {one.alpha for one in joined.values()}
-    config = peft.LoraConfig(r=r.pop(), lora_alpha=alpha.pop(), target_modules=list(joined))
-    theirs = peft.get_peft_model(AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32), config).eval()
-    for name, one in joined.items():
-        layer = theirs.base_model.model.get_submodule(name)
-        layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data = one.a, one.b
+    encoder = load_encoder(tiny_encoder(kind)).eval()
+    config = LoRAConfig(r=2, variant=variant, target_modules=("query", "value"), **patterns)
+    joined = join_parts(encoder, moved(encoder, module_names(config, encoder.config)), variant)
+    (r,), (alpha,) = {layer.r for layer in joined.values()}, {layer.alpha for layer in joined.values()}
+    settings = {"r": r, "lora_alpha": alpha, "target_modules": list(joined), **VARIANTS[variant].peft_settings}
+    stock = AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32)
+    theirs = peft.get_peft_model(stock, peft.LoraConfig(**settings)).eval()
+    names = VARIANTS[variant].peft_names
+    state = {f"base_model.model.{n}.{names[o]}": t for n, x in joined.items() for o, t in x.tensors.items()}
+    assert not peft.set_peft_model_state_dict(theirs, state).unexpected_keys
     expected = theirs(input_ids=IDS).last_hidden_state
     torch.testing.assert_close(encoder(input_ids=IDS).last_hidden_state, expected, rtol=0, atol=rounding(TERMS))
-    back = split_updates(architecture_of(encoder.config).fused, joined)
-    assert back.keys() == updates.keys()
-    assert all(torch.equal(back[name].a, one.a) for name, one in updates.items())
-    torch.testing.assert_close([delta(back[name]) for name in updates], [delta(one) for one in updates.values()])
+    back = split_parts(architecture_of(encoder.config).fused, joined, variant)
+    assert set(lora_layers(encoder)) <= back.keys()

@@ -10,9 +10,10 @@ from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.errors import UserError
 from lora_pl.formats.export import ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
-from lora_pl.formats.importing import ImportOptions, import_adapter, load_foreign
+from lora_pl.formats.importing import ImportOptions, import_adapter, load_external
 from lora_pl.formats.peft import PeftExport
 from lora_pl.formats.stock_model import read_logits
+from lora_pl.lora import VARIANTS
 from tests.formats.conftest import TEXTS, saved, texts_for
 
 peft = pytest.importorskip("peft")
@@ -27,6 +28,7 @@ peft = pytest.importorskip("peft")
         ("xlm-roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, alpha_pattern={".*layer.1.*query": 5.0})}),
         ("distilbert", {"head": "architecture"}),
         ("electra", {"head": "architecture", "lora": LoRAConfig(target_modules=("dense", "key"))}),
+        *(("roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant)}) for variant in VARIANTS),
     ],
 )
 def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_model, tmp_path):
@@ -37,7 +39,7 @@ def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_mod
     got = PeftExport(model, ExportOptions()).logits(tmp_path / "peft", texts)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
     # and back, as the very model
-    again = load_foreign(tmp_path / "peft")
+    again = load_external(tmp_path / "peft")
     assert again.hparams["head"] == model.hparams["head"]
     assert again.label_names == model.label_names
     state = model.state_dict()
@@ -72,7 +74,6 @@ def trained_by_peft(kind, tiny_encoder, folder, labels=2, **settings):
         ("roberta", {"target_modules": ["query", "value"]}),
         ("roberta", {"target_modules": ["query", "value"], "use_rslora": True, "lora_dropout": 0.1}),
         ("roberta", {"target_modules": "all-linear"}),
-        ("bert", {"target_modules": "all-linear"}),
         ("bert", {"target_modules": ["query", "key"], "modules_to_save": ["pooler", "classifier"]}),
         ("roberta", {"target_modules": r".*\.(query|dense)", "exclude_modules": ["classifier.dense"]}),
         ("roberta", {"target_modules": ["query", "value"], "rank_pattern": {"value": 2},
@@ -81,6 +82,9 @@ def trained_by_peft(kind, tiny_encoder, folder, labels=2, **settings):
         ("roberta", {"target_modules": ["query", "value"], "layers_to_transform": [1]}),
         ("distilbert", {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier", "classifier"]}),
         ("electra", {"target_modules": ["query", "value"]}),
+        *(("bert", {"target_modules": "all-linear", **variant.peft_settings}) for variant in VARIANTS.values()),
+        *(("roberta", {"target_modules": ["query", "value"], "rank_pattern": {"value": 2}, "use_rslora": True,
+                       "alpha_pattern": {"query": 7}, **variant.peft_settings}) for variant in VARIANTS.values()),
     ],
 )  # fmt: skip
 def test_an_adapter_that_peft_trained(kind, settings, tiny_encoder, tmp_path):
@@ -98,7 +102,6 @@ def test_an_adapter_that_peft_trained(kind, settings, tiny_encoder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"use_dora": True}, "use_dora = True"),
         ({"bias": "lora_only"}, "bias = lora_only"),
         ({"lora_bias": True}, "lora_bias = True"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights = pissa"),
@@ -116,7 +119,7 @@ def test_a_head_that_was_not_saved_is_named(tiny_encoder, tmp_path):
     weights = tmp_path / "theirs" / "adapter_model.safetensors"
     save_file({name: t for name, t in load_file(weights).items() if "pre_classifier" not in name}, weights)
     with pytest.raises(UserError, match=r"no tensors of the head: pre_classifier.bias, pre_classifier.weight"):
-        load_foreign(tmp_path / "theirs", ImportOptions(encoder=tiny_encoder("distilbert")))
+        load_external(tmp_path / "theirs", ImportOptions(encoder=tiny_encoder("distilbert")))
 
 
 def test_a_pooler_that_the_base_does_not_hold_is_named(tiny_encoder, tmp_path):
@@ -127,4 +130,4 @@ def test_a_pooler_that_the_base_does_not_hold_is_named(tiny_encoder, tmp_path):
     bare.save_pretrained(tmp_path / "bare")
     load_tokenizer(tiny_encoder("bert")).save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match="holds no pooler"):
-        load_foreign(tmp_path / "theirs", ImportOptions(encoder=str(tmp_path / "bare")))
+        load_external(tmp_path / "theirs", ImportOptions(encoder=str(tmp_path / "bare")))

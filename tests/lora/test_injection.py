@@ -86,12 +86,20 @@ def test_a_rank_above_the_layer_is_an_error(model):
     assert not lora_layers(model)
 
 
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_without_a_match_is_an_error(model, field):
+    with pytest.raises(LoRAError) as error:
+        inject_lora(model, LoRAConfig(**{field: {"head": 2}}))
+    assert error.value.key == field
+    assert not lora_layers(model)
+
+
 @pytest.mark.parametrize("merged", [False, True])
 def test_remove_gives_the_base_back_bit_for_bit(model, merged):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inject_lora(model.eval(), LoRAConfig())
     for layer in lora_layers(model).values():
-        nn.init.normal_(layer.lora_B)
+        nn.init.normal_(layer.adapter.lora_B)
         if merged:
             layer.merge()
     assert remove_lora(model) == NAMES
@@ -106,7 +114,7 @@ def test_only_declared_parameters_are_trainable(model):
     inject_lora(model, LoRAConfig())
     mark_only_lora_as_trainable(model, also=(model.head,))
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trainable == {f"{n}.{p}" for n in NAMES for p in ("lora_A", "lora_B")} | {"head.weight", "head.bias"}
+    assert trainable == {f"{n}.adapter.{p}" for n in NAMES for p in ("lora_A", "lora_B")} | {"head.weight", "head.bias"}
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
@@ -119,7 +127,7 @@ def test_only_declared_parameters_are_trainable(model):
 def test_state_round_trips_with_the_head(model):
     inject_lora(model, LoRAConfig())
     for layer in lora_layers(model).values():
-        nn.init.normal_(layer.lora_B)
+        nn.init.normal_(layer.adapter.lora_B)
     state = {name: tensor.clone() for name, tensor in adapter_state_dict(model, also=(model.head,)).items()}
     assert len(state) == 2 * len(NAMES) + 2
     other = Model()
@@ -143,4 +151,4 @@ def test_a_strict_load_lists_every_misfit_and_changes_nothing(model):
     assert f"1 missing: {gone}" in message
     assert "1 unexpected: ABlayers.7.query.lora_A" in message
     assert "1 of another shape: ABlayers.0.query.lora_A (expected (4, 8), got (2, 8))" in message
-    assert not any((layer.lora_A == 1).all() for layer in lora_layers(model).values())
+    assert not any((layer.adapter.lora_A == 1).all() for layer in lora_layers(model).values())

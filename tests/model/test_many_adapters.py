@@ -18,7 +18,7 @@ def write(tiny_encoder, tmp_path):
         torch.manual_seed(len(name))
         model = LoRAClassifier(encoder=tiny_encoder(kind), **settings)
         for layer in lora_layers(model).values():
-            torch.nn.init.normal_(layer.lora_B)
+            torch.nn.init.normal_(layer.adapter.lora_B)
         checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
         model.on_save_checkpoint(checkpoint)
         torch.save(checkpoint, tmp_path / f"{name}.ckpt")

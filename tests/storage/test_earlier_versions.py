@@ -9,7 +9,7 @@ import torch
 
 from lora_pl import LoRAClassifier
 from lora_pl.cli.main import main
-from lora_pl.formats.importing import ImportOptions, load_foreign
+from lora_pl.formats.importing import ImportOptions, load_external
 from lora_pl.formats.native import read_adapter_folder
 
 BEFORE = Path(__file__).resolve().parents[1] / "fixtures" / "before"
@@ -30,7 +30,7 @@ def test_checkpoints(method):
 
 def test_adapter_folders():
     require_same(read_adapter_folder(BEFORE / "adapter", encoder=ENCODER), "adapter")
-    require_same(load_foreign(BEFORE / "peft", ImportOptions(encoder=ENCODER)), "adapter")
+    require_same(load_external(BEFORE / "peft", ImportOptions(encoder=ENCODER)), "adapter")
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -1,4 +1,4 @@
-"""What PEFT's `adapter_config.json` may say, and what of it lora_pl represents."""
+"""The folder of an adapter that PEFT saved, and what of its configuration lora_pl represents."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lora_pl.errors import UserError
+from lora_pl.formats.external import ExternalAdapter, ExternalLayer, parse_safetensors, split_layers
+from lora_pl.formats.model_card import RECORD
+from lora_pl.formats.native import parse_record
+from lora_pl.lora import VARIANTS
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 
 REPRESENTED = frozenset(
     {
         *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"),
         *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora"),
         *("modules_to_save", "bias", "init_lora_weights"),
+        *(field for variant in VARIANTS.values() for field in variant.peft_settings),
     }
 )
 WITHOUT_EFFECT = frozenset(
@@ -35,6 +43,46 @@ INITS = (True, False, "gaussian", "eva", "orthogonal")
 """The initializations that leave the base's weights as they are; PiSSA, OLoRA, LoftQ, ... change them."""
 
 
+def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
+    """The adapter of a folder that PEFT saved, from its files' contents.
+
+    Raises:
+        UserError: a file is damaged, or holds what lora_pl can't represent.
+    """
+    config = parse_config(files[CONFIG], source)
+    tensors = parse_safetensors(files[WEIGHTS], source)
+    outside = [name for name in tensors if not name.startswith(PREFIX)]
+    if outside:
+        raise UserError("import.damaged", f"{source}: expected names that begin with {PREFIX}, got {outside[0]}")
+    plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    variant = _variant(config)
+    assert variant is not None  # parse_config has refused the others
+    layers, head = split_layers(source, plain, VARIANTS[variant].peft_names, variant)
+    scaled = {name: _scaled(config, name, layer, source) for name, layer in layers.items()}
+    settings, base = _from_record(files, source)
+    settings = {"encoder": config.get("base_model_name_or_path"), **settings}
+    settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
+    return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config, variant=variant)
+
+
+def _scaled(config: Mapping[str, Any], name: str, layer: ExternalLayer, source: str) -> ExternalLayer:
+    r, alpha = layer_settings(config, name)
+    if r != layer.r:
+        raise UserError(
+            "import.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
+        )
+    return replace(layer, alpha=alpha)
+
+
+def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], Mapping[str, str] | None]:
+    """What lora_pl's own record beside the adapter says, where there is one."""
+    if RECORD not in files:
+        return {}, None
+    record = parse_record(files[RECORD], source)
+    kept = ("encoder", "task", "label_names", "pairs", "max_length")
+    return {key: record["hyper_parameters"][key] for key in kept}, record["base"]
+
+
 def parse_config(data: bytes, source: str) -> dict[str, Any]:
     """The configuration, checked.
 
@@ -47,14 +95,18 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
         if not isinstance(config, dict):
             raise ValueError("no object")
     except ValueError as error:
-        raise UserError(f"{source}: {CONFIG} is damaged: {error}") from error
+        raise UserError("import.damaged", f"{source}: {CONFIG} is damaged: {error}") from error
     if config.get("peft_type") != "LORA":
-        raise UserError(f"{source}: expected a LoRA adapter (peft_type LORA), got {config.get('peft_type')!r}")
+        raise UserError(
+            "import.unsupported", f"{source}: expected a LoRA adapter (peft_type LORA), got {config.get('peft_type')!r}"
+        )
     if config.get("task_type") not in (None, "SEQ_CLS", "FEATURE_EXTRACTION"):
-        raise UserError(f"{source}: expected task_type SEQ_CLS, got {config['task_type']!r}")
+        raise UserError("import.unsupported", f"{source}: expected task_type SEQ_CLS, got {config['task_type']!r}")
     problems = list(_unrepresentable(config))
     if problems:
-        raise UserError(f"{source}: {CONFIG} has what lora_pl can't represent: {', '.join(problems)}")
+        raise UserError(
+            "import.unsupported", f"{source}: {CONFIG} has what lora_pl can't represent: {', '.join(problems)}"
+        )
     return config
 
 
@@ -81,10 +133,23 @@ def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:
         yield f"bias = {config['bias']} (biases trained too)"
     if config.get("init_lora_weights", True) not in INITS:
         yield f"init_lora_weights = {config['init_lora_weights']} (changes the base's weights)"
+    if _variant(config) is None:
+        yield " and ".join(f"{field} = {value}" for field, value in _variant_settings(config).items())
     for field in ("r", "lora_alpha"):
         value = config.get(field)
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
             yield f"{field} = {value} (expected a number > 0)"
+
+
+def _variant(config: Mapping[str, Any]) -> str | None:
+    """The variant with just these settings."""
+    given = _variant_settings(config)
+    return next((name for name, variant in VARIANTS.items() if variant.peft_settings == given), None)
+
+
+def _variant_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    known = {field for variant in VARIANTS.values() for field in variant.peft_settings}
+    return {field: value for field, value in config.items() if field in known and value}
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:

@@ -1,0 +1,61 @@
+"""State dicts with adapters: loralib's, and the two layouts of the original repository.
+
+loralib (Hu et al., 2021) has `...query.lora_A` and `...query.lora_B`, and a head. The original repository fine-tunes
+RoBERTa on SST-2: one layout is `roberta.encoder.layer.N.attention.self.{query,value}.{A,B}` and a linear head
+`classifier.{weight,bias}` on `<s>`; the other has that under `lora`, beside `metrics` and `config` (model, task, r,
+alpha, max_length).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_pl.data.tasks import GLUE_TASKS
+from lora_pl.errors import UserError
+from lora_pl.formats.external import ExternalAdapter, split_layers
+
+LORALIB = {"lora_A": "lora_A", "lora_B": "lora_B"}
+ORIGINAL = {"lora_A": "A", "lora_B": "B"}
+"""What they call the parameters of LoRA."""
+
+
+def read_state_dict(state: Mapping[str, Any], source: str) -> ExternalAdapter:
+    """The adapter in a state dict.
+
+    Raises:
+        UserError: it is of none of the layouts, or damaged.
+    """
+    if isinstance(state.get("lora"), dict) or _has(state, ORIGINAL):
+        return _read_original(state, source)
+    if _has(state, LORALIB):
+        layers, head = split_layers(source, state, LORALIB)
+        return ExternalAdapter(source, layers, head)
+    raise UserError(
+        "import.unknown",
+        f"{source}: no adapter was recognized; expected tensors named ...lora_A and ...lora_B (loralib) or ...A and "
+        "...B (the original repository), or a folder with adapter_config.json (PEFT)",
+    )
+
+
+def _has(state: Mapping[str, Any], names: Mapping[str, str]) -> bool:
+    return any(name.endswith(f".{names['lora_A']}") for name in state)
+
+
+def _read_original(state: Mapping[str, Any], source: str) -> ExternalAdapter:
+    """With rank, alpha, task and length where the file says them."""
+    config = state.get("config", {}) if "lora" in state else {}
+    layers, head = split_layers(source, state.get("lora", state), ORIGINAL, alpha=config.get("alpha"))
+    wrong = [name for name, layer in layers.items() if layer.r != config.get("r", layer.r)]
+    if wrong:
+        raise UserError(
+            "import.shape", f"{source}: config says r = {config['r']}, but {wrong[0]} has r = {layers[wrong[0]].r}"
+        )
+    return ExternalAdapter(source, layers, head, _settings(config), linear_head=True)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = {task.folder: task.name for task in GLUE_TASKS.values()}
+    known = {"encoder": config.get("model"), "task": tasks.get(config.get("task", ""))}
+    known["max_length"] = config.get("max_length")
+    return {key: value for key, value in known.items() if value is not None}

@@ -1,0 +1,107 @@
+"""What one layer's adapter is, and LoRA itself."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lora_pl.lora.config import LoRAConfig
+
+GAUSSIAN_STD = 0.02
+
+
+class Factors(NamedTuple):
+    r"""One layer's update: y = gain \* (x W_0^T + (x a^T) b^T) + bias."""
+
+    a: Tensor
+    """(k, in), scaled."""
+    b: Tensor
+    """(out, k)"""
+    gain: Tensor | None = None
+    """None where it is 1, (out,), or (rows, out) where the rows of x go through several adapters."""
+
+
+class Adapter(nn.Module, ABC):
+    """The trained parameters of one adapted layer, fp32 on its device whatever its dtype.
+
+    A variant declares its parameters, its settings in PEFT, and the factors of its update; freezing, counting, states,
+    merging, `AdapterBank`, import and export know it through these alone.
+
+    Args:
+        base: The layer, which stays as it is.
+        config: Rank, alpha, dropout and initialization.
+    """
+
+    peft_names: ClassVar[Mapping[str, str]]
+    """The parameters, in the order of the optimizer, and PEFT's names for them below a layer."""
+    peft_settings: ClassVar[Mapping[str, Any]] = {}
+    """The fields of PEFT's `LoraConfig` that choose this variant."""
+    axes: ClassVar[Mapping[str, tuple[str, ...]]]
+    """What each parameter's dimensions are: `r`, `in` or `out`."""
+
+    def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
+        super().__init__()
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.r, self.lora_alpha, self.scaling = config.r, config.lora_alpha, config.scaling
+        self.lora_dropout = nn.Dropout(config.lora_dropout)
+
+    @classmethod
+    def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
+        """The rank of stored parameters, by their names here."""
+        name, axes = next((name, axes) for name, axes in cls.axes.items() if "r" in axes)
+        return tensors[name].shape[axes.index("r")]
+
+    @abstractmethod
+    def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
+        """The factors over the frozen weight W_0 (out, in), in `dtype`, differentiable in the parameters."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' own."""
+        return next(self.parameters()).dtype
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """The parameters by name, in the declared order."""
+        return {name: self.get_parameter(name) for name in self.peft_names}
+
+    def delta_weight(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """W - W_0, (out, in), in `dtype`, where W is the weight of the one linear layer that computes the same."""
+        a, b, gain = self.factors(weight, dtype)
+        update = b @ a
+        if gain is None:
+            return update
+        return gain[:, None] * update + (gain[:, None] - 1) * weight.to(dtype)
+
+    def merged(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """W = gain * (W_0 + b a), (out, in), in `dtype`."""
+        return weight.to(dtype) + self.delta_weight(weight, dtype)
+
+
+class LoRA(Adapter):
+    r"""W = W_0 + (alpha / r) B A (Hu et al., 2021, Section 4.1).
+
+    A (r, in) starts as `config.init` says, B (out, r) at zero, so that the layer starts as its base exactly.
+    """
+
+    peft_names: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"lora_A": ("r", "in"), "lora_B": ("out", "r")}
+
+    def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
+        super().__init__(base, config)
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(self.r, self.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, self.r, dtype=torch.float32, device=device))
+        if config.init == "gaussian":
+            nn.init.normal_(self.lora_A, std=GAUSSIAN_STD)
+        else:
+            nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
+        """a = (alpha / r) A, b = B."""
+        return Factors(self.lora_A.to(dtype) * self.scaling, self.lora_B.to(dtype))

@@ -1,0 +1,54 @@
+"""Weight-decomposed LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lora_pl.lora.adapter import Factors, LoRA
+
+if TYPE_CHECKING:
+    from lora_pl.lora.config import LoRAConfig
+
+
+class DoRA(LoRA):
+    r"""W = m (W_0 + s B A) / ||W_0 + s B A||, with the norm of each row (Liu et al., 2024, Section 4).
+
+    The magnitude m (out,) is trained and starts at ||W_0||, so that the layer starts as its base exactly. The norm is
+    a constant in the backward (Section 4.3). No product of the size of W is formed for it:
+
+    .. math:: ||W_0 + s B A||^2 = ||W_0||^2 + 2 s \sum (W_0 A^T) \odot B + s^2 \sum (B (A A^T)) \odot B
+
+    with sums over r.
+    """
+
+    peft_names: ClassVar[Mapping[str, str]] = {**LoRA.peft_names, "lora_magnitude_vector": "lora_magnitude_vector"}
+    peft_settings: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {**LoRA.axes, "lora_magnitude_vector": ("out",)}
+
+    base_norm: Tensor
+
+    def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
+        super().__init__(base, config)
+        # (out,): ||W_0||^2, of the weight before it is cast to half precision
+        squares = base.weight.detach().float().square().sum(1)
+        self.register_buffer("base_norm", squares, persistent=False)
+        self.lora_magnitude_vector = nn.Parameter(squares.sqrt())
+
+    def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
+        """LoRA's, and the gain m / ||W_0 + s B A||."""
+        a, b, _ = super().factors(weight, dtype)
+        gain = self.lora_magnitude_vector.to(dtype) / self._norm(weight.detach(), a.detach(), b.detach())
+        return Factors(a, b, gain)
+
+    def _norm(self, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """(out,): the norm of each row of W_0 + b a."""
+        with torch.autocast(weight.device.type, enabled=False):
+            crossed = (weight.to(a.dtype) @ a.t() * b).sum(1)
+            squared = (b @ (a @ a.t()) * b).sum(1)
+            squares = self.base_norm.to(a.dtype) + 2 * crossed + squared
+        # a row of zeros stays zero
+        return squares.clamp_min(torch.finfo(a.dtype).tiny).sqrt()
