@@ -28,6 +28,10 @@ peft = pytest.importorskip("peft")
         ("xlm-roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, alpha_pattern={".*layer.1.*query": 5.0})}),
         ("distilbert", {"head": "architecture"}),
         ("electra", {"head": "architecture", "lora": LoRAConfig(target_modules=("dense", "key"))}),
+        ("modernbert", {"head": "architecture"}),
+        ("modernbert", {"head": "architecture", "lora": LoRAConfig(target_modules=("value", "mlp_up"))}),
+        ("deberta-v2", {"head": "architecture"}),
+        ("mpnet", {"lora": LoRAConfig(target_modules=("query", "mlp_down"))}),
         *(("roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant)}) for variant in VARIANTS),
     ],
 )
