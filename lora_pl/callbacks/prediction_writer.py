@@ -20,7 +20,7 @@ from lora_pl.callbacks.row_files import JsonLines, RowFile, join, open_rows
 from lora_pl.data.texts import CHUNK, SHARD, STDIN, TextStream
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
-from lora_pl.storage.files import write_whole
+from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 STDOUT = "-"

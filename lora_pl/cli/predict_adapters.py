@@ -13,7 +13,7 @@ from lora_pl.cli.parser import Parser
 from lora_pl.data.texts import STDIN, Text, TextStream
 from lora_pl.errors import UsageError, UserError
 from lora_pl.model.many_adapters import ManyAdapters
-from lora_pl.storage.files import write_whole
+from lora_pl.storage.write_whole import write_whole
 
 BaseDtype = Literal["float32", "bfloat16", "float16"]
 
