@@ -34,12 +34,9 @@ def _trainer_verb(args: list[str]) -> None:
 
 
 def _predict(args: list[str]) -> None:
-    if any(arg.partition("=")[0] == "--adapter" for arg in args):
-        from lora_pl.cli.predict_adapters import run
+    from lora_pl.cli.predict import run
 
-        run(args)
-    else:
-        _trainer_verb(args)
+    run(args)
 
 
 def _params(args: list[str]) -> None:

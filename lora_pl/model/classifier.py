@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -157,19 +157,24 @@ class LoRAClassifier(LightningModule):
         if stage != "predict":  # which merges first, in full precision
             self._cast_base(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))
 
-    def on_predict_start(self) -> None:
-        """Merge, then convert: W0 + delta_weight() is rounded once."""
-        with torch.inference_mode(False):
-            for layer in lora_layers(self.encoder).values():
-                layer.merge()
-            self._cast_base(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))
+    @contextmanager
+    def merged_for_prediction(self, dtype: torch.dtype) -> Iterator[None]:
+        """The adapters merged in fp32 and the frozen weights then converted: W0 + delta_weight() is rounded once.
 
-    def on_predict_end(self) -> None:
-        """Unmerge."""
+        Afterwards the adapters are unmerged again; what was rounded stays so.
+        """
+        layers = lora_layers(self.encoder).values()
         with torch.inference_mode(False):
-            for layer in lora_layers(self.encoder).values():
-                layer.unmerge()
-            self._cast_base(self.base_dtype)
+            for layer in layers:
+                layer.merge()
+            self._cast_base(dtype)
+        try:
+            yield
+        finally:
+            with torch.inference_mode(False):
+                for layer in layers:
+                    layer.unmerge()
+                self._cast_base(self.base_dtype)
 
     def _cast_base(self, dtype: torch.dtype) -> None:
         # nothing is frozen in full fine-tuning, and what was rounded once stays so
@@ -236,7 +241,7 @@ class LoRAClassifier(LightningModule):
         self._step(batch, "test", self._splits("test")[dataloader_idx])
 
     def predict_step(self, texts: Sequence[Text], batch_idx: int = 0) -> list[Prediction]:
-        """`predict` without its care for the mode and for merging, which the trainer's hooks take."""
+        """`predict` without its care for the mode and for merging; see `merged_for_prediction`."""
         return self._predictions(texts, self.predict_batch_tokens)
 
     @torch.inference_mode()
