@@ -14,10 +14,8 @@ from lora_pl.errors import UsageError, UserError
 
 # how jsonargparse names a key that it does not know, on the command line and in a file
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
-
-
 # and a required one that is not given
-REQUIRED_KEY = re.compile(r"(?:Key|Option|Argument) ['\"](?P<key>[\w.]+)['\"] is required")
+REQUIRED_KEY = re.compile(r"arguments are required: (?:--)?(?P<key>[\w.]+)")
 
 
 def verb_parser(verb: str, function: Callable[..., Any], skip: Collection[str] = ()) -> Parser:
