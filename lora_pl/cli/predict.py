@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -195,6 +196,9 @@ def _stoppable() -> Iterator[None]:
     def stop(signum: int, frame: FrameType | None) -> None:
         raise RunStopped(signum, "stopped by SIGTERM")
 
+    if threading.current_thread() is not threading.main_thread():  # where nothing can
+        yield
+        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
