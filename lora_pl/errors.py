@@ -20,3 +20,8 @@ class UsageError(UserError):
     """A command line or a configuration file that can't be read."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, its type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

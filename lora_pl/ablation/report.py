@@ -19,7 +19,7 @@ from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import SETTINGS
 from lora_pl.ablation.table import ResultTable
 from lora_pl.errors import UserError
-from lora_pl.storage.files import write_whole
+from lora_pl.storage.write_whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

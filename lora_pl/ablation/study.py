@@ -15,7 +15,7 @@ from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, trial_rows
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
-from lora_pl.storage.files import write_whole
+from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"

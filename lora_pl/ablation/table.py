@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_pl.ablation.grid import Trial
 from lora_pl.errors import UserError
-from lora_pl.storage.files import write_whole
+from lora_pl.storage.write_whole import write_whole
 
 Row = dict[str, Any]
 

@@ -23,8 +23,8 @@ from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.reporting import say
-from lora_pl.storage.files import write_whole
 from lora_pl.storage.flat import flatten
+from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.same_run import HARMLESS
 from lora_pl.training.resume.stop_signals import RunStopped
 from lora_pl.training.run_config import CONFIG

@@ -42,11 +42,6 @@ def _what_to_do(error: Exception, trainer: Trainer) -> str | None:
             f"--trainer.accumulate_grad_batches {halved} for the same steps, or cut --data.eval_batch_tokens if it was "
             "validation"
         )
-    if "DataLoader worker" in text and "exited unexpectedly" in text:
-        return (
-            f"a process that makes batches died at step {trainer.global_step} (killed, or out of memory); go on with "
-            "--resume, and with --data.num_workers 0 if it happens again"
-        )
     if "val_check_interval" in text:
         return f"trainer.val_check_interval: {' '.join(text.split())}"
     return None

@@ -14,13 +14,12 @@ from lora_pl.training.run_folder import CHECKPOINTS
 
 def run(args: list[str]) -> None:
     """Run `lora_pl import ARGS`."""
-    parser = make_parser()
-    options = parser.parse_args(args[1:])
-    if options.source is None:
-        raise UsageError("source: expected lora_pl import FILE_OR_FOLDER, got none")
-    output = Path(options.output or CHECKPOINTS / Path(options.source).resolve().stem / "best.ckpt")
-    names = ImportOptions.__dataclass_fields__
-    model = import_adapter(options.source, output, ImportOptions(**{name: options[name] for name in names}))
+    given = make_parser().parse_args(args[1:]).as_dict()
+    source, output = given.pop("source"), given.pop("output")
+    if source is None:
+        raise UsageError("source", "expected lora_pl import FILE_OR_FOLDER, got none")
+    output = Path(output or CHECKPOINTS / Path(source).resolve().stem / "best.ckpt")
+    model = import_adapter(source, output, ImportOptions(**given))
     lora = model.hparams["lora"]
     say(
         f"{len(model.adapted)} layers adapted ({', '.join(lora['target_modules'])}), r = {lora['r']}, "
@@ -30,7 +29,7 @@ def run(args: list[str]) -> None:
 
 
 def make_parser() -> Parser:
-    """The verb's options."""
+    """The verb's options: the fields of `ImportOptions`."""
     parser = Parser(prog="lora_pl import", description="Make a checkpoint of an adapter that another program trained.")
     parser.add_argument(
         "source", nargs="?", help="A folder or an archive of PEFT's or of an adapter export, or a file of tensors."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
 from lora_pl import __version__
 from lora_pl.errors import UserError
@@ -27,55 +28,17 @@ examples:
 """
 
 
-def _trainer_verb(args: list[str]) -> None:
-    from lora_pl.cli.trainer import run
-
-    run(args)
-
-
-def _predict(args: list[str]) -> None:
-    if any(arg.partition("=")[0] == "--adapter" for arg in args):
-        from lora_pl.cli.predict_adapters import run
-
-        run(args)
-    else:
-        _trainer_verb(args)
-
-
-def _params(args: list[str]) -> None:
-    from lora_pl.cli.params import run
-
-    run(args)
-
-
-def _ablate(args: list[str]) -> None:
-    from lora_pl.cli.ablate import run
-
-    run(args)
-
-
-def _export(args: list[str]) -> None:
-    from lora_pl.cli.export import run
-
-    run(args)
-
-
-def _import(args: list[str]) -> None:
-    from lora_pl.cli.import_adapter import run
-
-    run(args)
-
-
-VERBS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "fit": (_trainer_verb, "train, validate after each epoch, keep the best checkpoint"),
-    "validate": (_trainer_verb, "measure a checkpoint on the validation split"),
-    "test": (_trainer_verb, "measure a checkpoint on the labelled split that stands for the test"),
-    "predict": (_predict, "label the texts of a file or of standard input; --adapter NAME=CHECKPOINT asks several"),
-    "export": (_export, "write a checkpoint's model for other programs: hf, peft, onnx, adapter"),
-    "import": (_import, "make a checkpoint of an adapter that another program trained"),
-    "params": (_params, "count LoRA's, the head's and the encoder's parameters for several ranks"),
-    "ablate": (_ablate, "train a grid of ranks and seeds as one study, with a table and a report"),
+VERBS = {
+    "fit": ("trainer", "train, validate after each epoch, keep the best checkpoint"),
+    "validate": ("trainer", "measure a checkpoint on the validation split"),
+    "test": ("trainer", "measure a checkpoint on the labelled split that stands for the test"),
+    "predict": ("predict", "label the texts of a file or of standard input; --adapter NAME=CHECKPOINT asks several"),
+    "export": ("export", "write a checkpoint's model for other programs: hf, peft, onnx, adapter"),
+    "import": ("import_adapter", "make a checkpoint of an adapter that another program trained"),
+    "params": ("params", "count LoRA's, the head's and the encoder's parameters for several ranks"),
+    "ablate": ("ablate", "train a grid of ranks and seeds as one study, with a table and a report"),
 }
+"""The module in this folder whose `run` takes the arguments, and what the verb does."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -97,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     verb = f"lora_pl {given[0]}"
     try:
-        VERBS[given[0]][0](given)
+        import_module(f"lora_pl.cli.{VERBS[given[0]][0]}").run(given)
     except SystemExit as done:  # --help and --print_config, and Lightning on Ctrl-C
         if isinstance(done.__context__, KeyboardInterrupt):
             return _fail(verb, "interrupted", 130)

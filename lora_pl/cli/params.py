@@ -23,7 +23,7 @@ def run(args: list[str]) -> None:
     """Print the table of `lora_pl params ARGS`."""
     options = make_parser().parse_args(args[1:])
     if not options.ranks:
-        raise UsageError("ranks: expected at least one rank, got none")
+        raise UsageError("ranks", "expected at least one rank, got none")
     outputs = len(get_task(options.data.task).labels) or 1
     config = load_config(options.model.encoder)
     lora = LoRAConfig.of(options.model.lora.as_dict())

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -15,29 +14,16 @@ from lora_pl.errors import UsageError, UserError
 
 # how jsonargparse names a key that it does not know, on the command line and in a file
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
+# and a required one that is not given
+REQUIRED_KEY = re.compile(r"arguments are required: (?:--)?(?P<key>[\w.]+)")
 
 
-MAX_BYTES, MAX_ALIASES = 1 << 20, 20
-
-
-def check_configuration(path: Path) -> None:
-    """Raise a UsageError for a file that is no text, or that a parser could not get through.
-
-    A few lines of YAML whose aliases repeat each other stand for more than any memory holds.
-    """
-    if not path.is_file():  # the parser tells
-        return
-    if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"config: {path}: longer than {MAX_BYTES:,} bytes; is this a configuration?")
-    try:
-        text = path.read_text(encoding="utf-8")
-        aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"config: {path}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
-    except (yaml.YAMLError, RecursionError):  # the parser tells
-        return
-    if aliases > MAX_ALIASES:
-        raise UsageError(f"config: {path}: {aliases} aliases, expected at most {MAX_ALIASES}; write the values out")
+def verb_parser(verb: str, function: Callable[..., Any], skip: Collection[str] = ()) -> Parser:
+    """The parser of a verb that is a function: its signature gives the options, its docstring their help."""
+    described = (function.__doc__ or "").partition("\n")[0]
+    parser = Parser(prog=f"lora_pl {verb}", description=described)
+    parser.add_function_arguments(function, as_group=False, skip=set(skip))
+    return parser
 
 
 class Parser(LightningArgumentParser):
@@ -51,16 +37,21 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message, with the nearest known key where one is misspelt."""
+        if missing := REQUIRED_KEY.search(message):
+            key = missing["key"]
+            raise UsageError(key, f"expected --{key}, got none; see {self.prog} --help") from ex
         lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
         raise UsageError(" ".join(lines[:3]) + self._nearest(message)) from ex
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Look at a configuration file before it is parsed."""
-        check_configuration(Path(str(cfg_path)))
+        """Tell of a configuration file that can't be read as a UsageError."""
         try:
             return super().parse_path(cfg_path, *args, **kwargs)
         except UserError:
             raise
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise UsageError("config", f"{cfg_path}: not UTF-8 (byte 0x{byte:02x})") from None
         except Exception as error:  # the parsers of YAML raise what the text leads them to
             self.error(f"config: {cfg_path}: {str(error)[:200]}", error)
 

@@ -1,8 +1,7 @@
-"""fit, validate, test and predict, by LightningCLI."""
+"""fit, validate and test, by LightningCLI."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import sys
@@ -15,14 +14,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader
 
 from lora_pl.callbacks.epoch_lines import EpochLines
 from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.parameter_report import ParameterReport
 from lora_pl.callbacks.precision_report import PrecisionReport
-from lora_pl.callbacks.prediction_writer import STDOUT, PredictionWriter
 from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
@@ -30,8 +27,7 @@ from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, op
 from lora_pl.cli.explained import explained
 from lora_pl.cli.parser import Parser
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.texts import STDIN, TextStream
-from lora_pl.errors import UsageError, UserError
+from lora_pl.errors import UsageError, UserError, first_line
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.precision import default_precision
 from lora_pl.reporting import say
@@ -54,7 +50,7 @@ TRAINER_DEFAULTS = {"max_epochs": 3, "enable_model_summary": False, "log_every_n
 
 
 def run(args: list[str]) -> None:
-    """Run one of the four verbs, `args[0]`."""
+    """Run one of the three verbs, `args[0]`."""
     quiet_libraries()
     ClassifierCLI(args)
 
@@ -105,15 +101,6 @@ class ClassifierCLI(LightningCLI):
             parser.add_argument("--force", action="store_true", help="Resume though options have changed.")
             parser.add_argument("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
             parser.add_argument("--save_every_minutes", type=float | None, default=10, help="Minutes between them.")
-        if self.verb == "predict":
-            parser.add_argument(
-                "--input", default=STDIN, help="A text file, CSV, TSV, JSON lines or Parquet; - is stdin."
-            )
-            parser.add_argument("--output", default=STDOUT, help="JSON lines, or Parquet by its ending; - is stdout.")
-            parser.add_argument(
-                "--adapter", metavar="NAME=CHECKPOINT", help="Several adapters on one base; has options of its own."
-            )
-            parser.set_defaults({"trainer.devices": 1})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
@@ -181,27 +168,12 @@ class ClassifierCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError) as error:  # an unknown accelerator, strategy, ...
-            raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+            raise UserError("trainer", first_line(error)) from error
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Run instead of the trainer's `fit`: failures say what to do."""
         with explained(self.trainer):
             self.trainer.fit(model, **kwargs)
-
-    def predict(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
-        """Run instead of the trainer's `predict`: the texts come from `--input`."""
-        self.writer.stream.columns = datamodule.text_columns
-        self.model.predict_batch_tokens = datamodule.eval_batch_tokens
-        self.model.predict_batching = datamodule.batching
-        # batch_size None: the stream's lists are the batches
-        loader = DataLoader(self.writer.stream, batch_size=None)
-        with explained(self.trainer):
-            self.trainer.predict(model, loader, return_predictions=False, **kwargs)
-
-    def after_predict(self) -> None:
-        """Say where the rows went."""
-        if self._option("output") != STDOUT:
-            say(f"{self.writer.written:,} predictions in {self._option('output')}")
 
     def _callbacks(self, name: str, logs: bool) -> list[Callback]:
         callbacks: list[Callback] = []
@@ -209,9 +181,6 @@ class ClassifierCLI(LightningCLI):
             callbacks.append(ProgressBar())  # a rich bar would redraw itself over the summary
         elif self.verb == "fit":
             callbacks.append(EpochLines())
-        if self.verb == "predict":
-            self.writer = PredictionWriter(self._option("output"), TextStream(self._option("input"), ()), self._asked())
-            callbacks.append(self.writer)
         if self.verb != "fit":
             return callbacks
         callbacks += [ParameterReport(), PrecisionReport(), FiniteGradients(), Throughput(), RunSummary()]
@@ -228,16 +197,10 @@ class ClassifierCLI(LightningCLI):
         points = SavePoints(best, last, self._option("save_every_steps"), self._option("save_every_minutes"))
         return [ExactResume(), points, best, last]
 
-    def _asked(self) -> dict[str, Any]:
-        """What predictions depend on beside their texts."""
-        checkpoint = Path(self._option("ckpt_path"))
-        options = config_text(self._parser(self.verb), self.config[self.verb])
-        return {"checkpoint": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), "options": options}
-
     def _shows_bar(self) -> bool:
-        """Where a terminal is there to redraw it, and predictions do not scroll through it."""
+        """Where a terminal is there to redraw it."""
         wanted = self._option("trainer").enable_progress_bar is not False
-        return wanted and sys.stderr.isatty() and self._option("output") != STDOUT
+        return wanted and sys.stderr.isatty()
 
     def _run_name(self) -> str:
         return run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))

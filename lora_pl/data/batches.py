@@ -81,7 +81,9 @@ def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching)
         UserError: a sentence alone is longer than the budget.
     """
     if lengths[-1] > budget:
-        raise UserError(f"a budget of {budget} tokens per batch holds no sentence of {lengths[-1]}; give a larger one")
+        raise UserError(
+            "data.eval_batch_tokens", f"{budget} tokens per batch hold no sentence of {lengths[-1]}; give more"
+        )
     ends = np.cumsum(lengths)
     bounds = [0]
     while (start := bounds[-1]) < len(lengths):
@@ -139,7 +141,6 @@ class RandomBatches(DistributedSampler[list[int]]):
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
         self.batch_size = batch_size
         self.start = start
-        # worker processes draw ahead, before Lightning tells the epoch
         self.set_epoch(start[0])
 
     def __len__(self) -> int:
@@ -163,7 +164,9 @@ class ExactBatches(DistributedSampler[list[int]]):
     def __init__(self, dataset: TokenDataset, budget: int, replicas: int = 1, rank: int = 0) -> None:
         super().__init__(dataset, num_replicas=replicas, rank=rank, shuffle=False)
         if len(dataset) < replicas:
-            raise UserError(f"{len(dataset)} sentences are too few for {replicas} processes: take fewer devices")
+            raise UserError(
+                "trainer.devices", f"{len(dataset)} sentences are too few for {replicas} processes; take fewer devices"
+            )
         by_length = np.argsort(dataset.tokens.lengths, kind="stable")
         shares = [_batches(dataset, by_length[r::replicas], budget) for r in range(replicas)]
         # as many as the process with most needs, unless another has fewer sentences than that

@@ -12,12 +12,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, ExactBatches, RandomBatches, TokenDataset
-from lora_pl.data.examples import Examples
-from lora_pl.data.own_files import discover_labels, read_own_file
+from lora_pl.data.examples import Examples, discover_labels, read_examples
 from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
-from lora_pl.data.workers import obey_the_trainer
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens, takes_packed_rows
 from lora_pl.errors import UserError
@@ -54,7 +52,7 @@ class SentenceDataModule(LightningDataModule):
         batching: packed (one row per batch, no padding token is ever computed) or padded (to the batch's longest);
             an encoder that cannot take packed rows gets padded batches.
         eval_batch_tokens: Tokens per step and process where nothing is trained.
-        num_workers: Processes that make batches; 0 makes them in the training process, which is fastest here.
+        num_workers: Without effect: batches are made in the training process, which is fastest.
         cache_dir: Where tokenized sentences are kept; by default ~/.cache/lora_pl.
         seed: Draws the random batches.
     """
@@ -84,7 +82,6 @@ class SentenceDataModule(LightningDataModule):
         # <s>, one token, </s>
         _require_at_least(3, max_length=max_length)
         _require_at_least(1, batch_size=batch_size, eval_batch_tokens=eval_batch_tokens)
-        _require_at_least(0, num_workers=num_workers)
         _require_at_least(1, train_sentences=1 if train_sentences is None else train_sentences)
         # logger=False: the model logs the settings that both share
         self.save_hyperparameters(logger=False)
@@ -92,7 +89,7 @@ class SentenceDataModule(LightningDataModule):
         self.own_files = {TRAIN: train_file, "validation": validation_file}
         self.task: Task = get_task(task or (CUSTOM if any(self.own_files.values()) else "sst2"))
         self.source = source
-        self.encoder, self.seed, self.num_workers = encoder, seed, num_workers
+        self.encoder, self.seed = encoder, seed
         self.max_length, self.batch_size, self.eval_batch_tokens = max_length, batch_size, eval_batch_tokens
         self.train_sentences = train_sentences
         self.too_long, self._given_batching = too_long, batching
@@ -113,9 +110,19 @@ class SentenceDataModule(LightningDataModule):
         return list(discover_labels(self._own_file(TRAIN), self._label_column))
 
     @property
+    def pairs(self) -> bool:
+        """Whether an example is two texts."""
+        return len(self.text_columns) > 1
+
+    @property
+    def reads_own_files(self) -> bool:
+        """Whether texts come from a user's files rather than from a GLUE task's source."""
+        return any(self.own_files.values())
+
+    @property
     def validation_splits(self) -> list[str]:
         """The labelled splits that `validate` and `test` go over."""
-        return ["validation"] if any(self.own_files.values()) else list(self.task.validation)
+        return ["validation"] if self.reads_own_files else list(self.task.validation)
 
     def prepare_data(self) -> None:
         """Read and tokenize every split that training needs, into the cache; one process per machine does this."""
@@ -128,10 +135,8 @@ class SentenceDataModule(LightningDataModule):
             if split not in self._splits:
                 self._splits[split] = self._tokens(split, report=True)
         if stage == "test":
-            say(
-                f"test: on the labelled {' and '.join(self.validation_splits)} split"
-                f"{' (the labels of GLUE tests are not public)' if not any(self.own_files.values()) else ''}"
-            )
+            why = "" if self.reads_own_files else " (the labels of GLUE tests are not public)"
+            say(f"test: on the labelled {' and '.join(self.validation_splits)} split{why}")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random batches."""
@@ -181,8 +186,9 @@ class SentenceDataModule(LightningDataModule):
         tokens = tokenize_cached(self.tokenizer, examples, length, self.cache)
         if tokens.cut and self.too_long == "refuse":
             raise UserError(
-                f"data.too_long: {tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
-                "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut"
+                "data.too_long",
+                f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
+                "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
             )
         if report:
             _report(split, examples, tokens, length)
@@ -192,38 +198,30 @@ class SentenceDataModule(LightningDataModule):
         """As many training sentences as were asked for, in their order."""
         count = self.train_sentences or len(tokens)
         if count > len(tokens):
-            raise UserError(f"data.train_sentences: expected at most {len(tokens)}, the whole split, got {count}")
+            raise UserError("data.train_sentences", f"expected at most {len(tokens)}, the whole split, got {count}")
         if report:
             say(f"train: {count:,} of them are used, chosen at random by seed {self.seed}")
         return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
 
     def read(self, split: str) -> Examples:
         """The texts and labels of a split, from its source."""
-        if not any(self.own_files.values()):
+        if not self.reads_own_files:
             return read_split(self.source, self.task, split)
-        return read_own_file(self._own_file(split), self.task, self.text_columns, self._label_column, self.label_names)
+        return read_examples(self._own_file(split), self.task, self.text_columns, self._label_column, self.label_names)
 
     def _own_file(self, split: str) -> str:
         path = self.own_files[split]
         if path is None:
-            raise UserError(f"data.{split}_file: expected a file beside the other one given, got none")
+            raise UserError(f"data.{split}_file", "expected a file beside the other one given, got none")
         return path
 
     def _dataset(self, split: str) -> TokenDataset:
         return TokenDataset(self._splits[split], self.batching, self.tokenizer.pad_token_id)
 
     def _loader(self, data: TokenDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
-        # batch_size None: the sampler's lists are the batches
-        return DataLoader(
-            data,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=obey_the_trainer,
-            # its own, so that the number of workers changes nothing in the run's random numbers
-            generator=torch.Generator(),
-        )
+        # batch_size None: the sampler's lists are the batches; a loader draws a number that it has no use for, and
+        # with a generator of its own it takes none of the run's
+        return DataLoader(data, batch_size=None, sampler=sampler, generator=torch.Generator())
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -234,7 +232,9 @@ def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, 
     if text is None and pair is None:
         return task.columns
     if pair is None and task.requires_pairs:
-        raise UserError(f"data.text_pair_column: the task {task.name} compares two sentences; name the second's column")
+        raise UserError(
+            "data.text_pair_column", f"the task {task.name} compares two sentences; name the second's column"
+        )
     return (text or task.columns[0],) if pair is None else (text or task.columns[0], pair)
 
 
@@ -246,7 +246,7 @@ def absolute(path: str | None) -> str | None:
 def _require_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
-            raise UserError(f"data.{name}: expected at least {least}, got {value}")
+            raise UserError(f"data.{name}", f"expected at least {least}, got {value}")
 
 
 def _report(split: str, examples: Examples, tokens: Tokens, length: int) -> None:

@@ -1,11 +1,18 @@
 """Labelled texts, as every source gives them."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from __future__ import annotations
 
-from lora_pl.data.tasks import Task
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_pl.data.rows import read_rows
+from lora_pl.data.tasks import MAX_DIGITS, Task
 from lora_pl.errors import UserError
+
+MAX_CLASSES = 1000
+WHOLE, SCORE = re.compile(r"([+-]?\d+)\.0*"), re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -26,34 +33,72 @@ class Examples:
         return sum(any(not text.strip() for text in texts) for texts in zip(*self.texts, strict=True))
 
 
+def read_examples(
+    path: str | Path,
+    task: Task,
+    text_columns: Sequence[str],
+    label_column: str,
+    label_names: Sequence[str],
+    header: Sequence[str] = (),
+) -> Examples:
+    """Labelled texts from a table; see `read_rows` for formats and errors.
+
+    Raises:
+        UserError: data.label: a label is not one of `label_names`; data.empty: the table has no row.
+    """
+    texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
+    labels = []
+    for where, (*cells, label) in read_rows(path, [*text_columns, label_column], header):
+        for column, cell in zip(texts, cells, strict=True):
+            column.append(cell)
+        labels.append(parse_label(task, label_names, label, where))
+    if not labels:
+        raise UserError("data.empty", f"{path}: no row in the file")
+    return Examples(texts, labels)
+
+
+def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
+    """The distinct labels of a table as they are written: in numeric order where all are whole numbers, else sorted
+    as text.
+
+    Raises:
+        UserError: data.label: a label is missing, there are fewer than two, or so many that they look like numbers or
+            texts.
+    """
+    distinct = {_class_name(cell, where) for where, (cell,) in read_rows(path, [label_column])}
+    if not 2 <= len(distinct) <= MAX_CLASSES:
+        raise UserError(
+            "data.label",
+            f"{path}: column {label_column!r} has {len(distinct)} distinct labels; expected 2 to {MAX_CLASSES} classes",
+        )
+    if all(name.isdecimal() and len(name) < MAX_DIGITS for name in distinct):
+        return tuple(sorted(distinct, key=lambda name: (int(name), name)))
+    return tuple(sorted(distinct))
+
+
 def parse_label(task: Task, label_names: Sequence[str], cell: object, where: str) -> float:
     """A class id, given by name or number, or a regression's score.
 
     Raises:
-        UserError: the cell is missing, is no number (regression) or is outside the task's classes (-1 marks GLUE's
-            unlabelled test splits).
+        UserError: data.label: the cell is missing, is no number (regression) or is outside the task's classes (-1
+            marks GLUE's unlabelled test splits).
     """
     if tuple(label_names) != task.labels:
         task = replace(task, labels=tuple(label_names))
-    return task.parse(_cell_text(cell), where)
+    return task.parse(_label_text(cell), where)
 
 
-def require_columns(columns: Sequence[str], present: Sequence[str], where: str) -> None:
-    """Raise a UserError that lists what is there if one of `columns` is not."""
-    for column in columns:
-        if column not in present:
-            # a hostile header must not write over the terminal
-            shown = ", ".join(name if name.isprintable() else repr(name) for name in map(str, present))
-            raise UserError(f"{where}: no column {column!r}; there are: {shown[:500]}")
+def _label_text(cell: object) -> str:
+    """As it is written, without white space around it; but 1.0 is 1, as spreadsheets write ids beside a gap."""
+    text = str(cell).strip()
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text
 
 
-def by_column(rows: Mapping[str, list[str]], columns: Sequence[str]) -> tuple[list[str], ...]:
-    """The text columns in their order."""
-    return tuple(rows[column] for column in columns)
-
-
-def _cell_text(cell: object) -> str:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return "NaN"
-    # a column of whole numbers with a gap is read as floats
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+def _class_name(cell: str, where: str) -> str:
+    name = _label_text(cell)
+    if not name:
+        raise UserError("data.label", f"{where}: the label is missing")
+    if SCORE.fullmatch(name):
+        raise UserError("data.label", f"{where}: label {name} is no class; for scores take --data.task stsb")
+    return name

@@ -1,38 +1,55 @@
-"""Rows of a table, one after the other, however long the file is."""
+"""Rows of a table, one after the other, however long the file is: what training and prediction read alike.
+
+The standard library's csv and json, and pyarrow, read what `datasets` would, because a cell must come as it was
+written and an error must name its line: `datasets` turns a text "2020-01-01" in JSON into a timestamp, fills short
+rows of CSV without a word, reads lines of any length and crashes on JSON nested 200,000 deep.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from lora_pl.data.examples import require_columns
-from lora_pl.errors import UserError
+from lora_pl.errors import UserError, first_line
 
 MAX_LINE = 1 << 24
 """Bytes of the longest line: what is longer is no text, and must not fill the memory."""
 ROWS = 4096  # at a time from Parquet
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
-Row = tuple[str, ...]
+Cells = tuple[str, ...]
+Row = tuple[str, Cells]
+"""Where the row is (`x.csv, line 3`), and its cells."""
 
 
-def stream_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """The text columns of a CSV, TSV, JSON lines or Parquet file, row by row, in constant memory.
+def read_rows(path: str | Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[Row]:
+    """The columns of a CSV, TSV, JSON lines or Parquet file, row by row.
+
+    Every cell is a text as it is written, an empty one where it is missing. Quotes mean something in CSV, nothing in
+    TSV (as in GLUE's files). Memory is constant but for a `.json` file that is one array. Blank lines are left out.
+
+    Args:
+        path: The file; its ending says what it is.
+        columns: The columns to read, in this order.
+        header: The columns of a CSV or TSV file that has no header line.
 
     Raises:
-        UserError: the file is not what its ending says, is not UTF-8, lacks a column, or has a line of more than
-            16 MiB; with file and line.
+        UserError: data.missing, data.format (an unknown ending, or not what its ending says), data.empty,
+            data.encoding (not UTF-8), data.column, data.row (another number of cells than columns, or no text in a
+            cell), data.long_line (more than 16 MiB).
     """
-    ending = path.suffix.lower()
-    if ending == ".parquet":
-        yield from _parquet(path, columns)
-    elif ending in (".csv", ".tsv"):
-        yield from _delimited(path, columns, tab=ending == ".tsv")
-    else:
-        yield from _json_lines(path, columns)
+    path = Path(path).expanduser()
+    reader = TABLES.get(path.suffix.lower())
+    if not path.is_file():
+        raise UserError("data.missing", f"{path}: no such file")
+    if reader is None:
+        raise UserError("data.format", f"{path}: expected a name that ends in {', '.join(TABLES)}")
+    if not path.stat().st_size:
+        raise UserError("data.empty", f"{path}: the file is empty")
+    return reader(path, columns, header)
 
 
 def decoded_lines(stream: IO[bytes], name: str) -> Iterator[str]:
@@ -41,73 +58,128 @@ def decoded_lines(stream: IO[bytes], name: str) -> Iterator[str]:
     while line := stream.readline(MAX_LINE + 1):
         number += 1
         if len(line) > MAX_LINE:
-            raise UserError(f"{name}, line {number}: longer than {MAX_LINE:,} bytes; is this a file of texts?")
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise UserError(f"{name}, line {number}: not UTF-8 (byte 0x{byte:02x})") from None
+            where = f"{name}, line {number}"
+            raise UserError("data.long_line", f"{where}: longer than {MAX_LINE:,} bytes; is this a file of texts?")
+        yield _decoded(line, f"{name}, line {number}", first=number == 1)
 
 
-def _delimited(path: Path, columns: Sequence[str], tab: bool) -> Iterator[Row]:
+def require_columns(columns: Sequence[str], present: Sequence[str], where: str) -> None:
+    """Raise a UserError that lists what is there if one of `columns` is not."""
+    for column in columns:
+        if column not in present:
+            # a hostile header must not write over the terminal
+            shown = ", ".join(name if name.isprintable() else repr(name) for name in map(str, present))
+            raise UserError("data.column", f"{where}: no column {column!r}; there are: {shown[:500]}")
+
+
+def _decoded(data: bytes, where: str, first: bool) -> str:
+    try:
+        return data.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError("data.encoding", f"{where}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
+
+
+Numbered = Iterator[tuple[int, list[str]]]
+
+
+def _csv(lines: Iterator[str], path: Path) -> Numbered:
     csv.field_size_limit(MAX_LINE)
-    # as GLUE's files are: a quote is a character like any other
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tab else {"strict": True}
-    with path.open("rb") as file:
-        reader = csv.reader(decoded_lines(file, str(path)), **dialect)
-        try:
-            header = next((row for row in reader if row), None)
-            if header is None:
-                raise UserError(f"{path}: the file is empty")
-            require_columns(columns, header, str(path))
-            places = [header.index(column) for column in columns]
-            for row in reader:
-                if not row:  # a blank line
-                    continue
-                if len(row) != len(header):
-                    raise UserError(f"{path}, line {reader.line_num}: expected {len(header)} columns, got {len(row)}")
-                yield tuple(row[place] for place in places)
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: could not be read as csv: {error}") from None
+    reader = csv.reader(lines, strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError("data.format", f"{path}, line {reader.line_num}: could not be read as csv: {error}") from None
 
 
-def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _tsv(lines: Iterator[str], path: Path) -> Numbered:
+    for number, line in enumerate(lines, 1):
+        if text := line.rstrip("\r\n"):
+            yield number, text.split("\t")
+
+
+def _delimited(
+    split: Callable[[Iterator[str], Path], Numbered], path: Path, columns: Sequence[str], header: Sequence[str]
+) -> Iterator[Row]:
     with path.open("rb") as file:
+        rows = split(decoded_lines(file, str(path)), path)
+        names = list(header) or next((row for _, row in rows), [])
+        if not names:
+            raise UserError("data.empty", f"{path}: the file is empty")
+        require_columns(columns, names, str(path))
+        places = [names.index(column) for column in columns]
+        for number, row in rows:
+            if len(row) != len(names):
+                raise UserError("data.row", f"{path}, line {number}: expected {len(names)} columns, got {len(row)}")
+            yield f"{path}, line {number}", tuple(row[place] for place in places)
+
+
+def _json(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
+    with path.open("rb") as file:
+        if path.suffix.lower() == ".json" and file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+            file.seek(0)
+            values = enumerate(_parsed(_decoded(file.read(), str(path), first=True), str(path)), 1)
+            yield from (_json_row(value, columns, f"{path}, row {number}") for number, value in values)
+            return
+        file.seek(0)
         for number, line in enumerate(decoded_lines(file, str(path)), 1):
             if line.strip():
-                yield _json_row(line, columns, f"{path}, line {number}")
-            elif number == 1 and not path.stat().st_size:
-                raise UserError(f"{path}: the file is empty")
+                where = f"{path}, line {number}"
+                yield _json_row(_parsed(line, where), columns, where)
 
 
-def _json_row(line: str, columns: Sequence[str], where: str) -> Row:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:  # too deep, or a number of too many digits
+def _parsed(text: str, where: str) -> Any:
+    try:  # numbers as they are written; NaN is a missing one
+        return json.loads(text, parse_float=str, parse_int=str, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise UserError(
-            f"{where}: could not be read as json: {str(error)[:100]}; expected an object per line"
+            "data.format", f"{where}: could not be read as json: {str(error)[:100]}; expected an object per line"
         ) from None
+
+
+def _json_row(values: Any, columns: Sequence[str], where: str) -> Row:
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected an object per line, such as {{{columns[0]!r}: ...}}")
+        raise UserError("data.format", f"{where}: expected an object per line, such as {{{columns[0]!r}: ...}}")
     require_columns(columns, list(values), where)
-    return tuple(_text(values[column], where) for column in columns)
+    return where, tuple(_text(values[column], where) for column in columns)
 
 
 def _text(value: Any, where: str) -> str:
-    if isinstance(value, dict | list):
-        raise UserError(f"{where}: expected a text, got {type(value).__name__}")
-    return "" if value is None else str(value)
+    if isinstance(value, dict | list | bytes):
+        raise UserError("data.row", f"{where}: expected a text, got {type(value).__name__}")
+    text = "" if value is None or value != value else str(value)
+    if not text.isascii() and not text.isprintable():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can name half a character
+            raise UserError("data.encoding", f"{where}: holds half of a surrogate pair, which is no text") from None
+    return text
 
 
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    done = 0
     try:
         with pq.ParquetFile(path) as file:
             require_columns(columns, file.schema_arrow.names, str(path))
             for batch in file.iter_batches(ROWS, columns=list(columns)):
                 lists = [batch.column(column).to_pylist() for column in columns]
-                yield from (tuple(_text(cell, str(path)) for cell in row) for row in zip(*lists, strict=True))
+                for number, row in enumerate(zip(*lists, strict=True), done + 1):
+                    where = f"{path}, row {number}"
+                    yield where, tuple(_text(cell, where) for cell in row)
+                done += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: could not be read as parquet: {str(error).splitlines()[0][:150]}") from None
+        raise UserError("data.format", f"{path}: could not be read as parquet: {first_line(error)[:150]}") from None
+
+
+TABLES: dict[str, Callable[[Path, Sequence[str], Sequence[str]], Iterator[Row]]] = {
+    ".csv": partial(_delimited, _csv),
+    ".tsv": partial(_delimited, _tsv),
+    ".jsonl": _json,
+    ".json": _json,
+    ".parquet": _parquet,
+}

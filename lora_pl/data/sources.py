@@ -3,10 +3,9 @@
 from importlib import resources
 from pathlib import Path
 
-from lora_pl.data.examples import Examples, by_column, parse_label
-from lora_pl.data.glue_files import glue_folder, read_glue_file
+from lora_pl.data.examples import Examples, parse_label, read_examples
 from lora_pl.data.tasks import CUSTOM, Task
-from lora_pl.errors import UserError
+from lora_pl.errors import UserError, first_line
 
 HUB, SAMPLE = "hub", "sample"
 HUB_NAME = "nyu-mll/glue"
@@ -21,19 +20,33 @@ def read_split(source: str, task: Task, split: str) -> Examples:
     """
     if task.name == CUSTOM:
         raise UserError(
-            "data.source: the task custom reads own files; give --data.train_file and --data.validation_file"
+            "data.source", "the task custom reads own files; give --data.train_file and --data.validation_file"
         )
     if source == HUB:
         return _read_hub(task, split)
-    folder = sample_folder(task) if source == SAMPLE else glue_folder(source, task)
+    folder = sample_folder(task) if source == SAMPLE else _glue_folder(source, task)
     return read_glue_file(folder / ("train.tsv" if split == TRAIN else task.validation[split]), task)
+
+
+def read_glue_file(path: Path, task: Task) -> Examples:
+    """One TSV file in the layout that the task has in a GLUE download; see `read_examples` for errors."""
+    return read_examples(path, task, task.file_columns, task.label_column, task.labels, task.header or ())
 
 
 def sample_folder(task: Task) -> Path:
     """The embedded sentences, in the layout of a GLUE download of SST-2."""
     if task.name != "sst2":
-        raise UserError(f"data.source: the embedded sample is for the task sst2, not {task.name}; give a GLUE folder")
+        raise UserError("data.source", f"the embedded sample is for the task sst2, not {task.name}; give a GLUE folder")
     return Path(str(resources.files("lora_pl"))) / "data" / "sample"
+
+
+def _glue_folder(source: str, task: Task) -> Path:
+    """The task's folder: `source` itself, or below it where `source` is a whole GLUE download."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise UserError("data.source", f"{source} is no folder; expected hub, sample or a folder of a GLUE download")
+    below = folder / task.folder
+    return below if task.folder and below.is_dir() else folder
 
 
 def _read_hub(task: Task, split: str) -> Examples:
@@ -43,10 +56,10 @@ def _read_hub(task: Task, split: str) -> Examples:
     try:
         table = load_dataset(HUB_NAME, task.name, split=split)
     except Exception as error:  # the hub's client raises its own and its transport's
-        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"data.source: the hub's {where} could not be loaded ({first}); without a network take "
-            "--data.source sample or a folder (--data.source FOLDER), or run --config configs/demo.yaml"
+            "data.source",
+            f"the hub's {where} could not be loaded ({first_line(error)}); without a network take "
+            "--data.source sample or a folder (--data.source FOLDER), or run --config configs/demo.yaml",
         ) from error
     labels = [parse_label(task, task.labels, cell, f"{where}, row {row}") for row, cell in enumerate(table["label"], 1)]
-    return Examples(by_column({name: list(table[name]) for name in task.columns}, task.columns), labels)
+    return Examples(tuple(list(table[name]) for name in task.columns), labels)

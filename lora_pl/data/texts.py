@@ -7,10 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from torch.utils.data import IterableDataset
-
-from lora_pl.data.own_files import READERS, iterate_texts
-from lora_pl.data.rows import decoded_lines
+from lora_pl.data.rows import TABLES, decoded_lines, read_rows
 from lora_pl.errors import UserError
 
 STDIN = "-"
@@ -21,36 +18,49 @@ Text = str | tuple[str, ...]
 """A sentence, or a pair of them."""
 
 
-class TextStream(IterableDataset[list[Text]]):
+def as_row(text: Text) -> tuple[str, ...]:
+    """The text's columns: one, or two of a pair."""
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+def as_text(row: Sequence[str]) -> Text:
+    """The reverse of `as_row`."""
+    return row[0] if len(row) == 1 else tuple(row)
+
+
+def named(text: Text) -> dict[str, str]:
+    """`{"text"}`, or `{"text", "text_pair"}`: how a predicted row begins."""
+    return dict(zip(("text", "text_pair"), as_row(text), strict=False))
+
+
+class TextStream:
     """Lists of at most `CHUNK` texts from a file or standard input, in constant memory.
 
     CSV, TSV, JSON lines and Parquet are read by column; of any other file, and of standard input, every line is a
-    text (for pairs: two, separated by a tab). The stream is cut into shards of `SHARD` lists; `wanted` says which of
-    them, counted from 0, this process takes.
+    text (for pairs: two, separated by a tab).
 
     Raises:
-        UserError: there is no such file, it lacks a column, it is not UTF-8, or a line holds another number of texts.
+        UserError: input: there is no such file; while reading: see `read_rows`.
     """
 
     def __init__(self, path: str, columns: Sequence[str]) -> None:
         if path != STDIN and not Path(path).is_file():
-            raise UserError(f"input: {path}: no such file; give a file, or - for standard input")
-        self.path = path
-        self.columns = columns
-        self.wanted: Callable[[int], bool] = lambda shard: True
+            raise UserError("input", f"{path}: no such file; give a file, or - for standard input")
+        self.path, self.columns = path, columns
 
     def __iter__(self) -> Iterator[list[Text]]:
         rows = self._rows()
-        for number in itertools.count():
-            chunk: list[Text] = [row[0] if len(row) == 1 else row for row in itertools.islice(rows, CHUNK)]
-            if not chunk:
-                return
-            if self.wanted(number // SHARD):
-                yield chunk
+        while chunk := [as_text(row) for row in itertools.islice(rows, CHUNK)]:
+            yield chunk
+
+    def shards(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[list[Text]]]]:
+        """The stream cut into pieces of `SHARD` lists: number and lists of those that are `wanted`."""
+        numbered = itertools.groupby(enumerate(self), lambda item: item[0] // SHARD)
+        return ((shard, (chunk for _, chunk in items)) for shard, items in numbered if wanted(shard))
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
-        if Path(self.path).suffix.lower() in READERS:
-            return iterate_texts(self.path, self.columns)
+        if Path(self.path).suffix.lower() in TABLES:
+            return (cells for _, cells in read_rows(self.path, self.columns))
         return _lines(self.path, len(self.columns))
 
 
@@ -62,5 +72,6 @@ def _lines(path: str, columns: int) -> Iterator[tuple[str, ...]]:
             text = line.rstrip("\r\n")
             row = tuple(text.split("\t")) if columns > 1 else (text,)
             if len(row) != columns:
-                raise UserError(f"{name}, line {number}: expected {columns} texts separated by a tab, got {len(row)}")
+                where = f"{name}, line {number}"
+                raise UserError("data.row", f"{where}: expected {columns} texts separated by a tab, got {len(row)}")
             yield row

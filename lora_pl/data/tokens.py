@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from lora_pl.data.examples import Examples
-from lora_pl.storage.files import write_whole
+from lora_pl.storage.write_whole import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

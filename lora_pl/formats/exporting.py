@@ -13,7 +13,7 @@ from lora_pl.formats.model_card import write_model_card, write_record
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, sentences_for
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.storage.checkpoint import read_checkpoint
-from lora_pl.storage.folders import write_folder_whole
+from lora_pl.storage.write_whole import write_folder_whole
 
 Format = Literal["hf", "peft", "onnx", "adapter"]
 

@@ -1,50 +1,60 @@
-"""A look into a PyTorch file before PyTorch reads it."""
+"""PyTorch files, read without running code from them."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from lora_pl.errors import UserError
+import torch
 
-STORAGES = {
-    "Byte": 1, "Char": 1, "Bool": 1, "Short": 2, "Half": 2, "BFloat16": 2, "Int": 4, "Float": 4, "Long": 8, "Double": 8,
-}  # fmt: skip
-"""Bytes per element of the storages that a checkpoint may hold."""
-ALLOWED = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    *(f"torch {name}Storage" for name in STORAGES),
-}
-"""The only names that a checkpoint's pickle may call: less than `weights_only` allows."""
-CONSTANTS = {"BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "GLOBAL", "BINGET", "LONG_BINGET"}
-REFUSED = {
-    "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "PERSID", "EXT1", "EXT2", "EXT4", "MEMOIZE", "PUT", "GET",
-}  # fmt: skip
-"""Opcodes that `torch.save` does not write and that could hide a name."""
+from lora_pl.errors import UserError, first_line
+
+CALLED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+"""The only functions that a file may call; `weights_only` allows more, some of which take any amount of memory."""
+MAX_DEPTH, MAX_VALUES = 32, 1_000_000
+"""Of dicts and lists in each other, and of all that is in them."""
+END, LOCATOR, END64 = 22, 20, 56
+"""Bytes of a zip's last records: its end, where the end for large files is, and that one."""
 
 
-def check_archive(path: Path) -> None:
-    """Raise a UserError unless the file is a whole PyTorch archive of tensors and plain values.
+def read_archive(path: Path, kind: str = "checkpoint") -> Any:
+    """What `torch.save` wrote into the file, on the CPU: tensors and plain values in dicts, lists and tuples.
 
-    Every record has the checksum that was written with it (CRC-32), none is compressed (so that reading takes no more
-    memory than the file is long), the pickle names nothing but tensors, and no tensor reaches beyond its record:
-    PyTorch itself checks neither checksums nor sizes.
+    `torch.load(weights_only=True)` runs no code and lets no tensor reach beyond its record. Checked beside that, on
+    the very bytes that it then reads: every record has the checksum that was written with it (CRC-32), none is
+    compressed (so that reading takes no more memory than the file is long), no tensor is sparse, without data or
+    expanded beyond its storage, and what is nested can be walked.
+
+    Args:
+        path: The file.
+        kind: What it should be; the first part of the errors' keys.
+
+    Raises:
+        UserError: KIND.missing, KIND.damaged (empty and truncated files too) or KIND.refused.
     """
-    if not zipfile.is_zipfile(path):
-        raise UserError(_no_archive(path))
+    if not path.is_file():
+        raise UserError(f"{kind}.missing", f"{path}: no such {kind}")
+    data = path.read_bytes()
+    if not data:
+        raise UserError(f"{kind}.damaged", f"{path}: the file is empty; was its writing interrupted?")
+    if data[:1] == pickle.PROTO:
+        raise UserError(f"{kind}.refused", f"{path}: refused, a plain pickle could run code when loaded")
     try:
-        _check_records(path)
-    except UserError:
-        raise
-    except Exception as error:  # zipfile and pickletools raise what the bytes happen to lead to
-        raise UserError(
-            f"{path}: truncated or no checkpoint: {printable(str(error)[:150]) or type(error).__name__}"
-        ) from error
+        reason = _why_refused(data)
+        content = None if reason else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        reason = reason or _why_not_plain(content)
+    except Exception as error:  # zipfile, pickletools and the unpickler raise what the bytes happen to lead to
+        said = printable(first_line(error)[:150])
+        raise UserError(f"{kind}.damaged", f"{path}: truncated or no {kind}: {said}") from error
+    if reason:
+        raise UserError(f"{kind}.refused", f"{path}: refused, {reason}")
+    return content
 
 
 def printable(value: Any) -> str:
@@ -53,70 +63,73 @@ def printable(value: Any) -> str:
     return text if text.isprintable() else repr(text)
 
 
-def _no_archive(path: Path) -> str:
-    with path.open("rb") as file:
-        begins = file.read(2)
-    if begins[:1] == pickle.PROTO:
-        return f"{path}: refused, a plain pickle could run code when loaded"
-    return f"{path}: truncated or no checkpoint: the archive's end is missing"
-
-
-def _check_records(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
+def _why_refused(data: bytes) -> str:
+    """What is wrong with the zip or its pickle, or nothing; damage raises zipfile's error or a ValueError."""
+    _require_one_directory(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-            raise UserError(f"{path}: refused, the file holds compressed records; PyTorch writes none")
-        if sum(record.file_size for record in records) > path.stat().st_size:
-            raise UserError(f"{path}: truncated or no checkpoint: its records are longer than the file")
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise UserError(f"{path}: damaged, the checksum of its record {printable(damaged)} does not fit")
-        sizes = {record.filename.partition("/")[2]: record.file_size for record in records}
-        pickles = [record for record in records if record.filename.partition("/")[2] == "data.pkl"]
-        if len(pickles) != 1 or len(sizes) != len(records):
-            raise UserError(f"{path}: truncated or no checkpoint: expected one data.pkl and no record twice")
-        _check_pickle(path, archive.read(pickles[0]), sizes)
+            return "the file holds compressed records; PyTorch writes none"
+        names = [record.filename.partition("/")[2] for record in records]
+        if names.count("data.pkl") != 1 or len(set(names)) != len(names):
+            raise ValueError("expected one data.pkl and no record twice")
+        if min(record.header_offset for record in records) or sum(record.file_size for record in records) > len(data):
+            raise ValueError("its records are not those of the file")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"damaged, the checksum of its record {damaged} does not fit")
+        called = _called(archive.read(records[names.index("data.pkl")]))
+    strange = next((name for name in called if name not in CALLED and not _is_storage(name)), None)
+    if strange is None:
+        return ""
+    return f"the file holds more than tensors and plain values and could run code when loaded ({printable(strange)})"
 
 
-def _check_pickle(path: Path, data: bytes, sizes: dict[str, int]) -> None:
-    for name, tensor in _calls(data):
-        if name is not None and name not in ALLOWED:
-            raise UserError(
-                f"{path}: refused, the file holds more than tensors and plain values and could run code when loaded "
-                f"({printable(name)})"
-            )
-        if tensor == []:
-            raise UserError(f"{path}: refused, a tensor is not described as PyTorch does")
-        if tensor:
-            marker, storage, key, _, count = tensor
-            width = STORAGES[storage.removeprefix("torch ").removesuffix("Storage")]
-            if marker != "storage" or count * width != sizes[f"data/{key}"]:
-                raise UserError(f"{path}: damaged, tensor {printable(key)} is not as long as its record")
+def _require_one_directory(data: bytes) -> None:
+    """Where PyTorch's reader of zips and Python's could find different directories of records."""
+    if data[:4] != b"PK\3\4" or data[-END:][:4] != b"PK\5\6":
+        raise ValueError("the archive's beginning or end is missing")
+    locator = data[-END - LOCATOR : -END]
+    if locator[:4] == b"PK\6\7" and int.from_bytes(locator[8:16], "little") != len(data) - END - LOCATOR - END64:
+        raise ValueError("the archive's end is not where it says")
 
 
-def _calls(data: bytes) -> Iterator[tuple[str | None, list[Any] | None]]:
-    """Every name that the pickle asks for, and the five constants that describe each of its tensors.
-
-    A tensor must be written as `torch.save` writes it: five constants, then the tuple of them; anything else could
-    mean another tensor to the unpickler than to this reader.
-    """
-    memo: dict[int, Any] = {}
-    recent: list[tuple[str, Any]] = []  # opcodes with what they push
+def _called(data: bytes) -> Iterable[str]:
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in REFUSED:
-            yield opcode.name, None
-        elif opcode.name == "GLOBAL":
-            yield argument, None
-        elif opcode.name == "BINPERSID":
-            kinds = [kind for kind, _ in recent[-7:]]
-            described = (
-                kinds[:1] == ["MARK"] and kinds[6:] == ["TUPLE"] and all(kind in CONSTANTS for kind in kinds[1:6])
-            )
-            yield None, [value for _, value in recent[-6:-1]] if described else []
-        if opcode.name in ("BINPUT", "LONG_BINPUT"):
-            # what is no constant, or was put later, is not looked up again where a tensor is described
-            memo[cast(int, argument)] = recent[-1][1] if recent else None
-        else:
-            looked_up = opcode.name in ("BINGET", "LONG_BINGET")
-            constant = memo.get(cast(int, argument)) if looked_up else argument
-            recent = [*recent[-7:], (opcode.name, constant)]
+        if opcode.name == "GLOBAL":
+            yield str(argument)
+        elif opcode.name in ("STACK_GLOBAL", "INST"):
+            yield opcode.name
+
+
+def _is_storage(name: str) -> bool:
+    module, _, kind = name.partition(" ")
+    return module in ("torch", "torch.storage") and kind.endswith("Storage")
+
+
+def _why_not_plain(content: Any) -> str:
+    level, count = [content], 1
+    for _ in range(MAX_DEPTH):
+        if not all(map(_is_plain, level)):
+            return "the file holds more than tensors and plain values"
+        inner = itertools.chain.from_iterable(map(_inside, level))
+        level = list(itertools.islice(inner, MAX_VALUES))
+        count += len(level)
+        if not level:
+            return ""
+        if count > MAX_VALUES:
+            break
+    return f"its values are nested deeper than {MAX_DEPTH} or are more than {MAX_VALUES:,}"
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return itertools.chain(value.keys(), value.values())
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _is_plain(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return value is None or isinstance(value, str | int | float | bytes | dict | list | tuple)
+    # an expanded tensor takes no memory until it is copied
+    dense = value.layout is torch.strided and not value.is_meta
+    return dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()

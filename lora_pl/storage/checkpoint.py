@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lora_pl.errors import UserError
-from lora_pl.storage.archive import check_archive, printable
-from lora_pl.storage.files import write_whole
+from lora_pl.storage.archive import printable, read_archive
+from lora_pl.storage.write_whole import write_whole
 
 BEST, LAST, PREVIOUS, SUFFIX = "best", "last", "previous", ".ckpt"
 """The checkpoints of a run by name."""
@@ -25,41 +24,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint on the CPU, read without running code from it.
 
     Raises:
-        UserError: there is no file, it is empty, truncated, damaged or no PyTorch file, it holds more than tensors
-            and primitive values, or lora_pl did not write it.
+        UserError: checkpoint.missing, checkpoint.damaged, checkpoint.refused (it holds more than tensors and plain
+            values), or checkpoint.foreign (lora_pl did not write it).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty; was its writing interrupted?")
-    check_archive(path)
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises what its opcodes happen to raise
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path}: truncated or no checkpoint: {first[:150]}") from error
+    checkpoint = read_archive(Path(path))
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in REQUIRED):
-        raise UserError(f"{path}: lora_pl did not write this file; expected best.ckpt or last.ckpt of a run")
-    if not all(map(_is_sound, _leaves(checkpoint))):
-        raise UserError(f"{path}: refused, the file holds more than tensors and plain values")
+        raise UserError(
+            "checkpoint.foreign", f"{path}: lora_pl did not write this file; expected best.ckpt or last.ckpt of a run"
+        )
     return checkpoint
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Everything in nested dicts and lists, the keys too."""
-    if isinstance(value, Mapping):
-        yield from itertools.chain(value, *map(_leaves, value.values()))
-    elif isinstance(value, list | tuple):
-        yield from itertools.chain.from_iterable(map(_leaves, value))
-    else:
-        yield value
-
-
-def _is_sound(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):  # an expanded one takes no memory until it is copied
-        return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-    return value is None or isinstance(value, str | int | float | bytes)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
@@ -82,7 +55,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         if name == LAST and steps:
             break
     if damaged and not steps:
-        raise UserError(f"{folder}: no checkpoint is whole: {'; '.join(damaged)}")
+        raise UserError("checkpoint.damaged", f"{folder}: no checkpoint is whole: {'; '.join(damaged)}")
     return max(steps, key=steps.__getitem__, default=None), damaged
 
 
@@ -97,8 +70,9 @@ def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) ->
         stored, given = (_nested(values, key) or absent for values in (checkpoint["hyper_parameters"], hparams))
         if stored != given:
             raise UserError(
-                f"checkpoint: trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the "
-                "setting out or give the checkpoint's"
+                "checkpoint.settings",
+                f"trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the "
+                "setting out or give the checkpoint's",
             )
 
 
@@ -107,7 +81,8 @@ def check_options(checkpoint: Mapping[str, Any], known: Collection[str]) -> None
     foreign = [key for key in checkpoint["hyper_parameters"] if key not in known]
     if foreign:
         raise UserError(
-            f"checkpoint: of another version of lora_pl: its {printable(', '.join(foreign))} is no option of this one"
+            "checkpoint.version",
+            f"of another version of lora_pl: its {printable(', '.join(foreign))} is no option of this one",
         )
 
 
@@ -117,9 +92,10 @@ def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
     for part in ("weights", "vocabulary"):
         if stored.get(part) != base[part]:
             raise UserError(
-                f"encoder: the {part} of {base['encoder']} (fingerprint {base[part]}) are not those of "
+                "encoder",
+                f"the {part} of {base['encoder']} (fingerprint {base[part]}) are not those of "
                 f"{printable(stored.get('encoder'))} ({printable(stored.get(part))}), on which this checkpoint was "
-                "trained; give that encoder"
+                "trained; give that encoder",
             )
 
 
@@ -138,7 +114,9 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
         try:
             write_whole(Path(path), lambda beside: _save(checkpoint, beside), keep=Path(keep) if keep else None)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-            raise UserError(f"{path}: could not be written ({error}); what was there before is whole") from error
+            raise UserError(
+                "checkpoint.unwritten", f"{path}: could not be written ({error}); what was there before is whole"
+            ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """The checkpoint on the CPU."""

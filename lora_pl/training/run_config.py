@@ -13,7 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl import __version__
-from lora_pl.storage.files import write_whole
+from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.run_checkpoints import BestCheckpoint
 
 CONFIG = "config.yaml"

@@ -71,7 +71,7 @@ def test_splits_hold_the_budget_and_waste_none_of_it(batching):
 
 
 def test_a_budget_below_a_sentence_names_both():
-    with pytest.raises(UserError, match="budget of 8 tokens per batch holds no sentence of 9"):
+    with pytest.raises(UserError, match="8 tokens per batch hold no sentence of 9"):
         split_by_tokens(np.asarray([3, 9]), 8, "packed")
 
 

@@ -73,12 +73,23 @@ def test_sizes_below_the_least(name):
         SentenceDataModule(**{name: 0})
 
 
-def test_worker_processes_give_the_same_batches(tiny_encoder, glue_folder):
-    plain, worker = (module(tiny_encoder, glue_folder, num_workers=n) for n in (0, 1))
+def test_batches_are_made_in_this_process_whatever_num_workers_says(tiny_encoder, glue_folder):
+    """And the order of the run's random numbers is not touched."""
+    plain, worker = (module(tiny_encoder, glue_folder, num_workers=n) for n in (0, 2))
+    assert worker.hparams["num_workers"] == 2
     for data in (plain, worker):
         data.setup("fit")
+    before = torch.get_rng_state()
     for a, b in zip(plain.train_dataloader(), worker.train_dataloader(), strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
+    assert worker.train_dataloader().num_workers == 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_sample_needs_nothing_else():
+    data = SentenceDataModule(source="sample")
+    assert (data.task.name, data.label_names, data.pairs) == ("sst2", ["negative", "positive"], False)
+    assert (data.max_length, data.seed) == (64, 0)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,7 +1,6 @@
 import pytest
 
-from lora_pl.data.glue_files import read_glue_file
-from lora_pl.data.sources import read_split
+from lora_pl.data.sources import read_glue_file, read_split
 from lora_pl.data.tasks import GLUE_TASKS
 from lora_pl.errors import UserError
 
@@ -42,9 +41,9 @@ def test_real_layouts(task, newline, tmp_path):
 
 BAD = [
     (b"", "the file is empty"),
-    (b"sentence\tlabel\n", "no sentence"),
+    (b"sentence\tlabel\n", "no row"),
     (b"text\tlabel\nfine\t1\n", "no column 'sentence'; there are: text, label"),
-    (b"sentence\tlabel\nfine\t1\nbad\n", r"line 3: expected 2 columns separated by tabs, got 1"),
+    (b"sentence\tlabel\nfine\t1\nbad\n", r"line 3: expected 2 columns, got 1"),
     (b"sentence\tlabel\nfine\t1\na\tb\t0\n", "line 3: expected 2 columns.*got 3"),
     (b"sentence\tlabel\nfine\t2\n", "line 2: label '2' is outside.*0 or negative, 1 or positive"),
     (b"sentence\tlabel\nfine\t-1\n", "line 2: label '-1' is outside.*unlabelled"),

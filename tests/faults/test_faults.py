@@ -1,7 +1,6 @@
 """What goes wrong around a run: one or two lines that say what to do, and nothing lost."""
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.cli.main import main
-from lora_pl.data.batches import TokenDataset
 from lora_pl.model.classifier import LoRAClassifier
 
 
@@ -62,18 +60,6 @@ def test_a_data_file_that_vanished(fit, capsys, tmp_path, glue_folder):
     (tmp_path / "train.tsv").write_text((glue_folder / "train.tsv").read_text())
     assert main([*here, "--resume"]) == 0
     assert steps() == 12
-
-
-def test_a_dead_loader_worker(fit, capsys, monkeypatch):
-    take, parent = TokenDataset.__getitem__, os.getpid()
-
-    def die(self, indices):
-        if os.getpid() != parent and 5 in indices:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return take(self, indices)
-
-    monkeypatch.setattr(TokenDataset, "__getitem__", die)
-    assert "a process that makes batches died" in fails(capsys, *fit, "--data.num_workers", "1")
 
 
 def test_a_gradient_that_is_no_number(fit, capsys, monkeypatch):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from lora_pl import LoRAClassifier
 from lora_pl.cli.trainer import ClassifierCLI
-from lora_pl.data.glue_files import read_glue_file
-from lora_pl.data.own_files import read_own_file
-from lora_pl.data.rows import stream_rows
+from lora_pl.data.examples import read_examples
+from lora_pl.data.rows import read_rows
+from lora_pl.data.sources import read_glue_file
 from lora_pl.data.tasks import get_task
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAError
@@ -96,7 +96,7 @@ def test_streamed_tables(ending, count, tmp_path):
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        told(lambda: list(stream_rows(path, ["sentence"])))
+        told(lambda: list(read_rows(path, ["sentence"])))
 
     fuzz(count, mutations(TABLES[ending], PIECES), check)
 
@@ -112,14 +112,14 @@ def test_glue_files(count, tmp_path):
     fuzz(count, mutations(TABLES[".tsv"], PIECES), check)
 
 
-@pytest.mark.parametrize("count", [15, pytest.param(MANY, marks=pytest.mark.faults)])
+@counts
 @pytest.mark.parametrize("ending", TABLES)
 def test_training_tables(ending, count, tmp_path):
     path, task = tmp_path / f"x{ending}", get_task("sst2")
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        told(read_own_file, path, task, ["sentence"], "label", task.labels)
+        told(read_examples, path, task, ["sentence"], "label", task.labels)
 
     fuzz(count, mutations(TABLES[ending], PIECES), check)
 

@@ -111,8 +111,9 @@ def test_a_base_that_moved_is_given_by_hand(tiny_encoder, checkpoint, tmp_path):
     [{"lora": LoRAConfig(r=2)}, {"head": "architecture"}, {"method": "head"}, {"label_names": ["bad", "good"]}],
 )
 def test_another_shape_is_an_error(changes, checkpoint):
-    with pytest.raises(UserError, match="checkpoint: .* but the model has"):
+    with pytest.raises(UserError) as error:
         LoRAClassifier.load_from_checkpoint(checkpoint, **changes)
+    assert error.value.key == "checkpoint.settings"
 
 
 class Harm:
@@ -141,22 +142,23 @@ def damaged(kind: str, whole: Path, path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "key"),
     [
-        ("missing", "no such checkpoint"),
-        ("empty", "the file is empty"),
-        ("truncated", "truncated or no checkpoint"),
-        ("text", "truncated or no checkpoint|refused"),
-        ("foreign", "lora_pl did not write this file"),
+        ("missing", "missing"),
+        ("empty", "damaged"),
+        ("truncated", "damaged"),
+        ("text", "damaged"),
+        ("foreign", "foreign"),
         ("pickle", "refused"),
         ("torch pickle", "refused"),
         ("lightning", "refused"),
     ],
 )
-def test_damaged_and_foreign_files(kind, said, checkpoint, tmp_path):
+def test_damaged_and_foreign_files(kind, key, checkpoint, tmp_path):
     path = damaged(kind, checkpoint, tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError) as error:
         LoRAClassifier.load_from_checkpoint(path)
+    assert error.value.key == f"checkpoint.{key}"
     assert len(str(error.value).splitlines()) == 1
     assert not Path("harmed").exists()
 
@@ -165,8 +167,9 @@ def test_an_option_of_another_version_is_named(checkpoint, tmp_path):
     stored = torch.load(checkpoint, weights_only=True)
     stored["hyper_parameters"]["rank"] = 4
     torch.save(stored, tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match="another version of lora_pl: its rank is no option"):
+    with pytest.raises(UserError, match="its rank is no option") as error:
         LoRAClassifier.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert error.value.key == "checkpoint.version"
 
 
 def test_missing_and_unexpected_tensors_are_listed(checkpoint, tmp_path):

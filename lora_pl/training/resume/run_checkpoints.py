@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from lora_pl.storage.checkpoint import BEST, LAST, PREVIOUS, SUFFIX
-from lora_pl.storage.files import remove_unfinished
+from lora_pl.storage.write_whole import remove_unfinished
 
 
 class BestCheckpoint(ModelCheckpoint):

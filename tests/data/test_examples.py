@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.own_files import discover_labels, iterate_texts, read_own_file
+from lora_pl.data.examples import discover_labels, read_examples
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS
 from lora_pl.errors import UserError
 
@@ -32,23 +32,22 @@ def write(path, rows, header=("review", "stars")):
 def test_every_format_gives_the_same(ending, tmp_path):
     path = write(tmp_path / f"mine{ending}", ROWS)
     assert discover_labels(path, "stars") == ("bad", "good")
-    examples = read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("bad", "good"))
+    examples = read_examples(path, CUSTOM_TASK, ["review"], "stars", ("bad", "good"))
     assert examples.texts == ([text for text, _ in ROWS],)
     assert examples.labels == [1, 0, 0, 1]
     assert examples.blank == 1
-    assert list(iterate_texts(path, ["review"])) == [(text,) for text, _ in ROWS]
 
 
 def test_numeric_classes_are_in_numeric_order(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", 10), ("b", 9), ("c", 1)])
     assert discover_labels(path, "stars") == ("1", "9", "10")
-    assert read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("1", "9", "10")).labels == [2, 1, 0]
+    assert read_examples(path, CUSTOM_TASK, ["review"], "stars", ("1", "9", "10")).labels == [2, 1, 0]
 
 
 def test_a_number_is_no_id_where_the_names_are_numbers(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", 0)])
     with pytest.raises(UserError, match="label '0' is outside"):
-        read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("1", "2", "3"))
+        read_examples(path, CUSTOM_TASK, ["review"], "stars", ("1", "2", "3"))
 
 
 def test_a_pair_task_asks_for_its_second_column():
@@ -60,33 +59,37 @@ def test_a_pair_task_asks_for_its_second_column():
 
 def test_scores_and_pairs(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", "b", 1.5), ("c", "d", 2)], ("one", "two", "stars"))
-    examples = read_own_file(path, GLUE_TASKS["stsb"], ["one", "two"], "stars", ())
+    examples = read_examples(path, GLUE_TASKS["stsb"], ["one", "two"], "stars", ())
     assert examples.texts == (["a", "c"], ["b", "d"])
     assert examples.labels == [1.5, 2.0]
 
 
 BAD = [
-    ("mine.csv", b"", "empty"),
-    ("mine.csv", b"review,stars\n", "no row"),
-    ("mine.csv", b"text,stars\na,good\n", "no column 'review'; there are: text, stars"),
-    ("mine.csv", b"review,stars\na,good\nb,bad,x\n", "line 3"),
-    ("mine.csv", b"review,stars\ncaf\xe9,good\n", "line 2: not UTF-8"),
-    ("mine.csv", b"review,stars\na,good\nb,ugly\n", "row 2: label 'ugly' is outside.*0 or bad, 1 or good"),
-    ("mine.csv", b"review,stars\na,good\nb,\n", "row 2: label ''"),
-    ("mine.csv", b"review,stars\na,good\nb\n", "row 2: label ''"),
-    ("mine.jsonl", b'{"review": "a", "stars": null}\n{"review": "b", "stars": "good"}\n', "row 1: label 'NaN'"),
-    ("mine.jsonl", b"{not json\n", "could not be read as json"),
-    ("mine.parquet", b"not parquet", "could not be read as parquet"),
-    ("mine.xlsx", b"x", "expected a name that ends in .csv"),
+    ("mine.csv", b"review,stars\n", "empty", "no row"),
+    ("mine.csv", b"review,stars\na,good\nb,bad,x\n", "row", "line 3"),
+    ("mine.csv", b"review,stars\na,good\nb\n", "row", "line 3"),
+    ("mine.csv", b"review,stars\na,good\nb,ugly\n", "label", "line 3: label 'ugly' is outside.*0 or bad, 1 or good"),
+    ("mine.csv", b"review,stars\na,good\nb,\n", "label", "line 3: label ''"),
+    ("mine.jsonl", b'{"review": "a", "stars": null}\n', "label", "line 1: label ''"),
+    ("mine.jsonl", b'{"review": "a"}\n', "column", "line 1: no column 'stars'"),
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), BAD)
-def test_bad_files_are_told(name, content, said, tmp_path):
+@pytest.mark.parametrize(("name", "content", "key", "said"), BAD)
+def test_bad_files_are_told(name, content, key, said, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=said):
-        read_own_file(path, CUSTOM_TASK, ["review"], "stars", ("bad", "good"))
+    with pytest.raises(UserError, match=said) as error:
+        read_examples(path, CUSTOM_TASK, ["review"], "stars", ("bad", "good"))
+    assert error.value.key == f"data.{key}"
+
+
+def test_labels_are_as_they_are_written(tmp_path):
+    path = write(tmp_path / "mine.csv", [("a", "01"), ("b", "1"), ("c", "2.0"), ("d", "1e5"), ("e", "FALSE")])
+    assert discover_labels(path, "stars") == ("01", "1", "1e5", "2", "FALSE")
+    assert read_examples(path, CUSTOM_TASK, ["review"], "stars", ("01", "1", "1e5", "2", "FALSE")).labels == [
+        0, 1, 3, 2, 4,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_bad_files_are_told(name, content, said, tmp_path):
     [
         ([("a", "x"), ("b", "x")], "1 distinct"),
         ([("a", 1.5), ("b", 2.0)], "--data.task stsb"),
-        ([("a", "x"), ("b", "")], "row 2: the label is missing"),
+        ([("a", "x"), ("b", "")], "line 3: the label is missing"),
     ],
 )
 def test_labels_that_are_no_classes(rows, said, tmp_path):

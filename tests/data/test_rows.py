@@ -1,0 +1,84 @@
+"""Tables come as they are written, or not at all."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lora_pl.data.examples import read_examples
+from lora_pl.data.rows import TABLES, read_rows
+from lora_pl.data.tasks import get_task
+from lora_pl.errors import UserError
+
+VALUES = ["007", "NA", 'a "quoted" word', "", "1e5", "zwölf", "FALSE", "null", "2020-01-01", " x ", "1,5", "a\u2028b"]
+
+
+def write(path, values):
+    """A table with the columns id, text and label."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"id": list(range(len(values))), "text": values, "label": ["1"] * len(values)}), path)
+    elif path.suffix in (".jsonl", ".json"):
+        path.write_text("".join(json.dumps({"id": 1, "text": value, "label": 1}) + "\n" for value in values))
+    elif path.suffix == ".tsv":
+        path.write_text("id\ttext\tlabel\n" + "".join(f"1\t{value}\t1\n" for value in values))
+    else:
+        quoted = [value.replace('"', '""') for value in values]
+        path.write_text("id,text,label\n" + "".join(f'1,"{value}",1\n' for value in quoted))
+    return path
+
+
+@pytest.mark.parametrize("ending", TABLES)
+def test_prediction_and_training_read_what_is_written(ending, tmp_path):
+    path = write(tmp_path / f"x{ending}", VALUES)
+    assert [text for _, (text,) in read_rows(path, ["text"])] == VALUES
+    assert read_examples(path, get_task("sst2"), ["text"], "label", ["bad", "good"]).texts == (VALUES,)
+
+
+def test_a_json_file_may_be_one_array(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([{"text": value} for value in VALUES]))
+    assert [text for _, (text,) in read_rows(tmp_path / "x.json", ["text"])] == VALUES
+
+
+def test_numbers_in_json_are_texts_as_they_are_written(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": 1e5}\n{"text": 12.50}\n{"text": true}\n{"text": null}\n{"text": NaN}\n')
+    assert [text for _, (text,) in read_rows(tmp_path / "x.jsonl", ["text"])] == ["1e5", "12.50", "True", "", ""]
+
+
+def test_quotes_and_lines_within_a_cell(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbftext,id\r\n"two\nlines, ""quoted""",1\r\n\r\nlast,2\r\n')
+    rows = list(read_rows(tmp_path / "x.csv", ["id", "text"]))
+    assert [cells for _, cells in rows] == [("1", 'two\nlines, "quoted"'), ("2", "last")]
+    assert rows[-1][0].endswith("x.csv, line 5")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key", "said"),
+    [
+        ("x.csv", "id,text\n1\n", "row", "x.csv, line 2: expected 2 columns, got 1"),
+        ("x.csv", "id,text\n1,a\n1,b,c\n", "row", "x.csv, line 3: expected 2 columns, got 3"),
+        ("x.csv", 'text\n"open\n' + "x\n" * 9, "format", "x.csv, line 11: could not be read as csv"),
+        ("x.csv", "id\n1\n", "column", "x.csv: no column 'text'; there are: id"),
+        ("x.csv", "", "empty", "x.csv: the file is empty"),
+        ("x.csv", b"text\ncaf\xe9\n", "encoding", "x.csv, line 2: not UTF-8"),
+        ("x.csv", "\n\n", "empty", "x.csv: the file is empty"),
+        ("x.tsv", "text\n" + "a" * (1 << 24) + "\n", "long_line", "x.tsv, line 2: longer than 16,777,216 bytes"),
+        ("x.jsonl", '{"text": "a"}\n{"text"\n', "format", "x.jsonl, line 2: could not be read as json"),
+        ("x.jsonl", '{"text": "a"}\n{}\n', "column", "x.jsonl, line 2: no column 'text'"),
+        ("x.jsonl", '{"text": "\\ud800"}\n', "encoding", "x.jsonl, line 1: holds half"),
+        ("x.jsonl", "[" * 100_000, "format", "x.jsonl, line 1: could not be read as json"),
+        ("x.jsonl", '{"text": ' + "[" * 200_000 + "]" * 200_000 + "}", "format", "x.jsonl, line 1"),
+        ("x.json", "[" * 200_000, "format", "x.json: could not be read as json"),
+        ("x.json", '[{"text": "a"}, 3]', "format", "x.json, row 2: expected an object"),
+        ("x.jsonl", '{"text": {"a": 1}}\n', "row", "x.jsonl, line 1: expected a text, got dict"),
+        ("x.parquet", "PAR1", "format", "x.parquet: could not be read as parquet"),
+        ("x.xlsx", "x", "format", "expected a name that ends in .csv"),
+        ("x.csv", None, "missing", "x.csv: no such file"),
+    ],
+)
+def test_tables_that_are_none(name, content, key, said, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=said) as error:
+        list(read_rows(tmp_path / name, ["text"]))
+    assert error.value.key == f"data.{key}"

@@ -1,0 +1,119 @@
+"""Long files: in constant memory, in parts that outlive a stop."""
+
+import json
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from lora_pl.cli.main import main
+from lora_pl.data import texts
+from lora_pl.data.texts import TextStream
+from lora_pl.errors import UserError
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.many_adapters import ManyAdapters
+from lora_pl.storage.parts import Parts
+
+TEXTS = [f"the film {number} is good" for number in range(100)]
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(texts, "CHUNK", 3)
+    monkeypatch.setattr(texts, "SHARD", 4)
+
+
+@pytest.fixture
+def predict(checkpoint):
+    Path("x.txt").write_text("\n".join(TEXTS) + "\n")
+    return ["predict", "--ckpt_path", str(checkpoint), "--input", "x.txt", "--output"]
+
+
+def rows_of(name: str) -> list[dict]:
+    if name.endswith(".parquet"):
+        return pq.read_table(name).to_pylist()
+    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["y.jsonl", "y.parquet"])
+def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, predict, capsys, monkeypatch):
+    assert main([*predict, "whole" + name]) == 0
+    asked, answer = [], LoRAClassifier.predict_step
+
+    def stop(self, batch, batch_idx=0):
+        asked.extend(batch)
+        if len(asked) == 60:
+            raise UserError("stopped", "by a test")
+        return answer(self, batch, batch_idx)
+
+    monkeypatch.setattr(LoRAClassifier, "predict_step", stop)
+    assert main([*predict, name]) == 1
+    assert not Path(name).exists()
+    assert "48 predictions are in" in capsys.readouterr().err
+    assert main([*predict, name]) == 0
+    assert asked[60:] == TEXTS[48:]
+    assert rows_of(name) == rows_of("whole" + name)
+    assert [row["text"] for row in rows_of(name)] == TEXTS
+    assert not Path(f"{name}.parts").exists()
+
+
+def test_sigterm_stops_at_once_and_keeps_what_is_whole(predict, capsys, monkeypatch):
+    answer, before = LoRAClassifier.predict_step, signal.getsignal(signal.SIGTERM)
+
+    def stop(self, batch, batch_idx=0):
+        if TEXTS[30] in batch:
+            signal.raise_signal(signal.SIGTERM)
+        return answer(self, batch, batch_idx)
+
+    monkeypatch.setattr(LoRAClassifier, "predict_step", stop)
+    assert main([*predict, "y.jsonl"]) == 128 + signal.SIGTERM
+    assert "24 predictions are in y.jsonl.parts; the same command goes on" in capsys.readouterr().err
+    assert {path.name for path in Path("y.jsonl.parts").iterdir()} == {"plan.json", "00000000.rows", "00000001.rows"}
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_several_adapters_go_on_too(predict, monkeypatch):
+    given = ["predict", "--adapter", f"a={predict[2]}", f"--adapter=b={predict[2]}", *predict[3:], "y.jsonl"]
+    answer, asked = ManyAdapters.predict, []
+
+    def stop(self, texts, names):
+        asked.append(list(texts))
+        if len(asked) == 10:
+            raise UserError("stopped", "by a test")
+        return answer(self, texts, names)
+
+    monkeypatch.setattr(ManyAdapters, "predict", stop)
+    assert main(given) == 1
+    assert main(given) == 0
+    assert asked[10][0] == TEXTS[24]
+    assert [row["text"] for row in rows_of("y.jsonl")] == [text for text in TEXTS for _ in "ab"]
+    assert [row["adapter"] for row in rows_of("y.jsonl")] == ["a", "b"] * len(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["y.jsonl", "y.parquet"])
+def test_no_text_gives_an_empty_file(name, predict):
+    Path("x.txt").write_text("")
+    assert main([*predict, name]) == 0
+    assert rows_of(name) == []
+
+
+def test_parts_of_another_input_are_not_taken(predict, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "join", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main([*predict, "y.jsonl"])
+    Path("x.txt").write_text("\n".join(reversed(TEXTS)) + "\n")
+    assert main([*predict, "y.jsonl"]) == 0
+    assert "is of other texts or another checkpoint" in capsys.readouterr().err
+    assert [row["text"] for row in rows_of("y.jsonl")] == TEXTS[::-1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_shards_neither_overlap_nor_leave_gaps(world):
+    Path("x.txt").write_text("\n".join(TEXTS) + "\n")
+    seen = []
+    for rank in range(world):
+        shards = TextStream("x.txt", ["text"]).shards(lambda shard, rank=rank: shard % world == rank)
+        seen += [text for _, chunks in shards for chunk in chunks for text in chunk]
+    assert sorted(seen) == sorted(TEXTS)
