@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, seed_everything
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, batches_of_like_length
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.texts import Text
 from lora_pl.data.tokens import tokenize
@@ -292,6 +293,24 @@ class LoRAClassifier(LightningModule):
         """Refuses a checkpoint of other settings or of another base."""
         check_settings(checkpoint, self.hparams)
         check_base(checkpoint, self.base)
+
+    @classmethod
+    def for_data(cls, data: SentenceDataModule, **settings: Any) -> LoRAClassifier:
+        """The model that `lora_pl fit` makes for these data: its random numbers are drawn by the data's seed.
+
+        Args:
+            data: Determines encoder, task, label_names, pairs and max_length.
+            settings: The constructor's other arguments.
+        """
+        seed_everything(data.seed, workers=True, verbose=False)
+        linked = {
+            "encoder": data.encoder,
+            "task": data.task.name,
+            "label_names": data.label_names,
+            "pairs": len(data.text_columns) > 1,
+            "max_length": data.max_length,
+        }
+        return cls(**{**settings, **linked})
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from lora_pl.callbacks.throughput import Throughput, step_products
+from lora_pl.callbacks.throughput import Throughput
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.model.classifier import LoRAClassifier

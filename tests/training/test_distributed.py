@@ -53,8 +53,7 @@ from lightning.pytorch import Trainer, seed_everything
 import lora_pl.storage.checkpoint
 from lora_pl import SentenceDataModule, LoRAClassifier
 from lora_pl.training.resume.exact_resume import ExactResume
-from lora_pl.training.resume.run_checkpoints import BestCheckpoint, LastCheckpoint
-from lora_pl.training.resume.save_points import SavePoints
+from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO
 
 torch.set_num_threads(1)
