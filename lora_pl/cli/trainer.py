@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +27,7 @@ from lora_pl.training.resume.same_run import checkpoint_to_resume
 from lora_pl.training.run import Run
 from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_folder import CHECKPOINTS, run_name
-from lora_pl.training.trainer import TRAINER_DEFAULTS, as_list, make_trainer, settled, shows_bar
+from lora_pl.training.trainer import TRAINER_DEFAULTS, as_list, ignore_advice, make_trainer, settled, shows_bar
 
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
@@ -220,14 +219,4 @@ def quiet_libraries() -> None:
     """Keep to what concerns the run: no advertisements, no advice on what is done on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "does not have many workers",
-        "DistributedSampler",  # ours repeats no sentence
-        "LeafSpec",
-        "sys.argv",
-        "is not empty",
-        "sync_dist=True",  # metrics are torchmetrics', exact over processes
-        "your dataloader is not resumable",  # the run is: ExactResume
-        "callbacks used to create the checkpoint",
-    ):
-        warnings.filterwarnings("ignore", f".*{message}.*")
+    ignore_advice()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from lora_pl.training.resume.same_run import check_same_run, checkpoint_to_resum
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from lora_pl.training.run_config import CONFIG, Configuration, RunConfig, configuration_of
 from lora_pl.training.run_folder import CHECKPOINTS, LOGS, require_free, require_name
-from lora_pl.training.trainer import as_list, make_trainer, settled, shows_bar
+from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, settled, shows_bar
 
 
 class Run:
@@ -105,7 +106,8 @@ class Run:
         if self.resume and checkpoint is not None and not self.force:
             check_same_run(checkpoint.with_name(CONFIG), self._configuration(model, data, options))
         trainer = self._trainer(options, checkpoint)
-        with explained(trainer):
+        with warnings.catch_warnings(), explained(trainer):
+            ignore_advice()
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
 
     def trainer(self, **options: Any) -> Trainer:

@@ -24,7 +24,7 @@ def run_name(given: str | None, config: str | None, ckpt_path: str | None) -> st
 
 def require_name(name: str) -> None:
     """Raise a UserError for a name that is no folder's."""
-    if Path(name).name != name or name in (".", ".."):
+    if Path(name).name != name or name in ("", ".", ".."):
         raise UserError("run_name", f"expected a name without slashes, got {name!r}")
 
 

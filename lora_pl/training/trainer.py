@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,17 @@ from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO
 
 TRAINER_DEFAULTS = {"max_epochs": 3, "enable_model_summary": False, "log_every_n_steps": 10}
+ADVICE = (
+    "does not have many workers",
+    "DistributedSampler",  # ours repeats no sentence
+    "LeafSpec",
+    "sys.argv",
+    "is not empty",
+    "sync_dist=True",  # metrics are torchmetrics', exact over processes
+    "your dataloader is not resumable",  # the run is: ExactResume
+    "callbacks used to create the checkpoint",
+)
+"""Parts of Lightning's warnings about what is done on purpose."""
 SHARDED = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)
 
 
@@ -54,6 +66,12 @@ def chosen_precision(accelerator: Any) -> str:
 def shows_bar(options: Mapping[str, Any]) -> bool:
     """Whether a progress bar is wanted, and standard error is a terminal that can redraw it."""
     return options.get("enable_progress_bar") is not False and sys.stderr.isatty()
+
+
+def ignore_advice() -> None:
+    """Filter the warnings about what is done on purpose."""
+    for message in ADVICE:
+        warnings.filterwarnings("ignore", f".*{message}.*")
 
 
 def as_list(value: Any) -> list[Any]:
