@@ -121,7 +121,7 @@ class AblateCLI(ClassifierCLI):
         try:
             failed = run_study(folder, units_of(trials, size), {**self._settings(), "pack": size}, runner, launch)
         except RunStopped as stop:
-            raise RunStopped(stop.exit_code - 128, f"stopped; the same command resumes {folder}") from stop
+            raise RunStopped(stop.exit_code - 128, f"the same command resumes {folder}") from stop
         report(folder)
         if failed:
             some = ", ".join(failed[:5]) + (", ..." if failed[5:] else "")

@@ -25,7 +25,7 @@ def explained(trainer: Trainer) -> Iterator[None]:
     except UserError:
         raise
     except SIGTERMException as stop:
-        raise RunStopped(signal.SIGTERM, "stopped by SIGTERM before the first step") from stop
+        raise RunStopped(signal.SIGTERM, "by SIGTERM before the first step") from stop
     except (RuntimeError, ValueError, MemoryError) as error:
         found = _as_user_error(error, trainer)
         if found is None:

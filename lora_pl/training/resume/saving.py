@@ -1,4 +1,4 @@
-"""When a run saves: between two steps, where nothing is in flight."""
+"""What a run saves, and when: between two steps, where nothing is in flight."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt`, and the one before as `previous.ckpt` while the run goes on.
+    """Keeps `last.ckpt`, and the one before it as `previous.ckpt` until the run ends.
 
-    Apart from `BestCheckpoint`, because ModelCheckpoint's `save_last` writes only where the best is written too, and
+    A class of its own, because ModelCheckpoint's `save_last` writes only where the best is written too, and
     a run without a new best would resume from long ago.
     """
 
@@ -120,7 +120,7 @@ class SavePoints(Callback):
     ) -> None:
         for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes)):
             if value is not None and value <= 0:
-                raise UserError(f"save_{name}: expected more than 0, got {value}")
+                raise UserError(f"save_{name}", f"expected more than 0, got {value}")
         self.best, self.last = best, last
         self.every_steps, self.every_minutes = every_steps, every_minutes
         self.signals = StopSignals()
@@ -189,8 +189,8 @@ class SavePoints(Callback):
             requeue()
         raise RunStopped(
             signum,
-            f"stopped by {signal.Signals(signum).name} after step {trainer.global_step}, saved in "
-            f"{self.last.last_model_path}; to go on: lora_pl fit --run_name {self.last.folder.name} --resume",
+            f"by {signal.Signals(signum).name} after step {trainer.global_step}, saved in "
+            f"{self.last.last_model_path}; to resume: lora_pl fit --run_name {self.last.folder.name} --resume",
         )
 
 
