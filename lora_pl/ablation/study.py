@@ -108,8 +108,8 @@ def check_study(folder: Path, settings: dict[str, Any]) -> None:
         key = differs[0]
         raise UserError(
             "output",
-            f"{folder} holds a study with {key} = {before.get(key)}, not {settings[key]}; give another --output, or the "
-            "same settings",
+            f"{folder} holds a study with {key} = {before.get(key)}, not {settings[key]}; give another --output, "
+            "or the same settings",
         )
 
 

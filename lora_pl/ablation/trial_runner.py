@@ -58,7 +58,7 @@ class TrialRunner:
         options["callbacks"].append(record)
         with silence():
             self._run(trial).fit(self._model(trial), self.data(self._data_seed(trial)), **options)
-        return record.result
+        return record.results[0]
 
     def train_jointly(self, trials: Sequence[Trial]) -> list[TrialResult]:
         """Train LoRA trials together, silently; joint trials that were stopped start anew."""
@@ -66,6 +66,7 @@ class TrialRunner:
         options = self._trainer_options()
         record = JointRecord(
             self.folder,
+            trials,
             logs=options.get("logger") is not False,
             checkpoints=options.get("enable_checkpointing") is not False,
         )

@@ -59,7 +59,9 @@ def check_loss_scaling(precision: str, device: str, scaled: bool) -> None:
     if precision == "16-mixed" and device == "cpu":
         raise UserError("trainer.precision", "16-mixed needs a GPU; on a CPU take bf16-mixed or 32-true")
     if scaled != (precision == "16-mixed"):
-        raise UserError("trainer.precision", f"{precision} {'with' if scaled else 'without'} loss scaling trains wrongly")
+        raise UserError(
+            "trainer.precision", f"{precision} {'with' if scaled else 'without'} loss scaling trains wrongly"
+        )
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
@@ -67,7 +69,9 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     for state in optimizer.state.values():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dtype != torch.float32:
-                raise UserError("trainer.precision", f"the optimizer keeps {name} in {_short(value.dtype)}, not in fp32")
+                raise UserError(
+                    "trainer.precision", f"the optimizer keeps {name} in {_short(value.dtype)}, not in fp32"
+                )
 
 
 @torch.no_grad()
