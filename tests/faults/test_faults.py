@@ -73,7 +73,7 @@ def test_a_dead_loader_worker(fit, capsys, monkeypatch):
         return take(self, indices)
 
     monkeypatch.setattr(TokenDataset, "__getitem__", die)
-    assert "a process that makes batches died" in fails(capsys, *fit, "--data.num_workers", "1")
+    assert "a data-loader worker died" in fails(capsys, *fit, "--data.num_workers", "1")
 
 
 def test_a_gradient_that_is_no_number(fit, capsys, monkeypatch):

@@ -170,6 +170,16 @@ def test_own_callbacks_and_loggers_are_used(made, tmp_path):
     assert not (tmp_path / "l").exists()
 
 
+def test_the_runs_trainer_is_lightnings(made):
+    run, by_itself = Run("fit"), Run("trainer")
+    run.fit(*made(), max_epochs=1)
+    trainer = by_itself.trainer(max_epochs=1)
+    assert isinstance(trainer, lightning.Trainer)
+    trainer.fit(*made())
+    assert same_weights(run.last_checkpoint, by_itself.last_checkpoint)
+    assert (by_itself.folder / "config.yaml").is_file()
+
+
 def test_a_plain_trainer_trains_the_same_weights(made):
     model, data = made()
     plain = lightning.Trainer(max_epochs=1, precision="32-true")
