@@ -9,7 +9,10 @@ from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.trial_runner import TrialRunner, instantiated
 from lora_pl.ablation.units import auto_size, units_of
 
-TRIALS = [Trial("head", 0, 1e-2), *(Trial("lora", 0, 1e-3, rank, alpha=16.0, targets=("query",)) for rank in (1, 2, 4, 8, 16))]
+TRIALS = [
+    Trial("head", 0, 1e-2),
+    *(Trial("lora", 0, 1e-3, rank, alpha=16.0, targets=("query",)) for rank in (1, 2, 4, 8, 16)),
+]
 
 
 def test_lora_trials_go_together_and_others_alone():

@@ -12,6 +12,7 @@ from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.cli.main import main
 from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.training.resume.same_run import check_same_run
 
 SETTINGS = {"learning_rate": 3e-3, "schedule": "linear", "warmup_ratio": 0.06}
 
@@ -102,6 +103,15 @@ def test_changed_settings_are_refused_unless_forced(made):
     forced = Run("mine", resume=True, force=True)
     forced.fit(model, data, max_epochs=2)
     assert read_checkpoint(forced.last_checkpoint)["global_step"] == 12
+
+
+def test_two_ways_to_write_a_path_are_one_setting(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text(yaml.safe_dump({"data": {"source": "glue", "task": "sst2"}}))
+    check_same_run(saved, {"data": {"source": str(Path("glue").resolve()), "task": "sst2"}})
+    with pytest.raises(UserError) as changed:
+        check_same_run(saved, {"data": {"source": "elsewhere", "task": "sst2"}})
+    assert changed.value.key == "resume"
 
 
 def test_a_run_that_exists_is_not_written_over(made):
