@@ -20,8 +20,7 @@ from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.encoder import EMBEDDED
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO
 from lora_pl.training.resume.exact_resume import ExactResume
-from lora_pl.training.resume.run_checkpoints import BestCheckpoint, LastCheckpoint
-from lora_pl.training.resume.save_points import SavePoints
+from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 
 
 class Clock(Callback):

@@ -14,9 +14,9 @@ from statistics import median
 import numpy as np
 import torch
 
+from benchmarks.peak import measured_peak, step_products
 from benchmarks.peers import Step, full_step, lora_pl_step, peak_memory, peft_step, random_encoder, seed_step
 from benchmarks.timing import interleaved
-from lora_pl.callbacks.throughput import measured_peak, step_products
 from lora_pl.data.batches import make_batch
 from lora_pl.data.sources import read_split
 from lora_pl.data.tasks import get_task

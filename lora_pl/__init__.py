@@ -8,15 +8,17 @@ if TYPE_CHECKING:
     from lora_pl.lora import LoRAConfig
     from lora_pl.model.classifier import LoRAClassifier
     from lora_pl.model.many_adapters import ManyAdapters
+    from lora_pl.training.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["LoRAClassifier", "LoRAConfig", "ManyAdapters", "SentenceDataModule"]
+__all__ = ["LoRAClassifier", "LoRAConfig", "ManyAdapters", "Run", "SentenceDataModule"]
 
 _HOMES = {
     "SentenceDataModule": "lora_pl.data.datamodule",
     "LoRAClassifier": "lora_pl.model.classifier",
     "LoRAConfig": "lora_pl.lora",
     "ManyAdapters": "lora_pl.model.many_adapters",
+    "Run": "lora_pl.training.run",
 }
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
@@ -56,14 +55,13 @@ class Trial:
         """alpha / r."""
         return self.alpha / self.rank if self.rank else 0.0
 
-    def arguments(self) -> list[str]:
-        """The flags of `fit` that make this trial of the study's configuration."""
-        given = {"seed_everything": self.seed, "model.method": self.method, "model.learning_rate": self.learning_rate}
-        flags = [text for key, value in given.items() for text in (f"--{key}", str(value))]
-        if self.method != "lora":
-            return flags
-        flags += ["--model.lora.r", str(self.rank), "--model.lora.lora_alpha", str(self.alpha)]
-        return [*flags, "--model.lora.target_modules", json.dumps(list(self.targets))]
+    def settings(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a `LoRAClassifier` that make this trial of the study's own, `model`."""
+        own = {**model, "method": self.method, "learning_rate": self.learning_rate}
+        if self.method == "lora":
+            lora = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": list(self.targets)}
+            own["lora"] = {**model["lora"], **lora}
+        return own
 
 
 @dataclass(frozen=True)
@@ -108,4 +106,4 @@ class Grid:
 
 def _require(axis: str, holds: bool, expected: str, given: object) -> None:
     if not holds:
-        raise UserError(f"{axis}: expected {expected}, got {given}")
+        raise UserError(axis, f"expected {expected}, got {given}")

@@ -37,11 +37,11 @@ def write_report(folder: Path) -> Path:
     """
     missing = [name for name in ("matplotlib", "scipy") if find_spec(name) is None]
     if missing:
-        raise UserError(f"report: {' and '.join(missing)} is not installed; {EXTRA}")
+        raise UserError("report", f"{' and '.join(missing)} is not installed; {EXTRA}")
     table = ResultTable(folder)
     series = series_of(table.rows)
     if not series and not references_of(table.rows):
-        raise UserError(f"{folder}: no finished trial; expected the folder of `lora_pl ablate`")
+        raise UserError("report", f"{folder}: no finished trial; expected the folder of `lora_pl ablate`")
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     figures = _figures(folder, series, references_of(table.rows))
     images = {name: _save(figure, folder / "figures" / name) for name, (figure, _) in figures.items()}

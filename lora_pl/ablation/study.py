@@ -1,4 +1,4 @@
-"""Running the trials of a study, and going on with one that was stopped."""
+"""Running the trials of a study, and resuming one that was stopped."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run_study(
     """Run every trial that the study's table does not hold yet, and keep the table up to date.
 
     A unit's rows enter the table together, when all its trials are finished; a unit that was stopped before that is
-    gone on with, as is a trial that failed.
+    resumed, and a trial that failed is tried again.
 
     Returns:
         The names of the trials that failed; the table says why.
@@ -99,7 +99,7 @@ def check_study(folder: Path, settings: dict[str, Any]) -> None:
     """Raise a UserError if `folder` holds a study in which one of `settings` is another."""
     path = folder / SETTINGS
     if not path.is_file() and ResultTable(folder).rows:
-        raise UserError(f"output: {folder} holds a table but no {SETTINGS}; give another --output")
+        raise UserError("output", f"{folder} holds a table but no {SETTINGS}; give another --output")
     if not path.is_file():
         return
     before = json.loads(path.read_text(encoding="utf-8"))
@@ -107,8 +107,9 @@ def check_study(folder: Path, settings: dict[str, Any]) -> None:
     if differs:
         key = differs[0]
         raise UserError(
-            f"output: {folder} holds a study with {key} = {before.get(key)}, not {settings[key]}; give another "
-            "--output, or the same settings"
+            "output",
+            f"{folder} holds a study with {key} = {before.get(key)}, not {settings[key]}; give another --output, "
+            "or the same settings",
         )
 
 

@@ -128,9 +128,11 @@ def _read(path: Path) -> list[Row]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: the table can't be read ({str(error).splitlines()[0]}); move it away") from error
+        raise UserError(
+            "table", f"{path}: the table can't be read ({str(error).splitlines()[0]}); move it away"
+        ) from error
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
-        raise UserError(f"{path}: no table of an ablation; the columns {', '.join(missing)} are missing")
+        raise UserError("table", f"{path}: no table of an ablation; the columns {', '.join(missing)} are missing")
     rows: list[Row] = table.select(list(COLUMNS)).to_pylist()
     return rows

@@ -1,4 +1,4 @@
-"""No step is taken along a gradient that is no number."""
+"""No step is taken along a gradient that is inf or NaN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_pl.reporting import say
 
 
 class FiniteGradients(Callback):
-    """Stops the run, or skips the step where the model skips non-finite losses, before weights are spoilt.
+    """Stops the run before such a step, or skips it where the model skips non-finite losses.
 
     In 16-mixed the loss scaler does this itself: there an overflow is part of finding the scale.
     """
@@ -30,7 +30,8 @@ class FiniteGradients(Callback):
         where = f"the gradient of {bad[0] if bad else 'the model'} is not finite at step {trainer.global_step}"
         if pl_module.hparams.get("nonfinite_loss") != "skip":
             raise UserError(
-                f"{where}; take a lower learning rate or --trainer.gradient_clip_val 1, and go on with --resume"
+                "trainer.gradients",
+                f"{where}; take a lower learning rate or --trainer.gradient_clip_val 1, and resume with --resume",
             )
         say(f"{where}; the step is skipped")
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Holds a run's precision to account."""
+"""Which type a run computes in, checked and reported."""
 
 from __future__ import annotations
 
@@ -48,17 +48,20 @@ def check_trainable_types(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise UserError(
-                f"trainer.precision: {name} would be trained in {_short(parameter.dtype)}, in which small updates are "
-                "lost; take bf16-mixed, 16-mixed or 32-true"
+                "trainer.precision",
+                f"{name} would be trained in {_short(parameter.dtype)}, in which small updates are lost; take "
+                "bf16-mixed, 16-mixed or 32-true",
             )
 
 
 def check_loss_scaling(precision: str, device: str, scaled: bool) -> None:
     """Raise a UserError unless the loss is scaled exactly where gradients are fp16: in 16-mixed on a GPU."""
     if precision == "16-mixed" and device == "cpu":
-        raise UserError("trainer.precision: 16-mixed needs a GPU; on a CPU take bf16-mixed or 32-true")
+        raise UserError("trainer.precision", "16-mixed needs a GPU; on a CPU take bf16-mixed or 32-true")
     if scaled != (precision == "16-mixed"):
-        raise UserError(f"trainer.precision: {precision} {'with' if scaled else 'without'} loss scaling trains wrongly")
+        raise UserError(
+            "trainer.precision", f"{precision} {'with' if scaled else 'without'} loss scaling trains wrongly"
+        )
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
@@ -66,7 +69,9 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     for state in optimizer.state.values():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dtype != torch.float32:
-                raise UserError(f"trainer.precision: the optimizer keeps {name} in {_short(value.dtype)}, not in fp32")
+                raise UserError(
+                    "trainer.precision", f"the optimizer keeps {name} in {_short(value.dtype)}, not in fp32"
+                )
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.rule import Rule
+from torch import Tensor
 
 from lora_pl.callbacks.merged_export import MergedExport
+from lora_pl.data.tasks import Task
 from lora_pl.model.prediction import example_command
 from lora_pl.reporting import say
 
@@ -24,32 +26,36 @@ class RunSummary(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary."""
-        checkpoints = trainer.checkpoint_callbacks
-        best = next((c for c in checkpoints if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
-        last = next((path for c in checkpoints if (path := getattr(c, "last_model_path", ""))), "")
-        if best is None and not last:
+        kept = trainer.checkpoint_callbacks
+        best = next((c for c in kept if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
+        last = next((path for c in kept if (path := getattr(c, "last_model_path", ""))), "")
+        checkpoint = best.best_model_path if best else last
+        if not checkpoint:
             return
         say(Rule("Done", align="left"))
+        result = _result(trainer, str(pl_module.monitor), best.best_model_score if best else None)
+        say(f"{result}, in {time.monotonic() - self._started:.0f} s")
         # no frame around them: commands are to be copied
-        for line in _lines(trainer, pl_module, best, last, time.monotonic() - self._started):
+        for line in _lines(trainer, _short(checkpoint)):
             say(line)
 
 
-def _lines(
-    trainer: Trainer, pl_module: LightningModule, best: ModelCheckpoint | None, last: str, seconds: float
-) -> list[str]:
-    name = str(pl_module.monitor).removeprefix("val/")
-    if best is None:
-        path, lines = _short(last), [f"{trainer.global_step:,} steps without validation, in {seconds:.0f} s"]
-    else:
-        path = _short(best.best_model_path)
-        lines = [f"best {name} {float(best.best_model_score or 0):.4f} on validation, in {seconds:.0f} s"]
-    lines.append(f"checkpoint  {path}")
+def _result(trainer: Trainer, monitor: str, best: Tensor | None) -> str:
+    name, latest = monitor.removeprefix("val/"), trainer.callback_metrics.get(monitor)
+    if best is not None:
+        return f"best {name} {float(best):.4f} on validation"
+    if latest is not None:  # a checkpoint that follows no metric
+        return f"{name} {float(latest):.4f} on validation"
+    return f"{trainer.global_step:,} steps without validation"
+
+
+def _lines(trainer: Trainer, checkpoint: str) -> list[str]:
     exports = [c.exported for c in trainer.callbacks if isinstance(c, MergedExport)]  # type: ignore[attr-defined]
-    lines += [f"merged      {_short(str(folder))}" for folder in exports if folder]
+    lines = [f"checkpoint  {checkpoint}", *(f"merged      {_short(str(folder))}" for folder in exports if folder)]
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
-    return [*lines, f"predict     {example_command(pl_module.task, path)}"]  # type: ignore[arg-type]
+    task: Task = trainer.lightning_module.task  # type: ignore[assignment]
+    return [*lines, f"predict     {example_command(task, checkpoint)}"]
 
 
 def _short(path: str) -> str:

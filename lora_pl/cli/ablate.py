@@ -13,12 +13,11 @@ from lora_pl.ablation.grid import AlphaRule, Grid, Trial
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
 from lora_pl.ablation.study import check_study, one_after_another, run_study, stored_setting
-from lora_pl.cli.pack import choose_pack_size
+from lora_pl.ablation.trial_runner import TrialRunner
+from lora_pl.ablation.units import auto_size, units_of
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
-from lora_pl.cli.units import UnitRunner, units_of
-from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
@@ -78,11 +77,12 @@ class AblateCLI(ClassifierCLI):
         add("--full_rate", type=float | None, help="Train everything too, for comparison, at this learning rate.")
         add("--reference_seeds", type=PositiveInt | None, help="With how many of the seeds; by default all.")
         add("--data_seed", type=int | None, help="Draws every trial's data; by default each trial's own seed does.")
-        add("--pack", type=Literal["auto"] | PositiveInt, default="auto",
-            help="How many LoRA trials to train together; auto measures whether that pays.")  # fmt: skip
+        add("--pack", type=Literal["auto"] | PositiveInt, default=1,
+            help="How many LoRA trials to train jointly, in one forward pass; auto: up to 4, such that no worker goes "
+            "without.")  # fmt: skip
         add("--launcher", type=Literal["local", "ray"], default="local",
             help="local: this process runs one after another; ray: several worker processes do.")  # fmt: skip
-        add("--workers", type=PositiveInt, default=2, help="Trials or packs at a time, by Ray.")
+        add("--workers", type=PositiveInt, default=2, help="Trials, or sets of joint trials, at a time, by Ray.")
         add("--output", type=str | None, help="The study's folder; by default logs/ablation/NAME of the configuration.")
         parser.set_defaults({"trainer.devices": 1})
 
@@ -95,9 +95,9 @@ class AblateCLI(ClassifierCLI):
         self._subcommand_parsers["fit"].prog = "lora_pl ablate"
         super().parse_arguments(parser, args)
         if self._option("run_name"):
-            raise UsageError("run_name: trials are named by their settings; --output names the study's folder")
+            raise UsageError("run_name", "trials are named by their settings; --output names the study's folder")
         if self.resumes or self.forced:
-            raise UsageError("resume: the same command goes on with a study by itself; leave --resume and --force out")
+            raise UsageError("resume", "the same command resumes a study by itself; leave --resume and --force out")
 
     def instantiate_classes(self) -> None:
         """Nothing yet: each trial has its own."""
@@ -110,38 +110,35 @@ class AblateCLI(ClassifierCLI):
         folder = Path(config.output or LOGS / "ablation" / Path(self.config_file or "grid.yaml").stem)
         trials = grid.trials()
         check_study(folder, self._settings())
-        text = yaml.safe_dump(self._of_fit(), sort_keys=False)
+        shared = self._of_fit()
+        text = yaml.safe_dump(shared, sort_keys=False)
         write_whole(folder / CONFIG, lambda beside: beside.write_text(text, encoding="utf-8"))
         say(f"{len(trials)} trials into {folder}")
-        _prepare_data(config)
-        run_unit = UnitRunner((folder / CONFIG).resolve(), (folder / "trials").resolve(), config.data_seed)
-        size = self._pack_size(folder, run_unit, trials)
-        settings = {**self._settings(), "pack": size}
+        runner = TrialRunner(shared, (folder / "trials").resolve(), config.data_seed)
+        _prepare_data(runner)
+        size = self._joint_trials(folder, trials)
         launch = RayLauncher(config.workers) if config.launcher == "ray" else one_after_another
         try:
-            failed = run_study(folder, units_of(trials, size), settings, run_unit, launch)
+            failed = run_study(folder, units_of(trials, size), {**self._settings(), "pack": size}, runner, launch)
         except RunStopped as stop:
-            raise RunStopped(stop.exit_code - 128, f"stopped; the same command goes on with {folder}") from stop
+            raise RunStopped(stop.exit_code - 128, f"the same command resumes {folder}") from stop
         report(folder)
         if failed:
             some = ", ".join(failed[:5]) + (", ..." if failed[5:] else "")
             raise UserError(
+                "ablate.failed",
                 f"{len(failed)} of {len(trials)} trials failed: {some}; {folder / 'table.csv'} says why; the same "
-                "command tries them again"
+                "command tries them again",
             )
 
-    def _pack_size(self, folder: Path, runner: UnitRunner, trials: list[Trial]) -> int:
-        """As given, or as a study that is gone on with chose it, or by measurement."""
-        given = self.config["fit"].pack
-        if given != "auto":
-            return int(given)
+    def _joint_trials(self, folder: Path, trials: list[Trial]) -> int:
+        """How many to train jointly: as given; a study that is resumed without a number keeps its own."""
+        config = self.config["fit"]
         stored: int | None = stored_setting(folder, "pack")
-        if stored:
+        if stored and config.pack in (1, "auto"):
             return stored
-        adapted = [trial for trial in trials if trial.method == "lora"]
-        workers = self.config["fit"].workers if self.config["fit"].launcher == "ray" else 1
-        share = adapted[: -(-len(adapted) // workers)]  # no worker goes without a pack
-        return choose_pack_size(runner.config, runner.folder, runner.data_seed, share)
+        workers = config.workers if config.launcher == "ray" else 1
+        return auto_size(trials, workers) if config.pack == "auto" else int(config.pack)
 
     def _of_fit(self) -> dict[str, Any]:
         """The configuration that every trial's `fit` starts from."""
@@ -171,7 +168,7 @@ def _grid(config: Any) -> Grid:
 
 def _require_one_device(devices: Any) -> None:
     if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
-        raise UserError(f"trainer.devices: a trial runs on one device, got {devices}")
+        raise UserError("trainer.devices", f"a trial runs on one device, got {devices}")
 
 
 def _check_ranks(config: Any, grid: Grid) -> None:
@@ -182,10 +179,8 @@ def _check_ranks(config: Any, grid: Grid) -> None:
             counts_at_rank(encoder, LoRAConfig(r=rank, target_modules=targets), config.model.head, 2)
 
 
-def _prepare_data(config: Any) -> None:
-    """Read and tokenize once, say what there is, and fail here where the data are at fault."""
-    data = SentenceDataModule(
-        **{**config.data.as_dict(), "encoder": config.model.encoder, "seed": config.data_seed or 0}
-    )
+def _prepare_data(runner: TrialRunner) -> None:
+    """Read and tokenize once, report what there is, and fail here where the data are at fault."""
+    data = runner.data(runner.data_seed or 0)
     data.prepare_data()
     data.setup("fit")

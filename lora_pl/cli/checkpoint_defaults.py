@@ -10,8 +10,8 @@ import yaml
 
 from lora_pl.reporting import say
 from lora_pl.storage.flat import flatten
+from lora_pl.training.run_config import FROM_DATA, FROM_MODEL
 
-FROM_DATA = ("task", "label_names", "max_length", "pairs")  # the model gets these from the data
 OWN_FILES = ("train_file", "validation_file")
 
 
@@ -53,7 +53,7 @@ def checkpoint_defaults(
     if option_value(args, "--data.source") is not None:
         data |= dict.fromkeys(OWN_FILES)
     defaults = {f"model.{key}": value for key, value in flatten(model).items() if key not in FROM_DATA}
-    defaults |= {f"data.{key}": value for key, value in data.items() if key not in ("encoder", "seed")}
+    defaults |= {f"data.{key}": value for key, value in data.items() if key not in FROM_MODEL}
     foreign = [] if known is None else [key for key in defaults if key not in known]
     if foreign:
         say(f"the checkpoint's {', '.join(foreign)} is no option of this version and is left out")

@@ -16,9 +16,8 @@ import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lora_pl.cli.explained import NO_MEMORY
 from lora_pl.cli.parser import Parser, verb_parser
-from lora_pl.cli.trainer import ClassifierCLI, quiet_libraries
+from lora_pl.cli.trainer import ClassifierCLI, config_text, quiet_libraries
 from lora_pl.data.texts import STDIN, Text, TextStream, as_row, as_text, named
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line
@@ -29,8 +28,8 @@ from lora_pl.model.predict_file import STDOUT, Answers, predict_file
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.storage.row_files import Rows
+from lora_pl.training.explained import NO_MEMORY
 from lora_pl.training.resume.stop_signals import RunStopped
-from lora_pl.training.run_config import config_text
 
 
 def run(args: list[str]) -> None:
@@ -194,7 +193,7 @@ def _stoppable() -> Iterator[None]:
     """SIGTERM stops at once, as Ctrl-C does: what is whole stays."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise RunStopped(signum, "stopped by SIGTERM")
+        raise RunStopped(signum, "by SIGTERM")
 
     if threading.current_thread() is not threading.main_thread():  # where nothing can
         yield

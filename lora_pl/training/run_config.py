@@ -1,59 +1,103 @@
-"""What a run was made with."""
+"""What a run was made with: its configuration, versions and git state."""
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl import __version__
 from lora_pl.storage.write_whole import write_whole
-from lora_pl.training.resume.run_checkpoints import BestCheckpoint
 
 CONFIG = "config.yaml"
 RUN_KEY = "lora_pl_run"
 """Where a checkpoint says what made it: `{"config", "seed", "versions", "git"}`."""
+FROM_DATA = ("task", "label_names", "max_length", "pairs")
+"""The model's settings that the data determine."""
+FROM_MODEL = ("encoder", "seed")
+"""The data's settings that `fit` takes from the model and from `--seed_everything`."""
+
+Configuration = dict[str, Any]
+"""Plain values in the layout of `lora_pl fit --config`."""
 
 
-class RunConfig(SaveConfigCallback):
-    """Writes the run's whole configuration, versions and git state beside its checkpoints, into TensorBoard and into
-    every checkpoint."""
+class RunConfig(Callback):
+    """Writes the run's configuration, versions and git state beside its checkpoints, into TensorBoard and into every
+    checkpoint.
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Called once, by the first process."""
-        made_with = "".join(f"# {name} {value}\n" for name, value in {**versions(), "git": git_state()}.items())
-        text = made_with + config_text(self.parser, self.config)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
-        for checkpoint in trainer.checkpoint_callbacks:
-            if isinstance(checkpoint, BestCheckpoint):
-                path = Path(str(checkpoint.dirpath)) / CONFIG
-                write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+    Args:
+        configuration: Of a model and its data.
+        folder: Where `config.yaml` goes; None writes none.
+    """
+
+    def __init__(
+        self, configuration: Callable[[LightningModule, LightningDataModule], Configuration], folder: Path | None
+    ) -> None:
+        self.configuration, self.folder = configuration, folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration, and keep the record for the checkpoints."""
-        super().setup(trainer, pl_module, stage)
+        found = self.configuration(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
         self._record = {
-            "config": config_text(self.parser, self.config),
-            "seed": int(self.config.get("seed_everything") or 0),
+            "config": text,
+            "seed": int(found.get("seed_everything") or 0),
             "versions": versions(),
             "git": git_state(),
         }
+        if trainer.is_global_zero:
+            made_with = {**self._record["versions"], "git": self._record["git"]}
+            self._write(trainer, "".join(f"# {name} {value}\n" for name, value in made_with.items()) + text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record."""
         checkpoint[RUN_KEY] = self._record
 
+    def _write(self, trainer: Trainer, text: str) -> None:
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
+        if self.folder is not None:
+            write_whole(self.folder / CONFIG, lambda beside: beside.write_text(text, encoding="utf-8"))
 
-def config_text(parser: Any, config: Any) -> str:
-    """The configuration as YAML, every option with its value."""
-    return str(parser.dump(config, skip_unset=False))
+
+def configuration_of(
+    model: LightningModule, data: LightningDataModule, trainer_options: Mapping[str, Any]
+) -> Configuration:
+    """The configuration with which `lora_pl fit` makes this model, these data and this trainer.
+
+    Options of the trainer that are objects have no place in it.
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(Trainer).parameters.items()}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in trainer_options.items()}
+    return {
+        "seed_everything": data.hparams.get("seed", 0),
+        "trainer": {name: value for name, value in {**defaults, **given}.items() if _is_plain(value)},
+        "model": {name: _plain(value) for name, value in model.hparams.items() if name not in FROM_DATA},
+        "data": {name: _plain(value) for name, value in data.hparams.items() if name not in FROM_MODEL},
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is how YAML reads them back."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, list | tuple) else value
 
 
 def versions() -> dict[str, str]:

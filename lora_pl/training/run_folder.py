@@ -1,4 +1,4 @@
-"""A run's name and its two folders, `checkpoints/NAME` and `logs/NAME`."""
+"""A run's name and its folder, `checkpoints/NAME`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,31 @@ CHECKPOINTS, LOGS = Path("checkpoints"), Path("logs")
 
 
 def run_name(given: str | None, config: str | None, ckpt_path: str | None) -> str:
-    """The name as given, that of the run that is resumed, or the configuration's name and the time.
+    """The name as given, that of the run that is resumed, or the configuration's name and the time."""
+    resumed = Path(ckpt_path).resolve().parent if ckpt_path else None
+    if given is None and resumed is not None and resumed.parent == CHECKPOINTS.resolve():
+        return resumed.name
+    return given or _reserved(f"{Path(config).stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}")
 
-    Raises:
-        UserError: a run of the given name is there already and is not the one that is resumed.
+
+def require_name(name: str) -> None:
+    """Raise a UserError for a name that is no folder's."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise UserError("run_name", f"expected a name without slashes, got {name!r}")
+
+
+def require_free(folder: Path, checkpoint: Path | None) -> None:
+    """Raise a UserError if the folder holds a run other than the one that `checkpoint` is resumed from.
+
+    A run that failed before its first checkpoint may be started again.
     """
-    resumed = _run_of(ckpt_path)
-    if given is None:
-        return resumed or _reserved(f"{Path(config).stem if config else 'run'}-{datetime.now():%Y%m%d-%H%M%S}")
-    if Path(given).name != given or given in (".", ".."):
-        raise UserError(f"run_name: expected a name without slashes, got {given!r}")
-    if given != resumed and not _get_rank() and _taken(given):
+    resumed = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
+    if not resumed and not _get_rank() and any(folder.glob("*.ckpt")):
         raise UserError(
-            f"run_name: the run {given} exists ({CHECKPOINTS / given}); choose another name, or go on with it by "
-            f"--resume or --ckpt_path {CHECKPOINTS / given / 'last.ckpt'}"
+            "run_name",
+            f"the run {folder.name} exists ({folder}); choose another name, or resume it by --resume or "
+            f"--ckpt_path {folder / 'last.ckpt'}",
         )
-    return given
 
 
 def _reserved(name: str) -> str:
@@ -43,16 +52,3 @@ def _reserved(name: str) -> str:
             (CHECKPOINTS / unique).mkdir(parents=True)
             return unique
     raise AssertionError
-
-
-def _run_of(ckpt_path: str | None) -> str | None:
-    """The run whose folder the checkpoint lies in, none where it lies elsewhere."""
-    if ckpt_path is None:
-        return None
-    folder = Path(ckpt_path).resolve().parent
-    return folder.name if folder.parent == CHECKPOINTS.resolve() else None
-
-
-def _taken(name: str) -> bool:
-    """Whether the run has come as far as a checkpoint; one that failed before may be started again."""
-    return any((CHECKPOINTS / name).glob("*.ckpt"))

@@ -1,6 +1,6 @@
 import pytest
 
-from lora_pl.ablation.grid import Grid, alpha_of
+from lora_pl.ablation.grid import Grid, Trial, alpha_of
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
 
@@ -26,14 +26,14 @@ def test_every_combination_once_and_the_references():
     assert len(trials) == 3 * (2 * 2 * 2 + 1)
     assert len({trial.name for trial in trials}) == len(trials)
     assert [trial.seed for trial in trials] == sorted(trial.seed for trial in trials)
-    assert trials[0].arguments() == [
-        "--seed_everything",
-        "0",
-        "--model.method",
-        "head",
-        "--model.learning_rate",
-        "0.01",
-    ]
+
+
+def test_a_trial_changes_what_it_varies_and_nothing_else():
+    shared = {"method": "lora", "learning_rate": 1.0, "dropout": 0.1, "lora": {"r": 4, "lora_dropout": 0.2}}
+    found = Trial("lora", 0, 1e-3, 8, "fixed", 16.0, ("query",)).settings(shared)
+    lora = {"r": 8, "lora_alpha": 16.0, "target_modules": ["query"], "lora_dropout": 0.2}
+    assert found == {"method": "lora", "learning_rate": 1e-3, "dropout": 0.1, "lora": lora}
+    assert Trial("head", 0, 1e-2).settings(shared) == {**shared, "method": "head", "learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.formats.huggingface import HuggingFaceExport
 from lora_pl.formats.stock_model import read_logits
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO
-from lora_pl.training.resume.run_checkpoints import BestCheckpoint, LastCheckpoint
-from lora_pl.training.resume.save_points import SavePoints
+from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from tests.formats.conftest import TEXTS
 from tests.model.test_classifier import trainer
 

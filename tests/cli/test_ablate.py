@@ -129,7 +129,7 @@ def test_a_stopped_trial_goes_on_where_it_was(study, flags, tmp_path, monkeypatc
 
     monkeypatch.setattr(TrialRecord, "on_train_batch_start", watched)
     assert main(flags) == 128 + signal.SIGTERM
-    assert "the same command goes on with study" in capsys.readouterr().err
+    assert "the same command resumes study" in capsys.readouterr().err
     assert steps[-1] == (1, 2)
     assert not (tmp_path / "study" / "table.parquet").exists()
     assert main(flags) == 0
@@ -142,7 +142,7 @@ def test_a_stopped_trial_goes_on_where_it_was(study, flags, tmp_path, monkeypatc
     assert curves[0] == curves[1]
 
 
-def test_packed_trials_give_the_same_table_but_for_rounding(study, flags, tmp_path, monkeypatch):
+def test_joint_trials_give_the_same_table_but_for_rounding(study, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = ["--model.dropout", "0", "--trainer.precision", "32-true"]
     assert main([*flags, *shared, "--pack", "3"]) == 0
@@ -161,15 +161,16 @@ def test_packed_trials_give_the_same_table_but_for_rounding(study, flags, tmp_pa
     assert main(["validate", "--ckpt_path", f"study/trials/{name}/last.ckpt"]) == 0
 
 
-def test_packing_is_chosen_by_measurement_and_kept(flags, tmp_path, monkeypatch, capsys):
+def test_a_study_keeps_how_many_trials_it_trains_jointly(flags, tmp_path, monkeypatch):
+    """auto is as many as there are, up to four; without a number the study goes on as it was started."""
     monkeypatch.chdir(tmp_path)
-    given = [flag for flag in flags if flag != "--pack"][:-1]
-    assert main(given) == 0
-    assert "a token of two packed trials costs" in capsys.readouterr().err
-    kept = json.loads(Path("study/settings.json").read_text())["pack"]
-    assert kept >= 1
-    assert main(given) == 0
-    assert "a token of two" not in capsys.readouterr().err
+    short = [*flags[: flags.index("--pack")], "--trainer.max_epochs", "1", "--ranks", "1", "2", "4"]
+    assert main([*short, "--pack", "auto"]) == 0
+    assert json.loads(Path("study/settings.json").read_text())["pack"] == 4
+    assert {row["pack"] for row in rows_of(tmp_path / "study")} == {4, 2}
+    assert main([*short, "--ranks", "1", "2", "4", "8"]) == 0
+    assert json.loads(Path("study/settings.json").read_text())["pack"] == 4
+    assert main([*short, "--pack", "3"]) == 1
 
 
 @pytest.mark.parametrize("pack", ["1", "2"])
@@ -225,9 +226,9 @@ def test_a_study_of_other_settings_is_refused(study, flags, tmp_path, monkeypatc
 
 def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    from lora_pl.cli import units
+    from lora_pl.ablation.trial_runner import TrialRunner
 
-    train, calls = units.train_trial, []
+    train, calls = TrialRunner.train, []
 
     def second_fails(*given):
         calls.append(given)
@@ -235,7 +236,7 @@ def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path,
             raise OSError(28, "No space left on device")
         return train(*given)
 
-    monkeypatch.setattr(units, "train_trial", second_fails)
+    monkeypatch.setattr(TrialRunner, "train", second_fails)
     assert main(flags) == 1
     assert "No space left" in capsys.readouterr().err
     assert {row["status"] for row in rows_of(tmp_path / "study")} == {"ok"}

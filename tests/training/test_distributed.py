@@ -49,13 +49,9 @@ def test_metrics_are_exact_over_a_split_that_does_not_divide(tiny_encoder, glue_
 FITS = """
 import os, sys
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 import lora_pl.storage.checkpoint
-from lora_pl import SentenceDataModule, LoRAClassifier
-from lora_pl.training.resume.exact_resume import ExactResume
-from lora_pl.training.resume.run_checkpoints import BestCheckpoint, LastCheckpoint
-from lora_pl.training.resume.save_points import SavePoints
-from lora_pl.storage.checkpoint import WholeFileCheckpointIO
+from lora_pl import LoRAClassifier, Run, SentenceDataModule
 
 torch.set_num_threads(1)
 encoder, source, devices = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -65,16 +61,12 @@ lora_pl.storage.checkpoint._save = lambda content, path: (saved.append(path), sa
 
 def fit(name, accumulate=1, resume=None, dropout=0.0, steps=50):
     seed_everything(0)
-    best, last = BestCheckpoint(name), LastCheckpoint(name)
-    trainer = Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False, max_epochs=100,
-        enable_progress_bar=False, enable_model_summary=False, max_steps=steps, accumulate_grad_batches=accumulate,
-        callbacks=[ExactResume(), SavePoints(best, last, 4, None), best, last], plugins=[WholeFileCheckpointIO()],
-    )
     data = SentenceDataModule(source=source, encoder=encoder, batch_size=8 // accumulate // devices)
     model = LoRAClassifier(encoder=encoder, learning_rate=1e-3, dropout=dropout)
-    trainer.fit(model, data, ckpt_path=resume)
-    return trainer
+    Run(name, save_every_steps=4, save_every_minutes=None, checkpoints=".", ckpt_path=resume).fit(
+        model, data, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+        precision="32-true", max_epochs=100, max_steps=steps, accumulate_grad_batches=accumulate,
+    )
 
 
 fit("plain")
@@ -129,7 +121,7 @@ def test_one_process_writes(fits):
     saved = {rank: int(count) for _, rank, count in (line.split() for line in said.splitlines() if "RESULT" in line)}
     assert saved["0"] > 10
     assert saved["1"] == 0
-    assert {path.name for path in (folder / "whole").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (folder / "whole").iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
 
 
 def test_the_command_line_on_two_devices(tiny_encoder, glue_folder, tmp_path):

@@ -15,10 +15,8 @@ from lightning.pytorch.loggers import Logger
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.callbacks.throughput import Throughput
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO, read_checkpoint
-from lora_pl.training.resume.exact_resume import RESUME_KEY, ExactResume
-from lora_pl.training.resume.random_state import random_state, set_random_state
-from lora_pl.training.resume.run_checkpoints import BestCheckpoint, LastCheckpoint
-from lora_pl.training.resume.save_points import SavePoints
+from lora_pl.training.resume.exact_resume import RESUME_KEY, ExactResume, random_state, set_random_state
+from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from lora_pl.training.resume.stop_signals import RunStopped
 
 
@@ -150,7 +148,7 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_the_shells_code(signum, 
     fit(tmp_path / "whole", tiny_encoder(), glue_folder, accumulate_grad_batches=2)
     before = signal.getsignal(signum)
     options = {"accumulate_grad_batches": 2, "extra": [StopAt(5, signum)]}
-    with pytest.raises(RunStopped, match=f"stopped by {signum.name} after step 5, saved in .*last.ckpt") as stopped:
+    with pytest.raises(RunStopped, match=f"stopped: by {signum.name} after step 5, saved in .*last.ckpt") as stopped:
         fit(tmp_path / "run", tiny_encoder(), glue_folder, **options)
     assert stopped.value.exit_code == 128 + signum
     assert signal.getsignal(signum) == before
@@ -168,7 +166,7 @@ def test_slurm_puts_the_job_back(tiny_encoder, glue_folder, tmp_path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     for name, value in {"NTASKS": "1", "NTASKS_PER_NODE": "1", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with pytest.raises(RunStopped, match="stopped by SIGUSR1 after step 4"):
+    with pytest.raises(RunStopped, match="stopped: by SIGUSR1 after step 4"):
         fit(tmp_path / "run", tiny_encoder(), glue_folder, extra=[StopAt(4, signal.SIGUSR1)])
     assert called.read_text() == "requeue 7\n"
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == 4

@@ -4,7 +4,7 @@ import pytest
 
 from lora_pl.cli.checkpoint_defaults import option_value
 from lora_pl.errors import UserError
-from lora_pl.training.run_folder import run_name
+from lora_pl.training.run_folder import require_free, run_name
 
 
 def test_the_name_is_the_configurations_and_the_time():
@@ -14,13 +14,15 @@ def test_the_name_is_the_configurations_and_the_time():
 
 
 def test_a_run_with_checkpoints_is_taken_and_one_that_failed_before_is_not():
-    Path("checkpoints/mine").mkdir(parents=True)
-    Path("logs/mine").mkdir(parents=True)
-    Path("checkpoints/mine/config.yaml").touch()
-    assert run_name("mine", None, None) == "mine"
-    Path("checkpoints/mine/last.ckpt").touch()
-    with pytest.raises(UserError, match=r"the run mine exists .*--ckpt_path checkpoints/mine/last\.ckpt"):
-        run_name("mine", None, None)
+    folder = Path("checkpoints/mine")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    require_free(folder, None)
+    (folder / "last.ckpt").touch()
+    require_free(folder, folder / "last.ckpt")
+    with pytest.raises(UserError, match=r"the run mine exists .*--ckpt_path checkpoints/mine/last\.ckpt") as error:
+        require_free(folder, None)
+    assert error.value.key == "run_name"
 
 
 def test_a_resumed_run_keeps_its_name():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
 
 from lora_pl.model.metrics import SplitMetrics
 from lora_pl.reporting import say
-from lora_pl.training.resume.random_state import random_state, set_random_state
 
 RESUME_KEY = "lora_pl_resume"
 """Where a checkpoint holds what Lightning leaves out."""
@@ -121,3 +123,28 @@ def _gathered(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
     everyone: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(everyone, own)
     return everyone
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators, and of the current GPU's; tensors and plain values."""
+    numbers = cast(tuple[str, NDArray[np.uint32], int, int, float], np.random.get_state())
+    keys, *rest = numbers[1:]
+    state = {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The reverse of `random_state`; the GPU's generator stays as it is where the state has none of it."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

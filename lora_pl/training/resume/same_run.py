@@ -1,4 +1,4 @@
-"""`--resume`: which checkpoint a run goes on from, and whether it would go on as the same run."""
+"""Which checkpoint a run is resumed from, and whether it would go on as the same run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lora_pl.errors import UsageError, UserError
+from lora_pl.errors import UserError
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import newest_checkpoint
 from lora_pl.storage.flat import flatten
@@ -23,15 +23,14 @@ LENGTHS = re.compile(r"trainer\.(max|min)_(epochs|steps|time)")
 """Options that change nothing but where a run ends, unless its schedule is stretched over all steps."""
 
 
-def checkpoint_to_resume(folder: Path | None) -> Path | None:
-    """The newest whole checkpoint in a run's folder; none where the run has yet to start.
+def checkpoint_to_resume(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a run's folder; None for a run that has yet to start.
+
+    A damaged checkpoint is reported and the previous one is used.
 
     Raises:
-        UsageError: no run is named.
         UserError: the run has checkpoints, and none is whole.
     """
-    if folder is None:
-        raise UsageError("resume: expected --run_name NAME beside --resume, got none")
     path, damaged = newest_checkpoint(folder)
     for problem in damaged:
         say(f"resume: {problem}")
@@ -40,7 +39,7 @@ def checkpoint_to_resume(folder: Path | None) -> Path | None:
 
 
 def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
-    """Raise a UserError that names every option that would make another run of the one in `saved`, a config.yaml."""
+    """Raise a UserError that names every option by which `given` would change the run of `saved`, a config.yaml."""
     if not saved.is_file():
         return
     before, now = (flatten(values) for values in (yaml.safe_load(saved.read_text(encoding="utf-8")), given))
@@ -48,11 +47,18 @@ def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
     changed = [
         f"{key} (was {before[key]}, now {value})"
         for key, value in now.items()
-        if key in before and before[key] != value and not HARMLESS.fullmatch(key)
+        if key in before and not _same(before[key], value) and not HARMLESS.fullmatch(key)
         if stretched or not LENGTHS.fullmatch(key)
     ]
     if changed:
         raise UserError(
-            f"resume: the run would go on as another one: {', '.join(changed)}; leave the options as they were, or "
-            "add --force"
+            "resume",
+            f"these options differ from the saved run: {', '.join(changed)}; leave them as they were, or add --force",
         )
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Whether two values are equal, or two ways to write one path."""
+    if isinstance(before, str) and isinstance(now, str):
+        return Path(before).expanduser().resolve() == Path(now).expanduser().resolve()
+    return bool(before == now)

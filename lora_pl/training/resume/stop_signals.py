@@ -17,10 +17,15 @@ from lora_pl.reporting import say
 
 
 class RunStopped(UserError):
-    """A run that was asked to stop and has saved; the exit code is the shell's, 128 + the signal's number."""
+    """A run that was asked to stop and has saved; the exit code is the shell's, 128 + the signal's number.
+
+    Args:
+        signum: The signal.
+        message: What was saved, and how to resume.
+    """
 
     def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__("stopped", message)
         # Lightning kills the first process at once where another one fails before it
         self.exit_code = 128 + signum if not _get_rank() else 0
 

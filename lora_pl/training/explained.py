@@ -1,4 +1,4 @@
-"""Failures of libraries that a user can mend."""
+"""Failures of libraries that the user can fix."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ def explained(trainer: Trainer) -> Iterator[None]:
     except UserError:
         raise
     except SIGTERMException as stop:
-        raise RunStopped(signal.SIGTERM, "stopped by SIGTERM before the run listened to it") from stop
+        raise RunStopped(signal.SIGTERM, "by SIGTERM before the first step") from stop
     except (RuntimeError, ValueError, MemoryError) as error:
-        said = _what_to_do(error, trainer)
-        if said is None:
+        found = _as_user_error(error, trainer)
+        if found is None:
             raise
-        raise UserError(said) from error
+        raise found from error
 
 
-def _what_to_do(error: Exception, trainer: Trainer) -> str | None:
+def _as_user_error(error: Exception, trainer: Trainer) -> UserError | None:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(text):
-        halved = trainer.accumulate_grad_batches * 2
-        return (
+        doubled = trainer.accumulate_grad_batches * 2
+        return UserError(
+            "trainer.memory",
             f"out of memory at step {trainer.global_step}; halve --data.batch_size and take "
-            f"--trainer.accumulate_grad_batches {halved} for the same steps, or cut --data.eval_batch_tokens if it was "
-            "validation"
+            f"--trainer.accumulate_grad_batches {doubled} for the same steps, or cut --data.eval_batch_tokens if it "
+            "was validation",
         )
     if "val_check_interval" in text:
-        return f"trainer.val_check_interval: {' '.join(text.split())}"
+        return UserError("trainer.val_check_interval", " ".join(text.split()))
     return None

@@ -1,0 +1,124 @@
+"""Training the trials of a study, alone or jointly."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.joint import JointData, JointTrials
+from lora_pl.ablation.joint_record import JointRecord
+from lora_pl.ablation.record import TrialRecord, TrialResult
+from lora_pl.ablation.study import Outcome, Unit, concerns_all, run_or_mark
+from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.reporting import say, silence
+from lora_pl.storage.checkpoint import SUFFIX
+from lora_pl.training.run import Run
+from lora_pl.training.trainer import as_list
+
+
+@dataclass(frozen=True)
+class TrialRunner:
+    """Trains a unit of a study; a trial that fails is marked, and joint trials of which one fails run one by one.
+
+    It is plain values, so that it can be sent to another process.
+    """
+
+    config: Mapping[str, Any]
+    """What all trials share, in the layout of `lora_pl fit --config`."""
+    folder: Path
+    """Where trials have their folders."""
+    data_seed: int | None = None
+    """Draws every trial's data; by default each trial's own seed does."""
+
+    def __call__(self, unit: Unit) -> list[Outcome]:
+        """The outcome of each trial."""
+        if len(unit) > 1:
+            try:
+                results = self.train_jointly(unit)
+                return [Outcome(trial, result) for trial, result in zip(unit, results, strict=True)]
+            except Exception as error:  # whatever it is, each trial alone shows whose it is
+                if concerns_all(error):
+                    raise
+                say(f"the joint trials from {unit[0].name} on failed ({error}); they run one by one")
+        return [run_or_mark(trial, self.train) for trial in unit]
+
+    def train(self, trial: Trial) -> TrialResult:
+        """Train as `fit --seed_everything SEED` does, silently, or resume a trial that was stopped."""
+        if not any((self.folder / trial.name).glob(f"*{SUFFIX}")):
+            self._clear([trial])
+        options, record = self._trainer_options(), TrialRecord()
+        if trial.method != "lora":  # full fine-tuning would write a whole encoder each time
+            options["enable_checkpointing"] = False
+        options["callbacks"].append(record)
+        with silence():
+            self._run(trial).fit(self._model(trial), self.data(self._data_seed(trial)), **options)
+        return record.results[0]
+
+    def train_jointly(self, trials: Sequence[Trial]) -> list[TrialResult]:
+        """Train LoRA trials together, silently; joint trials that were stopped start anew."""
+        self._clear(trials)
+        options = self._trainer_options()
+        record = JointRecord(
+            self.folder,
+            trials,
+            logs=options.get("logger") is not False,
+            checkpoints=options.get("enable_checkpointing") is not False,
+        )
+        options["callbacks"].append(record)
+        options |= {"logger": False, "enable_checkpointing": False}  # Lightning's know one model
+        with silence():
+            like, data = self._model(trials[0]), self.data(self._data_seed(trials[0]))
+            joint, own = JointTrials(like, trials), JointData(data, [self._data_seed(trial) for trial in trials])
+            self._run(trials[0], reports=False).fit(joint, own, **options)
+        return record.results
+
+    def data(self, seed: int) -> SentenceDataModule:
+        """The study's data, drawn by `seed`."""
+        shared = {**self.config["data"], "encoder": self.config["model"]["encoder"]}
+        return SentenceDataModule(**{**shared, "seed": seed})
+
+    def _model(self, trial: Trial) -> LoRAClassifier:
+        own = {key: value for key, value in trial.settings(self.config["model"]).items() if key != "encoder"}
+        return LoRAClassifier.for_data(self.data(trial.seed), **own)
+
+    def _data_seed(self, trial: Trial) -> int:
+        return trial.seed if self.data_seed is None else self.data_seed
+
+    def _run(self, trial: Trial, reports: bool = True) -> Run:
+        saving = {key: value for key, value in self.config.items() if key.startswith("save_every_")}
+        config = {
+            "seed_everything": trial.seed,
+            **self.config,
+            "model": trial.settings(self.config["model"]),
+            "run_name": trial.name,
+        }
+        return Run(
+            trial.name, resume=True, force=True, checkpoints=self.folder, logs=self.folder, config=config,
+            reports=reports, **saving,
+        )  # fmt: skip
+
+    def _trainer_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {key: instantiated(value) for key, value in self.config["trainer"].items()}
+        return {**options, "enable_progress_bar": False, "callbacks": as_list(options.get("callbacks"))}
+
+    def _clear(self, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            shutil.rmtree(self.folder / trial.name, ignore_errors=True)
+
+
+def instantiated(value: Any) -> Any:
+    """`{"class_path": "module.Class", "init_args": {...}}` as the object it stands for, also in lists and dicts."""
+    if isinstance(value, list):
+        return [instantiated(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if "class_path" not in value:
+        return {key: instantiated(item) for key, item in value.items()}
+    module, _, name = value["class_path"].rpartition(".")
+    return getattr(import_module(module), name)(**instantiated(value.get("init_args") or {}))

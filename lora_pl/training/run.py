@@ -1,0 +1,176 @@
+"""A training run: its name, folders, callbacks and trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lora_pl.callbacks.epoch_lines import EpochLines
+from lora_pl.callbacks.finite_gradients import FiniteGradients
+from lora_pl.callbacks.hparams_record import HparamsRecord
+from lora_pl.callbacks.parameter_report import ParameterReport
+from lora_pl.callbacks.precision_report import PrecisionReport
+from lora_pl.callbacks.progress_bar import ProgressBar
+from lora_pl.callbacks.run_summary import RunSummary
+from lora_pl.callbacks.throughput import Throughput
+from lora_pl.storage.checkpoint import BEST, LAST, SUFFIX, read_checkpoint
+from lora_pl.training.explained import explained
+from lora_pl.training.resume.exact_resume import RESUME_KEY, ExactResume
+from lora_pl.training.resume.same_run import check_same_run, checkpoint_to_resume
+from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
+from lora_pl.training.run_config import CONFIG, Configuration, RunConfig, configuration_of
+from lora_pl.training.run_folder import CHECKPOINTS, LOGS, require_free, require_name
+from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, settled, shows_bar
+
+
+class Run:
+    """A named training run that is reported, saved and resumed as `lora_pl fit` does it.
+
+    Example:
+        >>> data = SentenceDataModule(source="sample")  # doctest: +SKIP
+        >>> model = LoRAClassifier.for_data(data, learning_rate=3e-3, schedule="linear")  # doctest: +SKIP
+        >>> run = Run("notebook", resume=True)  # doctest: +SKIP
+        >>> run.fit(model, data, max_epochs=4)  # doctest: +SKIP
+        >>> run.best_checkpoint  # doctest: +SKIP
+        PosixPath('checkpoints/notebook/best.ckpt')
+
+    Args:
+        name: Names its folders, `checkpoints/NAME` and `logs/NAME`.
+        resume: Whether to resume the run from its newest whole checkpoint if it has one; a changed option that affects
+            the result is then an error.
+        force: Whether to resume although options have changed.
+        save_every_steps: Optimizer steps between checkpoints, beside those after each validation.
+        save_every_minutes: Minutes between checkpoints.
+        checkpoints: The folder of all runs' checkpoints.
+        logs: The folder of all runs' logs.
+        ckpt_path: The checkpoint to start from instead of the newest.
+        config: The configuration to save; by default that of the model, the data and the trainer's options.
+        reports: Whether to report parameters, precision, progress and speed, and to stop at gradients that are inf or
+            NaN; without, the callbacks are those that are given.
+
+    Raises:
+        UserError: `run_name`, the name is not a folder's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        resume: bool = False,
+        force: bool = False,
+        save_every_steps: int | None = None,
+        save_every_minutes: float | None = 10,
+        checkpoints: str | Path = CHECKPOINTS,
+        logs: str | Path = LOGS,
+        ckpt_path: str | Path | None = None,
+        config: Configuration | None = None,
+        reports: bool = True,
+    ) -> None:
+        require_name(name)
+        self.name, self.resume, self.force = name, resume, force
+        self.save_every_steps, self.save_every_minutes = save_every_steps, save_every_minutes
+        self.folder, self.logs = Path(checkpoints) / name, Path(logs)
+        self.ckpt_path = Path(ckpt_path) if ckpt_path else None
+        self.config, self.reports = config, reports
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Of the epoch that the task's first metric found best on validation."""
+        return self.folder / f"{BEST}{SUFFIX}"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Of the last step that was saved."""
+        return self.folder / f"{LAST}{SUFFIX}"
+
+    def fit(self, model: LightningModule, data: LightningDataModule, **trainer_options: Any) -> None:
+        """Train, or resume training.
+
+        Args:
+            model: A `LoRAClassifier`.
+            data: Its data.
+            trainer_options: Those of `lightning.Trainer`; by default 3 epochs in the fastest precision.
+
+        Raises:
+            UserError: `run_name`, the run exists and is not to be resumed; `resume`, it would go on with other options,
+                or no checkpoint of it is whole; `trainer...`, an option that does not work here.
+        """
+        options = settled(trainer_options)
+        checkpoint = self._checkpoint()
+        if self.resume and checkpoint is not None and not self.force:
+            check_same_run(checkpoint.with_name(CONFIG), self._configuration(model, data, options))
+        trainer = self._trainer(options, checkpoint)
+        with warnings.catch_warnings(), explained(trainer):
+            ignore_advice()
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+
+    def trainer(self, **options: Any) -> Trainer:
+        """The trainer by which `fit` trains, with the run's callbacks before and after those in `options`."""
+        return self._trainer(settled(options), self._checkpoint())
+
+    def _checkpoint(self) -> Path | None:
+        checkpoint = self.ckpt_path
+        if checkpoint is None and self.resume:
+            checkpoint = checkpoint_to_resume(self.folder)
+        require_free(self.folder, checkpoint)
+        return checkpoint
+
+    def _trainer(self, options: Mapping[str, Any], checkpoint: Path | None) -> Trainer:
+        own = dict(options)
+        if options.get("logger") in (None, True):
+            own["logger"] = self._logger(checkpoint)
+        own["callbacks"] = [
+            *self._saving(options),
+            *as_list(options.get("callbacks")),
+            *(self._reports(options, bool(own["logger"])) if self.reports else []),
+            self._record(options),
+        ]
+        own["enable_progress_bar"] = self.reports and shows_bar(options)
+        return make_trainer(own)
+
+    def _logger(self, checkpoint: Path | None) -> TensorBoardLogger:
+        resumed = read_checkpoint(checkpoint).get(RESUME_KEY, {}) if checkpoint else {}
+        # on resume, points that the run logged after its checkpoint are logged again
+        purge: dict[str, Any] = {"purge_step": resumed["log_steps"]} if resumed.get("log_steps") else {}
+        return TensorBoardLogger(self.logs, name=self.name, version="", default_hp_metric=False, **purge)
+
+    def _saving(self, options: Mapping[str, Any]) -> list[Callback]:
+        """What makes a run resumable; first of all callbacks."""
+        if not _saves(options):
+            return []
+        best, last = BestCheckpoint(self.folder), LastCheckpoint(self.folder)
+        return [ExactResume(), SavePoints(best, last, self.save_every_steps, self.save_every_minutes), best, last]
+
+    def _reports(self, options: Mapping[str, Any], logs: bool) -> list[Callback]:
+        # a rich bar would redraw itself over the summary
+        progress = ProgressBar() if shows_bar(options) else EpochLines()
+        shown: list[Callback] = [
+            progress,
+            ParameterReport(),
+            PrecisionReport(),
+            FiniteGradients(),
+            Throughput(),
+            RunSummary(),
+        ]
+        return [*shown, HparamsRecord(), LearningRateMonitor("step")] if logs else shown
+
+    def _record(self, options: Mapping[str, Any]) -> RunConfig:
+        return RunConfig(partial(self._configuration, options=options), self.folder if _saves(options) else None)
+
+    def _configuration(
+        self, model: LightningModule, data: LightningDataModule, options: Mapping[str, Any]
+    ) -> Configuration:
+        if self.config is not None:
+            return self.config
+        saving = {"save_every_steps": self.save_every_steps, "save_every_minutes": self.save_every_minutes}
+        return {**configuration_of(model, data, options), "run_name": self.name, **saving}
+
+
+def _saves(options: Mapping[str, Any]) -> bool:
+    return options.get("enable_checkpointing") is not False and not options.get("fast_dev_run")

@@ -1,0 +1,92 @@
+"""A `lightning.Trainer` with the project's defaults."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lora_pl.errors import UserError
+from lora_pl.model.precision import default_precision
+from lora_pl.reporting import say
+from lora_pl.storage.checkpoint import WholeFileCheckpointIO
+
+TRAINER_DEFAULTS = {"max_epochs": 3, "enable_model_summary": False, "log_every_n_steps": 10}
+ADVICE = (
+    "does not have many workers",
+    "DistributedSampler",  # ours repeats no sentence
+    "LeafSpec",
+    "sys.argv",
+    "is not empty",
+    "sync_dist=True",  # metrics are torchmetrics', exact over processes
+    "your dataloader is not resumable",  # the run is: ExactResume
+    "callbacks used to create the checkpoint",
+)
+"""Parts of Lightning's warnings about what is done on purpose."""
+SHARDED = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)
+
+
+def settled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The Trainer's options with the project's defaults and a precision.
+
+    Raises:
+        UserError: the strategy shards a model over devices.
+    """
+    found = {**TRAINER_DEFAULTS, **options}
+    _require_whole_model(found.get("strategy"))
+    found["precision"] = found.get("precision") or chosen_precision(found.get("accelerator"))
+    return found
+
+
+def make_trainer(options: Mapping[str, Any]) -> Trainer:
+    """The trainer of these options, which writes checkpoints as whole files.
+
+    Raises:
+        UserError: an option, or a value of one, that Lightning does not know.
+    """
+    found = settled(options)
+    found["plugins"] = [*as_list(found.get("plugins")), WholeFileCheckpointIO()]
+    try:
+        return Trainer(**found)
+    except (ValueError, TypeError) as error:  # an unknown accelerator, strategy, ...
+        raise UserError("trainer", str(error).splitlines()[0]) from error
+
+
+def chosen_precision(accelerator: Any) -> str:
+    """The fastest precision this device supports, reported."""
+    precision = str(default_precision(str(accelerator or "auto")))
+    say(f"precision {precision}, the fastest this device supports; --trainer.precision overrides it")
+    return precision
+
+
+def shows_bar(options: Mapping[str, Any]) -> bool:
+    """Whether a progress bar is wanted, and standard error is a terminal that can redraw it."""
+    return options.get("enable_progress_bar") is not False and sys.stderr.isatty()
+
+
+def ignore_advice() -> None:
+    """Filter the warnings about what is done on purpose."""
+    for message in ADVICE:
+        warnings.filterwarnings("ignore", f".*{message}.*")
+
+
+def as_list(value: Any) -> list[Any]:
+    """None, one value or several of them, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _require_whole_model(strategy: Any) -> None:
+    """Adapters are too small to gain by sharding, and checkpoints hold those of a whole model."""
+    name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
+    if SHARDED.search(name):
+        raise UserError(
+            "trainer.strategy",
+            f"{name} shards a model over devices; lora_pl checkpoints the adapters of a whole one: take ddp, one copy "
+            "of the frozen encoder on each device",
+        )

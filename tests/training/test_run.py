@@ -1,0 +1,200 @@
+"""A run by the Python API is the command's run, bit for bit."""
+
+import shutil
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import yaml
+
+from lora_pl import LoRAClassifier, Run, SentenceDataModule
+from lora_pl.cli.main import main
+from lora_pl.errors import UserError
+from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.training.resume.same_run import check_same_run
+
+SETTINGS = {"learning_rate": 3e-3, "schedule": "linear", "warmup_ratio": 0.06}
+
+
+@pytest.fixture
+def made(tiny_encoder, glue_folder):
+    """Data and a model, as a notebook makes them."""
+
+    def make(**changes) -> tuple[LoRAClassifier, SentenceDataModule]:
+        data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8, seed=3)
+        return LoRAClassifier.for_data(data, **{**SETTINGS, **changes}), data
+
+    return make
+
+
+@pytest.fixture
+def command(tiny_encoder, glue_folder):
+    """The same as flags of `fit`."""
+    flags = [f"--model.{name}={value}" for name, value in SETTINGS.items()]
+    flags += ["--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8"]
+    return ["fit", *flags, "--seed_everything", "3", "--trainer.max_epochs", "2"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = (read_checkpoint(path) for path in (one, other))
+    states = [checkpoint["state_dict"] for checkpoint in (a, b)]
+    assert states[0].keys() == states[1].keys()
+    assert a["global_step"] == b["global_step"]
+    return all(torch.equal(states[0][key], tensor) for key, tensor in states[1].items())
+
+
+def test_a_notebook_gives_what_the_command_gives(made, command):
+    assert main([*command, "--run_name", "typed"]) == 0
+    run = Run("notebook", resume=True)
+    run.fit(*made(), max_epochs=2)
+    assert run.best_checkpoint == Path("checkpoints/notebook/best.ckpt")
+    for path in (run.best_checkpoint, run.last_checkpoint):
+        assert same_weights(path, Path("checkpoints/typed") / path.name)
+    assert {path.name for path in run.folder.iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
+    typed, written = (
+        yaml.safe_load(Path(f"checkpoints/{name}/config.yaml").read_text()) for name in ("typed", "notebook")
+    )
+    for part in ("trainer", "model", "data", "seed_everything"):
+        assert written[part] == typed[part], part
+    assert list(Path("logs/notebook").glob("events.*"))
+
+
+def test_the_command_reads_the_configuration_that_a_run_writes(made):
+    run = Run("notebook", save_every_steps=4)
+    run.fit(*made(), max_epochs=2)
+    assert main(["fit", "--config", str(run.folder / "config.yaml"), "--run_name", "typed"]) == 0
+    assert same_weights(run.last_checkpoint, Path("checkpoints/typed/last.ckpt"))
+    assert yaml.safe_load(Path("checkpoints/typed/config.yaml").read_text())["save_every_steps"] == 4
+
+
+def test_a_stopped_run_ends_as_the_run_that_was_not(made, capsys):
+    """Here by a later end; with a damaged last.ckpt the previous one is used."""
+    constant = {"schedule": "constant", "warmup_ratio": 0.0}
+    whole = Run("whole")
+    whole.fit(*made(**constant), max_epochs=3)
+    run = Run("mine", resume=True)
+    run.fit(*made(**constant), max_epochs=2)
+    run.last_checkpoint.rename(run.folder / "previous.ckpt")
+    run.last_checkpoint.write_bytes(b"PK half")
+    run.fit(*made(**constant), max_epochs=3)
+    said = capsys.readouterr().err
+    assert "resume: checkpoints/mine holds no checkpoint yet; the run starts" in said
+    assert "resume: checkpoints/mine/previous.ckpt" in said
+    assert same_weights(whole.last_checkpoint, run.last_checkpoint)
+
+
+def test_the_command_and_a_notebook_resume_each_other(made, command):
+    run = Run("mine", resume=True)
+    run.fit(*made(), max_epochs=2)
+    assert main([*command, "--run_name", "mine", "--resume"]) == 0
+    run.fit(*made(), max_epochs=2)
+    assert read_checkpoint(run.last_checkpoint)["global_step"] == 12
+
+
+def test_changed_settings_are_refused_unless_forced(made):
+    Run("mine").fit(*made(), max_epochs=1)
+    model, data = made(learning_rate=1e-2)
+    with pytest.raises(UserError, match=r"model.learning_rate \(was 0.003, now 0.01\)") as refused:
+        Run("mine", resume=True).fit(model, data, max_epochs=1)
+    assert refused.value.key == "resume"
+    with pytest.raises(UserError, match=r"trainer.gradient_clip_val \(was None, now 1.0\)"):
+        Run("mine", resume=True).fit(*made(), max_epochs=1, gradient_clip_val=1.0)
+    forced = Run("mine", resume=True, force=True)
+    forced.fit(model, data, max_epochs=2)
+    assert read_checkpoint(forced.last_checkpoint)["global_step"] == 12
+
+
+def test_two_ways_to_write_a_path_are_one_setting(tmp_path):
+    saved = tmp_path / "config.yaml"
+    saved.write_text(yaml.safe_dump({"data": {"source": "glue", "task": "sst2"}}))
+    check_same_run(saved, {"data": {"source": str(Path("glue").resolve()), "task": "sst2"}})
+    with pytest.raises(UserError) as changed:
+        check_same_run(saved, {"data": {"source": "elsewhere", "task": "sst2"}})
+    assert changed.value.key == "resume"
+
+
+def test_a_run_that_exists_is_not_written_over(made):
+    run = Run("mine", save_every_minutes=None)
+    run.fit(*made(), max_epochs=1)
+    with pytest.raises(UserError) as taken:
+        run.fit(*made(), max_epochs=1)
+    assert taken.value.key == "run_name"
+    with pytest.raises(UserError) as elsewhere:
+        Run("mine", ckpt_path=shutil.copy(run.last_checkpoint, "copy.ckpt")).fit(*made(), max_epochs=2)
+    assert elsewhere.value.key == "run_name"
+    Run("mine", ckpt_path=run.last_checkpoint).fit(*made(), max_epochs=2)
+    assert read_checkpoint(run.last_checkpoint)["global_step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"max_epoch": 1}, "trainer"),
+        ({"accelerator": "abacus"}, "trainer"),
+        ({"strategy": "fsdp"}, "trainer.strategy"),
+        ({"precision": "16-true"}, "trainer.precision"),
+    ],
+)
+def test_options_that_do_not_work(options, key, made):
+    with pytest.raises(UserError) as error:
+        Run("mine").fit(*made(), **options)
+    assert error.value.key == key
+    assert not Path("checkpoints/mine/last.ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ""])
+def test_a_name_is_a_folders(name):
+    with pytest.raises(UserError) as error:
+        Run(name)
+    assert error.value.key == "run_name"
+
+
+def test_out_of_memory_says_what_to_do(made, monkeypatch):
+    def starved(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model, data = made()
+    monkeypatch.setattr(model, "training_step", starved)
+    with pytest.raises(UserError, match="halve --data.batch_size") as error:
+        Run("mine").fit(model, data, max_epochs=1)
+    assert error.value.key == "trainer.memory"
+
+
+def test_own_callbacks_and_loggers_are_used(made, tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    class Steps(lightning.Callback):
+        count = 0
+
+        def on_train_batch_end(self, *given):
+            self.count += 1
+
+    steps = Steps()
+    Run("mine", checkpoints=tmp_path / "c", logs=tmp_path / "l").fit(
+        *made(), max_epochs=1, callbacks=steps, logger=CSVLogger(tmp_path, name="mine"), log_every_n_steps=2
+    )
+    assert steps.count == 6
+    assert "throughput/tokens_per_second" in next(tmp_path.glob("mine/*/metrics.csv")).read_text()
+    assert (tmp_path / "c" / "mine" / "best.ckpt").is_file()
+    assert not (tmp_path / "l").exists()
+
+
+def test_the_runs_trainer_is_lightnings(made):
+    run, by_itself = Run("fit"), Run("trainer")
+    run.fit(*made(), max_epochs=1)
+    trainer = by_itself.trainer(max_epochs=1)
+    assert isinstance(trainer, lightning.Trainer)
+    trainer.fit(*made())
+    assert same_weights(run.last_checkpoint, by_itself.last_checkpoint)
+    assert (by_itself.folder / "config.yaml").is_file()
+
+
+def test_a_plain_trainer_trains_the_same_weights(made):
+    model, data = made()
+    plain = lightning.Trainer(max_epochs=1, precision="32-true")
+    plain.fit(model, data)
+    run = Run("mine")
+    run.fit(*made(), max_epochs=1, precision="32-true")
+    saved = read_checkpoint(run.last_checkpoint)["state_dict"]
+    assert all(torch.equal(saved[key], tensor) for key, tensor in model.state_dict().items())
