@@ -8,7 +8,7 @@ import pytest
 
 from lora_pl.cli.main import main
 from tests.cli.test_bad_input import fails
-from tests.conftest import run_cli
+from tests.support import run_cli
 
 
 @pytest.mark.parametrize("format", ["hf", "adapter"])

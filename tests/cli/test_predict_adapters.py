@@ -4,7 +4,7 @@ import pytest
 
 from lora_pl.cli.main import main
 from lora_pl.model.classifier import LoRAClassifier
-from tests.conftest import run_cli
+from tests.support import run_cli
 
 
 @pytest.fixture

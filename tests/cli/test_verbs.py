@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lora_pl.cli.main import VERBS, main
-from tests.conftest import run_cli
+from tests.support import run_cli
 
 LINES = ["the film is good", "", "the plot is dull"]
 

@@ -12,7 +12,7 @@ from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.loading import build_encoder, load_config, load_encoder, takes_packed_rows
 from lora_pl.encoder.packing import Packing
 from lora_pl.lora import LoRAConfig, inject_lora, mark_only_lora_as_trainable
-from tests.conftest import tiny_config
+from tests.support import tiny_config
 
 KINDS = ["roberta", "xlm-roberta", "bert", "distilbert", "electra"]
 LENGTHS = [[7, 3, 12, 3], [5], [4, 4, 4], [38, 2, 2]]

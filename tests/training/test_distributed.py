@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_pl.storage.checkpoint import read_checkpoint
-from tests.conftest import run_cli, run_script
+from tests.support import run_cli, run_script
 
 SCRIPT = """
 import json, sys
