@@ -12,6 +12,13 @@ from tests.support import process_state, run_in_process, tiny_config, tiny_token
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_configure() -> None:
+    """No network, whatever a test imports first; one thread a process, as several processes share the cores."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = pytest.mark.skip(reason=f"the developers' material is not at {SHARED}")
     for item in items:
@@ -25,18 +32,15 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing reads the user's cache or a network; one thread a process, as several processes share the cores."""
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing reads the user's cache."""
     with process_state():
         os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["OMP_NUM_THREADS"] = "1"
-        torch.set_num_threads(1)
         yield
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(_offline: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _own_folder(_own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test writes into the checkout or sees what another left in the process, its seed included."""
     with process_state():
         os.chdir(tmp_path_factory.mktemp("cwd"))
