@@ -90,7 +90,7 @@ def process_state() -> Iterator[None]:
         os.environ.update(environment)
         os.chdir(folder)
         for name, handler in handlers.items():
-            signal.signal(name, handler)
+            signal.signal(name, handler or signal.SIG_DFL)
         for logger, level, disabled in levels:
             logger.setLevel(level)
             logger.disabled = disabled
@@ -116,13 +116,15 @@ def _streams(text_input: str) -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
     kept = sys.stdin, sys.stdout, sys.stderr
     sys.stdin = io.TextIOWrapper(io.BytesIO(text_input.encode()), encoding="utf-8")
     sys.stdout, sys.stderr = (io.TextIOWrapper(each, encoding="utf-8", write_through=True) for each in (out, err))
-    logged = [(handler, handler.setStream(sys.stderr)) for logger in _loggers() for handler in logger.handlers
+    logged = [(handler, handler.stream) for logger in _loggers() for handler in logger.handlers
               if type(handler) is logging.StreamHandler]  # fmt: skip
+    for handler, _ in logged:
+        handler.stream = sys.stderr
     try:
         yield out, err
     finally:
         for handler, stream in logged:
-            handler.setStream(stream or kept[2])
+            handler.stream = stream
         sys.stdin, sys.stdout, sys.stderr = kept
 
 
