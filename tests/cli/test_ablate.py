@@ -15,6 +15,7 @@ import pytest
 from lora_pl import LoRAClassifier
 from lora_pl.ablation.table import COLUMNS, TIMES
 from lora_pl.cli.main import main
+from tests.support import run_in_process
 
 RANKS, SEEDS = (1, 4), 2
 
@@ -99,8 +100,8 @@ def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, 
 
 
 def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, flags, tmp_path):
-    command = [sys.executable, "-m", "lora_pl", *flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    given = [*flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]
+    process = subprocess.Popen([sys.executable, "-m", "lora_pl", *given], cwd=tmp_path, stderr=subprocess.DEVNULL)
     table = tmp_path / "study" / "table.parquet"
     deadline = time.monotonic() + 120
     while not table.is_file() and time.monotonic() < deadline:
@@ -110,7 +111,7 @@ def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, f
     process.wait()
     finished = len({row["trial"] for row in rows_of(table.parent)})
     assert 1 <= finished < SEEDS * (len(RANKS) + 2)
-    assert subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == 0
+    run_in_process(given, tmp_path, check=True)
     assert rows_of(table.parent) == rows_of(study)
 
 
