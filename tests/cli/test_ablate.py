@@ -40,6 +40,16 @@ def study(flags, tmp_path_factory) -> Path:
     return folder / "study"
 
 
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """Files without pictures, for tests that look elsewhere: drawing takes as long as a tiny trial."""
+
+    def write(figure, file, **options):
+        file.write(b"") if hasattr(file, "write") else Path(file).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", write)
+
+
 def rows_of(folder: Path, times: bool = False) -> list[dict]:
     rows = pq.read_table(folder / "table.parquet").to_pylist()
     return rows if times else [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
@@ -84,6 +94,7 @@ def test_every_trial_leaves_its_metrics_and_a_tensorboard_run(study):
         assert (study / "trials" / name / "last.ckpt").is_file() == name.startswith("r")
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, monkeypatch, capsys):
     from shutil import copytree
 
@@ -99,6 +110,7 @@ def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, 
     assert len(after) == len(before) + 2 * SEEDS
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, flags, tmp_path):
     given = [*flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]
     process = subprocess.Popen([sys.executable, "-m", "lora_pl", *given], cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -115,6 +127,7 @@ def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, f
     assert rows_of(table.parent) == rows_of(study)
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_stopped_trial_goes_on_where_it_was(study, flags, tmp_path, monkeypatch, capsys):
     """SIGTERM in the second epoch of the first trial: saved, told, and later not trained from its start."""
     from lora_pl.ablation.record import TrialRecord
@@ -143,6 +156,7 @@ def test_a_stopped_trial_goes_on_where_it_was(study, flags, tmp_path, monkeypatc
     assert curves[0] == curves[1]
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_packed_trials_give_the_same_table_but_for_rounding(study, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = ["--model.dropout", "0", "--trainer.precision", "32-true"]
@@ -162,6 +176,7 @@ def test_packed_trials_give_the_same_table_but_for_rounding(study, flags, tmp_pa
     assert main(["validate", "--ckpt_path", f"study/trials/{name}/last.ckpt"]) == 0
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_packing_is_chosen_by_measurement_and_kept(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = [flag for flag in flags if flag != "--pack"][:-1]
@@ -173,6 +188,7 @@ def test_packing_is_chosen_by_measurement_and_kept(flags, tmp_path, monkeypatch,
     assert "a token of two" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize("pack", ["1", "2"])
 def test_a_damaged_trial_is_marked_and_the_rest_goes_on(pack, flags, tmp_path, monkeypatch, capsys):
     """At the higher learning rate the loss is soon no number; in a pack, too, that is nobody else's."""
@@ -224,6 +240,7 @@ def test_a_study_of_other_settings_is_refused(study, flags, tmp_path, monkeypatc
     assert (study / "table.parquet").read_bytes() == before
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     from lora_pl.cli import units
