@@ -24,11 +24,11 @@ TINY_TERMS = 256
 
 
 def rounding(terms: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> float:
-    """How far two correct sums of `terms` summands of the size `scale` may lie apart: 8 sqrt(terms) eps(dtype) scale.
+    """How far two correct sums of `terms` summands may lie apart: 8 sqrt(terms) eps(dtype) scale.
 
-    The errors of a sum in any order behave like a random walk of `terms` steps of eps * scale; 8 standard deviations.
-    Sums that follow one another count by the sum of their lengths, and products in half precision by their roundings,
-    as they are summed in fp32.
+    `scale` is the magnitude of the partial sums. Every addition errs by at most eps / 2 of one, in either direction:
+    a random walk of `terms` steps, and more than 8 of its standard deviations. Sums that follow one another count by
+    the sum of their lengths. Products in half precision are summed in fp32: count the times a result is rounded.
     """
     return 8 * terms**0.5 * torch.finfo(dtype).eps * scale
 
@@ -36,7 +36,7 @@ def rounding(terms: int, dtype: torch.dtype = torch.float32, scale: float = 1.0)
 def assert_equal_to_rounding(
     actual: torch.Tensor, expected: torch.Tensor, terms: int, dtype: torch.dtype | None = None
 ) -> None:
-    """Equal but for the order of `terms` additions; the summands are as large as the largest of `expected`."""
+    """Equal but for the order of `terms` additions, of a magnitude of at least 1 and of the largest of `expected`."""
     scale = max(1.0, expected.abs().max().item())
     torch.testing.assert_close(actual, expected, rtol=0, atol=rounding(terms, dtype or expected.dtype, scale))
 
