@@ -1,9 +1,11 @@
 """Fixtures: tiny real encoders, the developers' material, and a trained checkpoint."""
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import docstring_parser
 import pytest
 import torch
 
@@ -13,10 +15,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_configure() -> None:
-    """No network, whatever a test imports first; one thread a process, as several processes share the cores."""
+    """No network, whatever a test imports first; one thread a process, as several processes share the cores.
+
+    For every command jsonargparse reads the sources of Lightning's classes anew, which is most of what a parser costs.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
