@@ -29,16 +29,17 @@ def test_a_command_in_this_process_is_the_command_in_a_fresh_one(checkpoint, tmp
 
 
 def test_the_process_is_afterwards_as_it_was():
+    environment = dict(os.environ)
     folder, handler, logger = os.getcwd(), signal.getsignal(signal.SIGTERM), logging.getLogger("lightning.pytorch")
     level, filters, draw = logger.level, warnings.filters[:], torch.get_rng_state()
     with process_state():
-        os.environ["PL_GLOBAL_SEED"] = "1"
+        os.environ["PL_GLOBAL_SEED"] = "12345"
         os.chdir("/")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         logger.setLevel(logging.CRITICAL)
         warnings.simplefilter("ignore")
         torch.rand(3)
-    assert "PL_GLOBAL_SEED" not in os.environ
+    assert dict(os.environ) == environment
     assert (os.getcwd(), signal.getsignal(signal.SIGTERM), logger.level) == (folder, handler, level)
     assert warnings.filters == filters
     assert torch.equal(torch.get_rng_state(), draw)

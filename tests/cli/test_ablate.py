@@ -31,12 +31,7 @@ def flags(tiny_encoder, glue_folder):
 def study(flags, tmp_path_factory) -> Path:
     """A finished study with references."""
     folder = tmp_path_factory.mktemp("study")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main([*flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]) == 0
-    finally:
-        os.chdir(before)
+    run_in_process([*flags, "--head_rate", "1e-1", "--full_rate", "1e-3"], folder, check=True)
     return folder / "study"
 
 
