@@ -1,37 +1,28 @@
-"""What tests share: tiny real encoders, the developers' material, and a trained checkpoint."""
+"""Fixtures: tiny real encoders, the developers' material, and a trained checkpoint."""
 
+import functools
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import docstring_parser
 import pytest
 import torch
 
+from tests.support import process_state, run_in_process, tiny_config, tiny_tokenizer
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-WORDS = [
-    "a",
-    "the",
-    "film",
-    "is",
-    "was",
-    "not",
-    "good",
-    "bad",
-    "fine",
-    "awful",
-    "great",
-    "dull",
-    "bright",
-    "slow",
-    "plot",
-    "cast",
-    "and",
-    "but",
-    "very",
-    "never",
-    "ever",
-]
+
+
+def pytest_configure() -> None:
+    """No network, whatever a test imports first; one thread a process, as several processes share the cores.
+
+    For every command jsonargparse reads the sources of Lightning's classes anew, which is most of what a parser costs.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,68 +37,21 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing reads the user's cache."""
+    with process_state():
+        os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test writes into the checkout, reads the user's cache or sees another test's seed."""
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    torch.manual_seed(0)
-
-
-OF_KIND: dict[str, dict[str, object]] = {
-    "electra": {"embedding_size": 16},
-    "modernbert": {
-        "local_attention": 8,
-        "global_attn_every_n_layers": 2,
-        "classifier_pooling": "mean",
-        "cls_token_id": 0,
-        "sep_token_id": 2,
-    },
-    "deberta-v2": {
-        "relative_attention": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "position_buckets": 8,
-        "norm_rel_ebd": "layer_norm",
-        "share_att_key": True,
-        "type_vocab_size": 0,
-    },
-    "xmod": {"default_language": "en_XX"},
-}
-UNTYPED = ("roberta", "xlm-roberta", "modernbert", "mpnet", "deberta-v2")
-
-
-def tiny_config(kind: str, **changes: object):
-    from transformers import AutoConfig, DistilBertConfig
-
-    size = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    size |= {"intermediate_size": 32, "max_position_embeddings": 40, "pad_token_id": 1}
-    size |= {"bos_token_id": 0, "eos_token_id": 2}
-    if kind == "distilbert":
-        return DistilBertConfig(
-            vocab_size=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=40, pad_token_id=1
-        )
-    types = {} if kind in UNTYPED else {"type_vocab_size": 2}
-    return AutoConfig.for_model(kind, **{**size, **types, **OF_KIND.get(kind, {}), **changes})
-
-
-def tiny_tokenizer(kind: str):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: index for index, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    typed = kind in ("bert", "electra")
-    pair = "<s> $A </s> $B:1 </s>:1" if typed else "<s> $A </s> </s> $B </s>"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
-        pad_token="<pad>", unk_token="<unk>", model_max_length=38,
-        model_input_names=["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
-    )  # fmt: skip
+def _own_folder(_own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test writes into the checkout or sees what another left in the process, its seed included."""
+    with process_state():
+        os.chdir(tmp_path_factory.mktemp("cwd"))
+        torch.manual_seed(0)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -143,28 +87,9 @@ def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tiny_encoder, glue_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """best.ckpt of a tiny run by the command, in a process of its own."""
+    """best.ckpt of a tiny run by the command."""
     cwd = tmp_path_factory.mktemp("run")
     arguments = ["--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8"]
     arguments += ["--model.learning_rate", "3e-2", "--model.head_learning_rate", "1e-1", "--run_name", "tiny"]
-    run_cli(["fit", *arguments, "--trainer.max_epochs", "4"], cwd, check=True)
+    run_in_process(["fit", *arguments, "--trainer.max_epochs", "4"], cwd, check=True)
     return cwd / "checkpoints" / "tiny" / "best.ckpt"
-
-
-def run_cli(
-    arguments: list[str], cwd: Path, check: bool = False, text_input: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    """`python -m lora_pl ARGUMENTS` in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lora_pl", *arguments], cwd=cwd, capture_output=True, text=True, input=text_input,
-        env={**os.environ, "COLUMNS": "100"},
-    )  # fmt: skip
-    assert not check or done.returncode == 0, done.stderr
-    return done
-
-
-def run_script(script: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A Python script in a fresh process; from a file, so that Lightning can start it again for each device."""
-    path = cwd / "script.py"
-    path.write_text(script, encoding="utf-8")
-    return subprocess.run([sys.executable, str(path), *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)

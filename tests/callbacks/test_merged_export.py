@@ -14,6 +14,7 @@ from lora_pl.storage.checkpoint import WholeFileCheckpointIO
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from tests.formats.conftest import TEXTS
 from tests.model.test_classifier import trainer
+from tests.support import TINY_TERMS, assert_equal_to_rounding
 
 
 def fit(tiny_encoder, glue_folder, folder: Path, callback: MergedExport, **changes) -> LoRAClassifier:
@@ -37,7 +38,7 @@ def test_the_best_checkpoint_is_exported_and_named_in_the_summary(tiny_encoder, 
 
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     got = read_logits(merged, load_tokenizer(str(tmp_path / "merged")), TEXTS)
-    torch.testing.assert_close(got, best.logits(TEXTS), rtol=0, atol=1e-5)
+    assert_equal_to_rounding(got, best.logits(TEXTS), TINY_TERMS)
 
 
 def test_the_trained_model_stays_as_it_is_and_a_second_run_replaces_the_first(

@@ -15,6 +15,7 @@ import pytest
 from lora_pl import LoRAClassifier
 from lora_pl.ablation.table import COLUMNS, TIMES
 from lora_pl.cli.main import main
+from tests.support import run_in_process
 
 RANKS, SEEDS = (1, 4), 2
 
@@ -30,13 +31,18 @@ def flags(tiny_encoder, glue_folder):
 def study(flags, tmp_path_factory) -> Path:
     """A finished study with references."""
     folder = tmp_path_factory.mktemp("study")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main([*flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]) == 0
-    finally:
-        os.chdir(before)
+    run_in_process([*flags, "--head_rate", "1e-1", "--full_rate", "1e-3"], folder, check=True)
     return folder / "study"
+
+
+@pytest.fixture
+def empty_figures(monkeypatch):
+    """Files without pictures, for tests that look elsewhere: drawing takes as long as a tiny trial."""
+
+    def write(figure, file, **options):
+        file.write(b"") if hasattr(file, "write") else Path(file).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", write)
 
 
 def rows_of(folder: Path, times: bool = False) -> list[dict]:
@@ -83,6 +89,7 @@ def test_every_trial_leaves_its_metrics_and_a_tensorboard_run(study):
         assert (study / "trials" / name / "last.ckpt").is_file() == name.startswith("r")
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, monkeypatch, capsys):
     from shutil import copytree
 
@@ -98,9 +105,10 @@ def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, 
     assert len(after) == len(before) + 2 * SEEDS
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, flags, tmp_path):
-    command = [sys.executable, "-m", "lora_pl", *flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    given = [*flags, "--head_rate", "1e-1", "--full_rate", "1e-3"]
+    process = subprocess.Popen([sys.executable, "-m", "lora_pl", *given], cwd=tmp_path, stderr=subprocess.DEVNULL)
     table = tmp_path / "study" / "table.parquet"
     deadline = time.monotonic() + 120
     while not table.is_file() and time.monotonic() < deadline:
@@ -110,10 +118,11 @@ def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, f
     process.wait()
     finished = len({row["trial"] for row in rows_of(table.parent)})
     assert 1 <= finished < SEEDS * (len(RANKS) + 2)
-    assert subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == 0
+    run_in_process(given, tmp_path, check=True)
     assert rows_of(table.parent) == rows_of(study)
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_stopped_trial_goes_on_where_it_was(study, flags, tmp_path, monkeypatch, capsys):
     """SIGTERM in the second epoch of the first trial: saved, told, and later not trained from its start."""
     from lora_pl.ablation.record import TrialRecord
@@ -142,6 +151,7 @@ def test_a_stopped_trial_goes_on_where_it_was(study, flags, tmp_path, monkeypatc
     assert curves[0] == curves[1]
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_joint_trials_give_the_same_table_but_for_rounding(study, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = ["--model.dropout", "0", "--trainer.precision", "32-true"]
@@ -161,6 +171,7 @@ def test_joint_trials_give_the_same_table_but_for_rounding(study, flags, tmp_pat
     assert main(["validate", "--ckpt_path", f"study/trials/{name}/last.ckpt"]) == 0
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_study_keeps_how_many_trials_it_trains_jointly(flags, tmp_path, monkeypatch):
     """auto is as many as there are, up to four; without a number the study goes on as it was started."""
     monkeypatch.chdir(tmp_path)
@@ -173,6 +184,7 @@ def test_a_study_keeps_how_many_trials_it_trains_jointly(flags, tmp_path, monkey
     assert main([*short, "--pack", "3"]) == 1
 
 
+@pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize("pack", ["1", "2"])
 def test_a_damaged_trial_is_marked_and_the_rest_goes_on(pack, flags, tmp_path, monkeypatch, capsys):
     """At the higher learning rate the loss is soon no number; in a pack, too, that is nobody else's."""
@@ -224,6 +236,7 @@ def test_a_study_of_other_settings_is_refused(study, flags, tmp_path, monkeypatc
     assert (study / "table.parquet").read_bytes() == before
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     from lora_pl.ablation.trial_runner import TrialRunner

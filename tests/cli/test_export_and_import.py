@@ -8,36 +8,42 @@ import pytest
 
 from lora_pl.cli.main import main
 from tests.cli.test_bad_input import fails
-from tests.conftest import run_cli
+from tests.support import run_in_process
 
 
 @pytest.mark.parametrize("format", ["hf", "adapter"])
 def test_export_and_back(format, checkpoint, tmp_path):
     export = ["export", "--ckpt_path", str(checkpoint), "--format", format, "--output", "out"]
-    done = run_cli(export, tmp_path, check=True)
+    done = run_in_process(export, tmp_path, check=True)
     assert re.search(rf"{format}: largest logit change \S+ \(tolerance \S+\), 0 of 48 predictions flipped", done.stderr)
     assert "accuracy" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
-    assert "out is there already" in run_cli(export, tmp_path).stderr
+    assert "out is there already" in run_in_process(export, tmp_path).stderr
     if format == "adapter":
-        run_cli(["import", "out"], tmp_path, check=True)
+        run_in_process(["import", "out"], tmp_path, check=True)
         imported = str(tmp_path / "checkpoints" / "out" / "best.ckpt")
-        done = run_cli(["predict", "--ckpt_path", imported], tmp_path, check=True, text_input="the film is good\n")
-        expected = run_cli(["predict", "--ckpt_path", str(checkpoint)], tmp_path, text_input="the film is good\n")
+        done = run_in_process(
+            ["predict", "--ckpt_path", imported], tmp_path, check=True, text_input="the film is good\n"
+        )
+        expected = run_in_process(
+            ["predict", "--ckpt_path", str(checkpoint)], tmp_path, text_input="the film is good\n"
+        )
         assert json.loads(done.stdout) == json.loads(expected.stdout)
 
 
 def test_an_imported_checkpoint_is_validated_and_exported(checkpoint, glue_folder, tmp_path):
-    run_cli(["export", "--ckpt_path", str(checkpoint), "--format", "peft", "--output", "theirs"], tmp_path, check=True)
-    done = run_cli(["import", "theirs", "--output", "ours.ckpt"], tmp_path, check=True)
+    run_in_process(
+        ["export", "--ckpt_path", str(checkpoint), "--format", "peft", "--output", "theirs"], tmp_path, check=True
+    )
+    done = run_in_process(["import", "theirs", "--output", "ours.ckpt"], tmp_path, check=True)
     assert "4 layers adapted (query, value), r = 4, alpha = 16; linear head for negative, positive" in done.stderr
     validate = ["validate", "--data.source", str(glue_folder), "--ckpt_path"]
     figures = [
-        re.search(r"val/accuracy\D+([\d.]+)", run_cli([*validate, path], tmp_path, check=True).stdout).group(1)
+        re.search(r"val/accuracy\D+([\d.]+)", run_in_process([*validate, path], tmp_path, check=True).stdout).group(1)
         for path in ("ours.ckpt", str(checkpoint))
     ]
     assert figures[0] == figures[1]
-    run_cli(["export", "--ckpt_path", "ours.ckpt", "--output", "hf"], tmp_path, check=True)
+    run_in_process(["export", "--ckpt_path", "ours.ckpt", "--output", "hf"], tmp_path, check=True)
     assert (tmp_path / "hf" / "config.json").is_file()
 
 

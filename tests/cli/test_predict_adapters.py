@@ -4,7 +4,7 @@ import pytest
 
 from lora_pl.cli.main import main
 from lora_pl.model.classifier import LoRAClassifier
-from tests.conftest import run_cli
+from tests.support import TINY_TERMS, rounding, run_in_process
 
 
 @pytest.fixture
@@ -22,13 +22,16 @@ def test_everyone_or_each_its_own(checkpoint, table, tmp_path):
     adapters = ["--adapter", f"first={checkpoint}", f"--adapter=second={checkpoint}"]
     expected = LoRAClassifier.load_from_checkpoint(checkpoint).predict(["the film is good", "the cast is dull"])
     output = tmp_path / "rows.jsonl"
-    run_cli(["predict", *adapters, "--input", str(table), "--output", str(output)], tmp_path, check=True)
+    run_in_process(["predict", *adapters, "--input", str(table), "--output", str(output)], tmp_path, check=True)
     asked = [(row["text"], row["adapter"]) for row in rows(output)]
     assert asked == [(text, who) for text in ("the film is good", "the cast is dull") for who in ("first", "second")]
-    done = run_cli(["predict", *adapters, "--input", str(table), "--adapter_column", "who"], tmp_path, check=True)
+    done = run_in_process(
+        ["predict", *adapters, "--input", str(table), "--adapter_column", "who"], tmp_path, check=True
+    )
     own = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["adapter"] for row in own] == ["first", "second"]
-    assert [row["score"] for row in own] == pytest.approx([answer["score"] for answer in expected], abs=1e-6)
+    scores = [answer["score"] for answer in expected]
+    assert [row["score"] for row in own] == pytest.approx(scores, abs=rounding(TINY_TERMS))
 
 
 @pytest.mark.parametrize(

@@ -1,32 +1,42 @@
-"""What the package costs before it does anything."""
+"""What the package costs before it does anything: which libraries are imported, by stages of one fresh process."""
 
-import subprocess
-import sys
-import time
+import json
+
+import pytest
+
+from tests.support import run_script
+
+SCRIPT = """
+import contextlib, io, json, sys
+
+HEAVY = {"torch", "lightning", "transformers", "datasets", "pyarrow", "matplotlib", "ray", "onnxruntime", "peft"}
+stages = {}
+import lora_pl
+stages["import lora_pl"] = sorted(HEAVY & set(sys.modules))
+from lora_pl.cli.main import main
+for arguments in (["--help"], ["--version"], ["fti"]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        main(arguments)
+    stages[arguments[0]] = sorted(HEAVY & set(sys.modules))
+with contextlib.redirect_stdout(io.StringIO()):
+    main(["fit", "--help"])
+stages["fit --help"] = sorted(HEAVY & set(sys.modules))
+print(json.dumps(stages))
+"""
 
 
-def seconds(*command: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, capture_output=True)
-    return time.perf_counter() - started
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> dict[str, list[str]]:
+    done = run_script(SCRIPT, [], tmp_path_factory.mktemp("start"))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_import_brings_neither_transformers_nor_datasets():
-    script = "import lora_pl, sys; print({'torch', 'transformers', 'datasets', 'lightning'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+@pytest.mark.parametrize("stage", ["import lora_pl", "--help", "--version", "fti"])
+def test_brings_no_library_of_any_size(stage, imported):
+    assert imported[stage] == []
 
 
-def test_the_command_line_brings_no_datasets():
-    """Transformers comes with Lightning, by way of torchmetrics."""
-    script = "import lora_pl.cli.trainer, sys; print({'datasets'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_help_answers_fast():
-    help_, lightning = (
-        min(seconds(*command) for _ in range(2))
-        for command in (("-m", "lora_pl", "--help"), ("-c", "import lightning.pytorch.cli"))
-    )
-    assert help_ < 1.5 * lightning
+def test_a_verbs_help_brings_what_parses_it_alone(imported):
+    """Transformers and matplotlib come with Lightning, by way of torchmetrics."""
+    assert set(imported["fit --help"]) <= {"torch", "lightning", "transformers", "matplotlib"}

@@ -1,4 +1,4 @@
-"""The verbs as a user types them, on a tiny encoder, mostly in fresh processes."""
+"""The verbs as a user types them, on a tiny encoder; one of them through a pipe of a fresh process."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from lora_pl.cli.main import VERBS, main
-from tests.conftest import run_cli
+from tests.support import run_cli, run_in_process
 
 LINES = ["the film is good", "", "the plot is dull"]
 
@@ -62,19 +62,21 @@ def test_the_hparams_tab_holds_the_settings_and_the_real_metric(run_folder):
 
 
 def test_validate_and_test_need_nothing_but_the_checkpoint(run_folder, checkpoint, glue_folder):
-    done = run_cli(["validate", "--ckpt_path", str(checkpoint)], run_folder.parent, check=True)
+    done = run_in_process(["validate", "--ckpt_path", str(checkpoint)], run_folder.parent, check=True)
     accuracy = float(re.search(r"val/accuracy\D+([\d.]+)", done.stdout).group(1))
     assert accuracy == pytest.approx(
         max(e.value for e in scalars(run_folder / "logs" / "tiny").Scalars("val/accuracy"))
     )
-    done = run_cli(["test", "--ckpt_path", str(checkpoint)], run_folder.parent, check=True)
+    done = run_in_process(["test", "--ckpt_path", str(checkpoint)], run_folder.parent, check=True)
     assert "test/accuracy" in done.stdout
     assert "labelled validation split" in done.stderr
 
 
 def test_flags_win_over_the_checkpoint(checkpoint, tmp_path, glue_folder):
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\nfine\t1\n")
-    done = run_cli(["validate", "--ckpt_path", str(checkpoint), "--data.source", str(tmp_path)], tmp_path, check=True)
+    done = run_in_process(
+        ["validate", "--ckpt_path", str(checkpoint), "--data.source", str(tmp_path)], tmp_path, check=True
+    )
     assert "validation: 3 sentences" in done.stderr
 
 
@@ -89,7 +91,10 @@ def test_predict_reads_lines_tables_and_standard_input(given, checkpoint, tmp_pa
         with (tmp_path / "x.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["id", "sentence"], *enumerate(LINES)])
         arguments += ["--input", "x.csv"]
-    done = run_cli(arguments, tmp_path, check=True, text_input=text if given == "stdin" else None)
+    if given == "stdin":
+        done = run_cli(arguments, tmp_path, check=True, text_input=text)
+    else:
+        done = run_in_process(arguments, tmp_path, check=True)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == LINES
     assert all(set(row) == {"text", "label", "score", "probabilities"} for row in rows)
@@ -102,7 +107,7 @@ def test_predict_reads_lines_tables_and_standard_input(given, checkpoint, tmp_pa
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
 def test_predict_writes_files(name, checkpoint, tmp_path):
     (tmp_path / "x.txt").write_text("\n".join(LINES * 400))
-    done = run_cli(
+    done = run_in_process(
         ["predict", "--ckpt_path", str(checkpoint), "--input", "x.txt", "--output", name], tmp_path, check=True
     )
     assert done.stdout == ""
@@ -118,7 +123,7 @@ def test_resume_goes_on_in_the_same_run(run_folder, tmp_path, tiny_encoder, glue
 
     copytree(run_folder, tmp_path / "copy")
     last = "checkpoints/tiny/last.ckpt"
-    done = run_cli(["fit", "--ckpt_path", last, "--trainer.max_epochs", "6"], tmp_path / "copy", check=True)
+    done = run_in_process(["fit", "--ckpt_path", last, "--trainer.max_epochs", "6"], tmp_path / "copy", check=True)
     assert "epoch 5/6  step 30" in done.stderr
     config = yaml.safe_load((tmp_path / "copy" / "checkpoints" / "tiny" / "config.yaml").read_text())
     assert (config["trainer"]["max_epochs"], config["data"]["batch_size"]) == (6, 8)
@@ -142,7 +147,7 @@ def test_callbacks_of_ones_own(tiny_encoder, glue_folder, tmp_path):
 def test_a_second_run_never_overwrites_a_first(run_folder, glue_folder, tiny_encoder):
     before = (run_folder / "checkpoints" / "tiny" / "best.ckpt").read_bytes()
     again = ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--run_name", "tiny"]
-    done = run_cli(again, run_folder)
+    done = run_in_process(again, run_folder)
     assert done.returncode == 1
     assert "the run tiny exists" in done.stderr
     assert (run_folder / "checkpoints" / "tiny" / "best.ckpt").read_bytes() == before
@@ -153,13 +158,13 @@ def test_a_custom_task_goes_the_whole_way(tiny_encoder, tmp_path):
         csv.writer(file).writerows([["review", "stars"], ["good", "happy"], ["bad", "sad"], ["is", "neither"]])
     own = ["--data.train_file", "mine.csv", "--data.validation_file", "mine.csv", "--data.text_column", "review"]
     arguments = ["fit", "--model.encoder", tiny_encoder(), *own, "--data.label_column", "stars", "--run_name", "own"]
-    done = run_cli([*arguments, "--trainer.max_epochs", "1"], tmp_path, check=True)
+    done = run_in_process([*arguments, "--trainer.max_epochs", "1"], tmp_path, check=True)
     assert "lora_pl predict --ckpt_path" in done.stderr
     checkpoint = str(tmp_path / "checkpoints" / "own" / "best.ckpt")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    run_cli(["validate", "--ckpt_path", checkpoint], elsewhere, check=True)
-    done = run_cli(["predict", "--ckpt_path", checkpoint], elsewhere, check=True, text_input="good\n")
+    run_in_process(["validate", "--ckpt_path", checkpoint], elsewhere, check=True)
+    done = run_in_process(["predict", "--ckpt_path", checkpoint], elsewhere, check=True, text_input="good\n")
     assert set(json.loads(done.stdout)["probabilities"]) == {"happy", "neither", "sad"}
 
 
@@ -167,7 +172,7 @@ def test_the_demos_configuration_is_the_real_thing_but_small(tmp_path):
     """configs/demo.yaml itself, cut to two steps."""
     config = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
     limits = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
-    done = run_cli(["fit", "--config", str(config), *limits], tmp_path, check=True)
+    done = run_in_process(["fit", "--config", str(config), *limits], tmp_path, check=True)
     assert re.search(r"checkpoints/demo-\d{8}-\d{6}/best.ckpt", done.stderr)
     assert "best accuracy" in done.stderr
     assert "frozen │  5,282,048" in re.sub(r" +", " ", done.stderr).replace("frozen │ ", "frozen │  ")

@@ -24,8 +24,7 @@ from lora_pl.lora import (
     mark_only_lora_as_trainable,
     remove_lora,
 )
-from tests.conftest import tiny_config
-from tests.support import rounding
+from tests.support import rounding, tiny_config
 
 KINDS = tuple(ARCHITECTURES)
 PACKED = tuple(kind for kind, row in ARCHITECTURES.items() if row.packed)

@@ -19,7 +19,7 @@ PAIRS = tuple((text, "the cast is bright " + text) for text in TEXTS)
 MakeModel = Callable[..., LoRAClassifier]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model(tiny_encoder) -> MakeModel:
     def make(kind: str = "roberta", **settings) -> LoRAClassifier:
         torch.manual_seed(3)

@@ -15,6 +15,7 @@ from lora_pl.formats.peft import PeftExport
 from lora_pl.formats.stock_model import read_logits
 from lora_pl.lora import VARIANTS
 from tests.formats.conftest import TEXTS, saved, texts_for
+from tests.support import TINY_TERMS, assert_equal_to_rounding
 
 peft = pytest.importorskip("peft")
 
@@ -41,7 +42,7 @@ def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_mod
     export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
     expected = model.logits(texts)
     got = PeftExport(model, ExportOptions()).logits(tmp_path / "peft", texts)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+    assert_equal_to_rounding(got, expected, TINY_TERMS)
     # and back, as the very model
     again = load_external(tmp_path / "peft")
     assert again.hparams["head"] == model.hparams["head"]
@@ -95,7 +96,7 @@ def test_an_adapter_that_peft_trained(kind, settings, tiny_encoder, tmp_path):
     theirs = trained_by_peft(kind, tiny_encoder, tmp_path / "theirs", labels=3, **settings)
     expected = read_logits(theirs, load_tokenizer(tiny_encoder(kind)), TEXTS)
     model = import_adapter(tmp_path / "theirs", tmp_path / "ours.ckpt", ImportOptions(encoder=tiny_encoder(kind)))
-    torch.testing.assert_close(model.logits(TEXTS), expected, rtol=1e-5, atol=1e-6)
+    assert_equal_to_rounding(model.logits(TEXTS), expected, TINY_TERMS)
     assert model.label_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
     from lora_pl import LoRAClassifier
 

@@ -16,13 +16,15 @@ from lora_pl.lora import (
     mark_only_lora_as_trainable,
 )
 from lora_pl.lora.bank_layer import BankLinear
-from tests.support import assert_equal_to_rounding
+from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
 
 CONFIGS = {
     "one": LoRAConfig(r=1, lora_alpha=16, target_modules=("0", "2")),
     "four.v2": LoRAConfig(r=4, lora_alpha=2, target_modules=("0", "2")),
     "half": LoRAConfig(r=3, lora_alpha=3, target_modules=("2",), variant=[*VARIANTS][-1]),
 }
+TERMS = 6 + 4 + 8 + 4
+"""From x to y: a layer's width and rank, twice."""
 ROUTES = [["one", "four.v2", "half"], ["half", None, "one", "half", "four.v2"], ["four.v2"], [None, None]]
 
 
@@ -63,7 +65,7 @@ def test_every_segment_goes_through_its_own_adapter(names, grad):
         y = bank.model(x)
     models = {**singles, None: base()}
     expected = [models[name](part) for name, part in zip(names, x.split(lengths, 1), strict=True)]
-    assert_equal_to_rounding(y, torch.cat(expected, 1), 8 + 4)
+    assert_equal_to_rounding(y, torch.cat(expected, 1), TERMS)
 
 
 @pytest.mark.parametrize("names", ROUTES[:3])
@@ -79,7 +81,7 @@ def test_gradients_are_those_of_each_adapter_alone(names):
     for name in set(names) - {None}:
         expected = [p.grad for p in singles[name].parameters() if p.requires_grad]
         for parameter, gradient in zip(bank.parameters(name), expected, strict=True):
-            assert_equal_to_rounding(parameter.grad, gradient, sum(lengths) * 8)
+            assert_equal_to_rounding(parameter.grad, gradient, x.shape[1] * TERMS)
     for name in set(CONFIGS) - set(names):
         assert all(p.grad is None for p in bank.parameters(name)), "an adapter that was not asked"
     assert x.grad is not None
@@ -94,7 +96,7 @@ def test_rows_may_be_tokens_first_tokens_or_padded_sentences(shape):
         y = bank.model(x).reshape(3, -1, 5)
     models = {**singles, None: base()}
     expected = [models[name](part) for name, part in zip(names, x.reshape(3, -1, 6), strict=True)]
-    assert_equal_to_rounding(y, torch.stack(expected), 8 + 4)
+    assert_equal_to_rounding(y, torch.stack(expected), TERMS)
 
 
 def test_lies_over_the_frozen_weight_without_a_copy():
@@ -121,7 +123,7 @@ def test_replace_and_load_by_name():
     bank.replace("one", CONFIGS["four.v2"], adapter_state_dict(singles["four.v2"]))
     x = torch.randn(1, 2, 6)
     with bank.route(["one"], [2]):
-        assert_equal_to_rounding(bank.model(x), singles["four.v2"](x), 8 + 4)
+        assert_equal_to_rounding(bank.model(x), singles["four.v2"](x), TERMS)
     kept = copy.deepcopy(bank.state_dict("half"))
     with pytest.raises(LoRAError, match="do not fit the adapter 'half'"):  # and the old one stays
         bank.replace("half", CONFIGS["half"], adapter_state_dict(singles["one"]))
@@ -173,8 +175,8 @@ def test_dropout_is_each_adapters_own():
     with torch.no_grad(), bank.route(["wet", None, "dry"], [500, 500, 1000]):
         update = bank.model.train()[0](x) - nn.functional.linear(x, bank.model[0].weight, bank.model[0].bias)
         wet, none, dry = update[0, :, 0].split([500, 500, 1000])
-    assert wet.std() < 1e-4
-    assert none.abs().max() < 1e-4
+    assert wet.std() < rounding(6 + 2, scale=wet.mean().item())
+    assert none.abs().max() < rounding(6)
     assert dry.std() > 1
     assert dry.mean() == pytest.approx(wet.mean().item(), rel=0.1)
 
@@ -204,4 +206,7 @@ def test_a_packed_row_of_an_encoder_mixes_adapters_sentence_by_sentence(targets,
         together = features(reader, ids, lengths)
     parts = zip(names, lengths, ids.split(lengths, 1), strict=True)
     apart = torch.cat([features(models[name], part, [length]) for name, length, part in parts])
-    assert_equal_to_rounding(together, apart, 2 * 6 * 16, dtype)
+    terms = (
+        TINY_TERMS if dtype == torch.float32 else 4
+    )  # in bf16 what a layer adds to the row is rounded, twice a layer
+    assert_equal_to_rounding(together, apart, terms, dtype)

@@ -10,8 +10,8 @@ from torch import nn
 from lora_pl import LoRAConfig
 from lora_pl.model.base import Base
 from lora_pl.model.classifier import LoRAClassifier
-from tests.conftest import tiny_config, tiny_tokenizer
 from tests.encoder.test_architectures import KINDS
+from tests.support import tiny_config, tiny_tokenizer
 
 TEXTS = ["the film is good", "dull", "the plot is very slow and the cast is awful", "fine"]
 

@@ -16,6 +16,7 @@ from lora_pl.errors import UserError
 from lora_pl.lora import LoRAError, lora_layers
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.encoder.test_architectures import KINDS
+from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
 
 TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
 
@@ -56,7 +57,7 @@ def test_padding_does_not_change_a_sentence(tiny_encoder):
     model = LoRAClassifier(encoder=tiny_encoder()).eval()
     together = model(batch_of(model))
     alone = torch.cat([model(batch_of(model, [text])) for text in TEXTS])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    assert_equal_to_rounding(together, alone, TINY_TERMS)
 
 
 def test_dropout_is_active_in_fit(tiny_encoder, glue_folder, tmp_path):
@@ -146,7 +147,7 @@ def test_accuracy_is_exact_over_the_split(batch_tokens, tiny_encoder, glue_folde
     assert logged["val/accuracy"] == pytest.approx(right / len(labels), abs=1e-7)
     logits = model.eval()(batch_of(model, list(texts)))
     loss = nn.functional.cross_entropy(logits, torch.tensor([int(y) for y in labels]))
-    assert logged["val/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert logged["val/loss"] == pytest.approx(loss.item(), abs=rounding(TINY_TERMS))
 
 
 def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
@@ -156,7 +157,7 @@ def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
     few, many = model.predict(TEXTS, batch_tokens=12), model.predict(TEXTS * 20)
     assert {name: module.training for name, module in model.named_modules()} == modes
     for one, other in zip(few * 20, many, strict=True):
-        assert one["score"] == pytest.approx(other["score"], abs=1e-6)
+        assert one["score"] == pytest.approx(other["score"], abs=rounding(TINY_TERMS))
         assert list(one["probabilities"]) == ["negative", "positive"]
         assert sum(one["probabilities"].values()) == pytest.approx(1)
         assert one["probabilities"][one["label"]] == one["score"] == max(one["probabilities"].values())
@@ -199,7 +200,7 @@ def test_type_ids_reach_an_encoder_that_has_types(batching, tiny_encoder):
     assert batch.token_type_ids.sum() == 3
     encoded = model.tokenizer("the film", "is good", return_tensors="pt")
     expected = model.head(model.encoder(**encoded).last_hidden_state[:, 0])
-    torch.testing.assert_close(model(batch), expected)
+    assert_equal_to_rounding(model(batch), expected, TINY_TERMS)
 
 
 @pytest.mark.parametrize("kind", ["cola", "mrpc", "stsb", "mnli"])
@@ -291,7 +292,8 @@ def test_the_trainers_predict_merges_and_unmerges(tiny_encoder, tmp_path):
     base = model.encoder.encoder.layer[0].attention.self.query.weight.clone()
     (rows,) = trainer(tmp_path).predict(model, DataLoader([TEXTS], batch_size=None))
     assert merged == [{True}]
-    assert [row["score"] for row in rows] == pytest.approx([row["score"] for row in expected], abs=1e-6)
+    scores = [row["score"] for row in expected]
+    assert [row["score"] for row in rows] == pytest.approx(scores, abs=rounding(TINY_TERMS))
     assert torch.equal(model.encoder.encoder.layer[0].attention.self.query.weight, base)
     model.train()(batch_of(model)).sum().backward()  # no tensor of the inference mode is left behind
 
@@ -306,7 +308,8 @@ def test_fifty_steps_are_the_same_packed_and_padded(tiny_encoder, glue_folder, t
         model.training_step = lambda *given, of=model.training_step, seen=seen: _noted(of(*given), seen)
         trainer(tmp_path, max_steps=50, max_epochs=-1, limit_val_batches=0).fit(model, data)
     assert len(losses["packed"]) == 50
-    assert losses["packed"] == pytest.approx(losses["padded"], abs=2e-5)
+    moved = 50 * 1e-1  # at most: a step of AdamW moves a weight by its learning rate
+    assert losses["packed"] == pytest.approx(losses["padded"], abs=rounding(TINY_TERMS, scale=moved))
     assert max(losses["packed"]) - min(losses["packed"]) > 0.2  # the weights moved far
 
 

@@ -11,6 +11,7 @@ from lora_pl import LoRAClassifier
 from lora_pl.cli.main import main
 from lora_pl.formats.importing import ImportOptions, load_external
 from lora_pl.formats.native import read_adapter_folder
+from tests.support import TINY_TERMS, assert_equal_to_rounding
 
 BEFORE = Path(__file__).resolve().parents[1] / "fixtures" / "before"
 ENCODER = str(BEFORE / "encoder")
@@ -19,7 +20,7 @@ SAID = json.loads((BEFORE / "logits.json").read_text(encoding="utf-8"))
 
 
 def require_same(model: LoRAClassifier, what: str) -> None:
-    torch.testing.assert_close(model.logits(SAID["texts"]), torch.tensor(SAID[what]), atol=1e-6, rtol=1e-5)
+    assert_equal_to_rounding(model.logits(SAID["texts"]), torch.tensor(SAID[what]), TINY_TERMS)
 
 
 @pytest.mark.parametrize("method", ["lora", "head", "full"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_pl.storage.checkpoint import read_checkpoint
-from tests.conftest import run_cli, run_script
+from tests.support import TINY_TERMS, rounding, run_cli, run_script
 
 SCRIPT = """
 import json, sys
@@ -42,7 +42,7 @@ def test_metrics_are_exact_over_a_split_that_does_not_divide(tiny_encoder, glue_
         results.append(json.loads(line.removeprefix("RESULT")))
     one, two = results
     assert two["val/accuracy"] == pytest.approx(one["val/accuracy"], abs=1e-7)
-    assert two["val/loss"] == pytest.approx(one["val/loss"], rel=1e-5)
+    assert two["val/loss"] == pytest.approx(one["val/loss"], abs=rounding(TINY_TERMS))
     assert one["steps"] == two["steps"] == 6
 
 
@@ -105,7 +105,9 @@ def test_two_processes_train_what_one_does_with_the_same_global_batch(name, fits
     one, two = (read_checkpoint(fits[n][0] / name / "last.ckpt") for n in (1, 2))
     assert one["global_step"] == two["global_step"] == 50
     for key, tensor in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][key], tensor, rtol=0, atol=1e-6)
+        # a step of AdamW moves a weight by its learning rate at most
+        close = rounding(2 * TINY_TERMS, scale=50 * 1e-3)
+        torch.testing.assert_close(two["state_dict"][key], tensor, rtol=0, atol=close)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
