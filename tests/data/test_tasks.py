@@ -2,8 +2,8 @@ import csv
 
 import pytest
 import torch
-from lora_pl.data.own_files import read_own_file
 
+from lora_pl.data.examples import read_examples
 from lora_pl.data.sources import read_glue_file
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS, Regression, get_task
 from lora_pl.errors import UserError
@@ -98,7 +98,7 @@ def test_own_files_are_read(task, tmp_path):
         csv.writer(file).writerows(
             [[*task.columns, "label"], *([*(f"{c} {n}" for c in task.columns), cell] for n, cell in enumerate(cells))]
         )
-    examples = read_own_file(tmp_path / "x.csv", task, task.columns, "label", task.labels)
+    examples = read_examples(tmp_path / "x.csv", task, task.columns, "label", task.labels)
     assert examples.labels == labels
     assert examples.texts == tuple([f"{column} {n}" for n in range(len(cells))] for column in task.columns)
 
