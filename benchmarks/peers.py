@@ -47,8 +47,8 @@ def lora_pl_step(encoder: str, dtype: str, method: str = "lora", batching: str =
     return step
 
 
-def seed_step(encoder: str, dtype: str) -> Step:
-    """The seed's recipe: padded to 64, the update computed beside each frozen layer, weights in fp32."""
+def original_step(encoder: str, dtype: str) -> Step:
+    """The original repository's recipe: padded to 64, the update computed beside each frozen layer, weights in fp32."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(encoder, dtype=torch.float32, add_pooling_layer=False)

@@ -79,7 +79,7 @@ def measure(folder: Path, precision: str, split: str, sentences: int, rounds: in
 
 
 HEADER = """\
-| encoder | precision | sentences | what | sentences/s | lora_pl is faster by |
+| encoder | precision | sentences | what | sentences/s | speed-up |
 | --- | --- | --- | --- | ---: | ---: |"""
 
 

@@ -1,4 +1,4 @@
-"""What the package promises against its peers: `pytest -m benchmark` measures it and prints the table."""
+"""What the package promises against its peers: `pytest benchmarks -m benchmark` measures it and prints the table."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def table() -> dict[str, dict[str, Row]]:
     ("precision", "peer", "times"),
     [
         ("bf16", "PEFT, bf16 weights", 2.6),
-        ("bf16", "the seed's recipe", 3.7),
+        ("bf16", "the original recipe", 3.7),
         pytest.param("bf16", "PEFT, its default fp32", 6.5, marks=NOT_REACHED),
         ("fp32", "PEFT", 2.4),
     ],

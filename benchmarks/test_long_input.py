@@ -1,4 +1,4 @@
-"""`predict` over five million lines: memory does not grow with the input (pytest -m benchmark)."""
+"""`predict` over five million lines: memory does not grow with the input (pytest benchmarks -m benchmark)."""
 
 import json
 import subprocess
