@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.peak import measured_peak, step_products
-from benchmarks.peers import Step, full_step, lora_pl_step, peak_memory, peft_step, random_encoder, original_step
+from benchmarks.peers import Step, full_step, lora_pl_step, original_step, peak_memory, peft_step, random_encoder
 from benchmarks.timing import interleaved
 from lora_pl.data.batches import make_batch
 from lora_pl.data.sources import read_split

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.profiler import profile
 
-from benchmarks.peers import PADDED_TO, Step, lora_pl_step, peft_step, random_encoder, original_step
+from benchmarks.peers import PADDED_TO, Step, lora_pl_step, original_step, peft_step, random_encoder
 from benchmarks.training import SHARED, sst2
 from lora_pl.data.tokens import Tokens
 
