@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -79,34 +80,28 @@ class SentenceDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # <s>, one token, </s>
-        _require_at_least(3, max_length=max_length)
-        _require_at_least(1, batch_size=batch_size, eval_batch_tokens=eval_batch_tokens)
-        _require_at_least(1, train_sentences=1 if train_sentences is None else train_sentences)
         # logger=False: the model logs the settings that both share
         self.save_hyperparameters(logger=False)
-        self.hparams.update({key: absolute(value) for key, value in self.hparams.items() if key in PATHS})
+        self.hparams.update({key: _absolute(value) for key, value in self.hparams.items() if key in PATHS})
+        # <s>, one token, </s>
+        for name, least in (("max_length", 3), ("batch_size", 1), ("eval_batch_tokens", 1), ("train_sentences", 1)):
+            if self.hparams[name] is not None and self.hparams[name] < least:
+                raise UserError(f"data.{name}", f"expected at least {least}, got {self.hparams[name]}")
         self.own_files = {TRAIN: train_file, "validation": validation_file}
-        self.task: Task = get_task(task or (CUSTOM if any(self.own_files.values()) else "sst2"))
-        self.source = source
-        self.encoder, self.seed = encoder, seed
-        self.max_length, self.batch_size, self.eval_batch_tokens = max_length, batch_size, eval_batch_tokens
-        self.train_sentences = train_sentences
-        self.too_long, self._given_batching = too_long, batching
-        self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
-        self._given_label_names = label_names
+        self.reads_own_files = any(self.own_files.values())
+        self.task: Task = get_task(task or (CUSTOM if self.reads_own_files else "sst2"))
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
-        self._label_column = label_column or "label"
-        self._splits: dict[str, Tokens] = {}
+        self.source, self.encoder, self.seed = source, encoder, seed
+        self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
+        self._tokens: dict[str, Tokens] = {}
         self._start = (0, 0)
 
     @cached_property
     def label_names(self) -> list[str]:
         """The classes in the order of their ids; none for a regression."""
-        if self._given_label_names is not None:
-            return self._given_label_names
-        if self.task.name != CUSTOM:
-            return list(self.task.labels)
+        given: list[str] | None = self.hparams["label_names"]
+        if given is not None or self.task.name != CUSTOM:
+            return list(self.task.labels) if given is None else given
         return list(discover_labels(self._own_file(TRAIN), self._label_column))
 
     @property
@@ -115,33 +110,26 @@ class SentenceDataModule(LightningDataModule):
         return len(self.text_columns) > 1
 
     @property
-    def reads_own_files(self) -> bool:
-        """Whether texts come from a user's files rather than from a GLUE task's source."""
-        return any(self.own_files.values())
-
-    @property
     def validation_splits(self) -> list[str]:
         """The labelled splits that `validate` and `test` go over."""
         return ["validation"] if self.reads_own_files else list(self.task.validation)
 
     def prepare_data(self) -> None:
-        """Read and tokenize every split that training needs, into the cache; one process per machine does this."""
-        for split in self._needed(self.trainer.state.fn if self.trainer else "fit"):
-            self._tokens(split)
+        """Read and tokenize the splits into the cache; one process per machine does this."""
+        self.setup((self.trainer and self.trainer.state.fn) or "fit")
 
     def setup(self, stage: str) -> None:
         """Load the tokens of the stage's splits."""
-        for split in self._needed(stage):
-            if split not in self._splits:
-                self._splits[split] = self._tokens(split, report=True)
-        if stage == "test":
-            why = "" if self.reads_own_files else " (the labels of GLUE tests are not public)"
-            say(f"test: on the labelled {' and '.join(self.validation_splits)} split{why}")
+        if stage == "predict":
+            return
+        for split in [*([TRAIN] if stage == "fit" else []), *self.validation_splits]:
+            if split not in self._tokens:
+                self._tokens[split] = self._tokenized(split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random batches."""
-        data = self._dataset(TRAIN)
-        return self._loader(data, RandomBatches(data, self.batch_size, self.seed, *self._replicas(), self._start))
+        data, size = self._dataset(TRAIN), self.hparams["batch_size"]
+        return self._loader(data, RandomBatches(data, size, self.seed, *self._replicas(), self._start))
 
     def start_at(self, epoch: int, batch: int) -> None:
         """Let the next training begin in `epoch`, `batch` batches done."""
@@ -160,6 +148,8 @@ class SentenceDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """As `val_dataloader`."""
+        why = "" if self.reads_own_files else " (the labels of GLUE tests are not public)"
+        say(f"test: on the labelled {' and '.join(self.validation_splits)} split{why}")
         return self.val_dataloader()
 
     @cached_property
@@ -169,45 +159,23 @@ class SentenceDataModule(LightningDataModule):
 
     @cached_property
     def batching(self) -> Batching:
-        """How batches are made: as asked for, but padded where the encoder takes nothing else."""
-        if self._given_batching == "packed" and not takes_packed_rows(load_config(self.encoder)):
+        """packed or padded as asked for, but padded if the encoder takes nothing else."""
+        given: Batching = self.hparams["batching"]
+        if given == "packed" and not takes_packed_rows(load_config(self.encoder)):
             say(f"batching: {self.encoder} takes no packed rows, so batches are padded to their longest sentence")
             return "padded"
-        return self._given_batching
-
-    def _needed(self, stage: str | None) -> list[str]:
-        if stage == "predict":
-            return []
-        return [*([TRAIN] if stage == "fit" else []), *self.validation_splits]
-
-    def _tokens(self, split: str, report: bool = False) -> Tokens:
-        examples = self.read(split)
-        length = min(self.max_length, max_tokens(load_config(self.encoder)))
-        tokens = tokenize_cached(self.tokenizer, examples, length, self.cache)
-        if tokens.cut and self.too_long == "refuse":
-            raise UserError(
-                "data.too_long",
-                f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
-                "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
-            )
-        if report:
-            _report(split, examples, tokens, length)
-        return self._chosen(tokens, report) if split == TRAIN and self.train_sentences else tokens
-
-    def _chosen(self, tokens: Tokens, report: bool) -> Tokens:
-        """As many training sentences as were asked for, in their order."""
-        count = self.train_sentences or len(tokens)
-        if count > len(tokens):
-            raise UserError("data.train_sentences", f"expected at most {len(tokens)}, the whole split, got {count}")
-        if report:
-            say(f"train: {count:,} of them are used, chosen at random by seed {self.seed}")
-        return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
+        return given
 
     def read(self, split: str) -> Examples:
         """The texts and labels of a split, from its source."""
         if not self.reads_own_files:
             return read_split(self.source, self.task, split)
-        return read_examples(self._own_file(split), self.task, self.text_columns, self._label_column, self.label_names)
+        task = replace(self.task, labels=tuple(self.label_names))
+        return read_examples(self._own_file(split), task, self.text_columns, self._label_column)
+
+    @property
+    def _label_column(self) -> str:
+        return self.hparams["label_column"] or "label"
 
     def _own_file(self, split: str) -> str:
         path = self.own_files[split]
@@ -215,8 +183,34 @@ class SentenceDataModule(LightningDataModule):
             raise UserError(f"data.{split}_file", "expected a file beside the other one given, got none")
         return path
 
+    def _tokenized(self, split: str) -> Tokens:
+        examples, cache = self.read(split), self.hparams["cache_dir"]
+        length = min(self.max_length, max_tokens(load_config(self.encoder)))
+        tokens = tokenize_cached(self.tokenizer, examples, length, Path(cache) if cache else default_cache())
+        if tokens.cut and self.hparams["too_long"] == "refuse":
+            raise UserError(
+                "data.too_long",
+                f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
+                "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
+            )
+        said = f"{split}: {len(tokens):,} sentences, {tokens.lengths.mean():.1f} tokens each"
+        if tokens.cut:
+            said += f"; {tokens.cut:,} of {len(tokens):,} sentences were cut at {length} tokens"
+        if examples.blank:
+            said += f"; {examples.blank:,} blank"
+        say(said)
+        count = self.hparams["train_sentences"]
+        return self._drawn(tokens, count) if split == TRAIN and count else tokens
+
+    def _drawn(self, tokens: Tokens, count: int) -> Tokens:
+        """`count` training sentences, drawn by the seed, in their order."""
+        if count > len(tokens):
+            raise UserError("data.train_sentences", f"expected at most {len(tokens)}, the whole split, got {count}")
+        say(f"train: {count:,} of them are used, chosen at random by seed {self.seed}")
+        return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
+
     def _dataset(self, split: str) -> TokenDataset:
-        return TokenDataset(self._splits[split], self.batching, self.tokenizer.pad_token_id)
+        return TokenDataset(self._tokens[split], self.batching, self.tokenizer.pad_token_id)
 
     def _loader(self, data: TokenDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
         # batch_size None: the sampler's lists are the batches; a loader draws a number that it has no use for, and
@@ -238,21 +232,6 @@ def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, 
     return (text or task.columns[0],) if pair is None else (text or task.columns[0], pair)
 
 
-def absolute(path: str | None) -> str | None:
+def _absolute(path: str | None) -> str | None:
     """A path as a checkpoint stores it, so that it holds in another folder; what is no path stays as it is."""
     return path if path in (None, HUB, SAMPLE) else str(Path(path).expanduser().resolve())
-
-
-def _require_at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise UserError(f"data.{name}", f"expected at least {least}, got {value}")
-
-
-def _report(split: str, examples: Examples, tokens: Tokens, length: int) -> None:
-    said = f"{split}: {len(tokens):,} sentences, {tokens.lengths.mean():.1f} tokens each"
-    if tokens.cut:
-        said += f"; {tokens.cut:,} of {len(tokens):,} sentences were cut at {length} tokens"
-    if examples.blank:
-        said += f"; {examples.blank:,} blank"
-    say(said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_pl.data.rows import read_rows
@@ -38,20 +38,19 @@ def read_examples(
     task: Task,
     text_columns: Sequence[str],
     label_column: str,
-    label_names: Sequence[str],
     header: Sequence[str] = (),
 ) -> Examples:
     """Labelled texts from a table; see `read_rows` for formats and errors.
 
     Raises:
-        UserError: data.label: a label is not one of `label_names`; data.empty: the table has no row.
+        UserError: `data.label`: a label is not one of the task's; `data.empty`: the table has no row.
     """
     texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
     labels = []
     for where, (*cells, label) in read_rows(path, [*text_columns, label_column], header):
         for column, cell in zip(texts, cells, strict=True):
             column.append(cell)
-        labels.append(parse_label(task, label_names, label, where))
+        labels.append(parse_label(task, label, where))
     if not labels:
         raise UserError("data.empty", f"{path}: no row in the file")
     return Examples(texts, labels)
@@ -76,15 +75,8 @@ def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def parse_label(task: Task, label_names: Sequence[str], cell: object, where: str) -> float:
-    """A class id, given by name or number, or a regression's score.
-
-    Raises:
-        UserError: data.label: the cell is missing, is no number (regression) or is outside the task's classes (-1
-            marks GLUE's unlabelled test splits).
-    """
-    if tuple(label_names) != task.labels:
-        task = replace(task, labels=tuple(label_names))
+def parse_label(task: Task, cell: object, where: str) -> float:
+    """A class id, given by name or number, or a regression's score; see `Task.parse`."""
     return task.parse(_label_text(cell), where)
 
 

@@ -30,7 +30,7 @@ def read_split(source: str, task: Task, split: str) -> Examples:
 
 def read_glue_file(path: Path, task: Task) -> Examples:
     """One TSV file in the layout that the task has in a GLUE download; see `read_examples` for errors."""
-    return read_examples(path, task, task.file_columns, task.label_column, task.labels, task.header or ())
+    return read_examples(path, task, task.file_columns, task.label_column, task.header or ())
 
 
 def sample_folder(task: Task) -> Path:
@@ -61,5 +61,5 @@ def _read_hub(task: Task, split: str) -> Examples:
             f"the hub's {where} could not be loaded ({first_line(error)}); without a network take "
             "--data.source sample or a folder (--data.source FOLDER), or run --config configs/demo.yaml",
         ) from error
-    labels = [parse_label(task, task.labels, cell, f"{where}, row {row}") for row, cell in enumerate(table["label"], 1)]
+    labels = [parse_label(task, cell, f"{where}, row {row}") for row, cell in enumerate(table["label"], 1)]
     return Examples(tuple(list(table[name]) for name in task.columns), labels)

@@ -55,10 +55,10 @@ class Task(ABC):
         """Whether an example is two texts."""
         return len(self.columns) > 1
 
-    @property
-    def example(self) -> str:
-        """A line that `lora_pl predict` reads: a sentence, or two separated by a tab."""
-        return "A fine film.\tThe film is good." if self.pairs else "A fine film."
+    def example_command(self, checkpoint: str) -> str:
+        """A shell command that asks a checkpoint about a sentence, or about two separated by a tab."""
+        line = r"printf 'A fine film.\tThe film is good.\n'" if self.pairs else "echo 'A fine film.'"
+        return f"{line} | lora_pl predict --ckpt_path {checkpoint}"
 
     @property
     def requires_pairs(self) -> bool:

@@ -29,8 +29,29 @@ def as_text(row: Sequence[str]) -> Text:
 
 
 def named(text: Text) -> dict[str, str]:
-    """`{"text"}`, or `{"text", "text_pair"}`: how a predicted row begins."""
+    """`{"text"}` or `{"text", "text_pair"}`: the first columns of a prediction's row."""
     return dict(zip(("text", "text_pair"), as_row(text), strict=False))
+
+
+def require_list(texts: Sequence[Text]) -> None:
+    """Raise a UserError for one string, which is a sequence of letters."""
+    if isinstance(texts, str):
+        raise UserError("predict.texts", f"expected a list of texts, got one string; write predict([{texts[:20]!r}])")
+
+
+def as_columns(texts: Sequence[Text], pairs: bool) -> list[list[str]]:
+    """One list per text column.
+
+    Raises:
+        UserError: `predict.texts`: sentences and pairs are mixed, or are not what the model reads.
+    """
+    rows = [as_row(text) for text in texts]
+    width = 1 + pairs
+    if any(len(row) != width for row in rows):
+        kind = "pairs of sentences, as [(first, second), ...]" if pairs else "single sentences, as [sentence, ...]"
+        found = sorted({len(row) for row in rows})
+        raise UserError("predict.texts", f"this model reads {kind}; got items of {' and '.join(map(str, found))} texts")
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 class TextStream:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +12,9 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
-from lora_pl.data.batches import BATCH_TOKENS, Batch
-from lora_pl.data.tasks import get_task
+from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching
+from lora_pl.data.tasks import Prediction, get_task
+from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.dtype import BaseDtype, resolve_dtype
 from lora_pl.encoder.head import HeadKind
@@ -23,22 +25,28 @@ from lora_pl.lora import (
     adapter_state_dict,
     load_adapter_state_dict,
     mark_only_lora_as_trainable,
+    merged_lora,
 )
 from lora_pl.model.base import Base
 from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
-from lora_pl.model.prediction import PredictingModule
 from lora_pl.model.schedule import Schedule
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import BASE_KEY, check_base, check_options, check_settings, read_checkpoint
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lora_pl.data.datamodule import SentenceDataModule
 
 Method = Literal["lora", "head", "full"]
 
+MERGED_FROM = 256
+"""Texts from which on merging pays in `predict`."""
 
-class LoRAClassifier(PredictingModule):
+
+class LoRAClassifier(TaskModule):
     """A pretrained encoder with LoRA on chosen linear layers and a head on the first token's feature.
 
     Example:
@@ -98,7 +106,6 @@ class LoRAClassifier(PredictingModule):
         self.base = Base.load(encoder, dropout, head)
         self.encoder = self.base.encoder
         self.max_length = min(max_length, self.base.max_tokens)
-        self.predict_batch_tokens, self.predict_batching = BATCH_TOKENS, self.base.batching
         self.head = self.base.new_head(head, self.task.outputs)
         self.adapted = self.base.inject(lora) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
@@ -120,10 +127,25 @@ class LoRAClassifier(PredictingModule):
             encoder=data.encoder,
             task=data.task.name,
             label_names=data.label_names,
-            pairs=len(data.text_columns) > 1,
+            pairs=data.pairs,
             max_length=data.max_length,
             **settings,
         )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's."""
+        return self.base.tokenizer
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes in the order of their ids; none for a regression."""
+        return list(self.task.labels)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether an example is two texts."""
+        return self.task.pairs
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
@@ -216,6 +238,56 @@ class LoRAClassifier(PredictingModule):
         check_settings(checkpoint, self.hparams)
         check_base(checkpoint, self.base.fingerprints)
 
+    @contextmanager
+    def merged_for_prediction(self, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+        """Within the context, all calls of `predict` share one merge: in fp32, then rounded once to `dtype`.
+
+        Afterwards the adapters are unmerged; the base's other weights stay in `dtype`.
+        """
+        with torch.inference_mode(False):  # the weights outlive the caller's inference mode
+            with merged_lora(self.encoder):
+                self.base.cast(dtype)
+                yield
+            self.base.cast(self.base.dtype)  # W0, which was kept in fp32
+
+    @torch.inference_mode()
+    def predict(
+        self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
+    ) -> list[Prediction]:
+        """The model's answer to each text, in their order.
+
+        From 256 texts on, adapters on an fp32 base are merged for the time of the call.
+
+        Args:
+            texts: Sentences, or pairs of sentences for a task on pairs.
+            batch_tokens: Tokens per forward pass; texts of like length share a batch.
+            batching: packed or padded; by default what the encoder takes.
+
+        Returns:
+            A dict per text: the label, its probability as `score`, and every label's probability; for a regression
+            the `score` alone.
+
+        Raises:
+            UserError: `predict.texts`: one string instead of a list, or pairs for single sentences.
+        """
+        require_list(texts)
+        if not texts:
+            return []
+        merges = len(texts) >= MERGED_FROM and self.base.dtype == torch.float32
+        with merged_lora(self.encoder) if merges else nullcontext():
+            return self.task.predictions(self.logits(texts, batch_tokens, batching))
+
+    @torch.inference_mode()
+    def logits(
+        self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
+    ) -> Tensor:
+        """(texts, outputs), fp32, on the CPU: what `predict` makes its answers of, with the adapters as they are."""
+        tokens = self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
+        with _evaluating(self):
+            batches = self.base.batches(tokens, batch_tokens, batching)
+            rows, indices = zip(*((self(batch).cpu(), torch.tensor(own)) for batch, own in batches), strict=True)
+        return torch.cat(rows)[torch.cat(indices).argsort()]
+
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any
@@ -236,6 +308,18 @@ class LoRAClassifier(PredictingModule):
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         return model.to(map_location).eval()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the context; every module's own mode afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 def _require_rates(settings: Mapping[str, Any]) -> None:

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch
 from lora_pl.data.tasks import Prediction, Task, get_task
-from lora_pl.data.texts import Text
+from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.data.tokens import Tokens, concatenate
 from lora_pl.encoder.architectures import require_shared_batches
 from lora_pl.encoder.dtype import DTYPES
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
-from lora_pl.model.answers import as_columns, require_list
 from lora_pl.model.base import Base
 from lora_pl.storage.checkpoint import check_base, read_checkpoint
 
@@ -37,11 +36,6 @@ class Member:
         """That of a checkpoint's hyper-parameters."""
         task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
         return cls(task, settings["max_length"], settings["method"] == "lora")
-
-    @property
-    def pairs(self) -> bool:
-        """Whether an example is two texts."""
-        return self.task.pairs
 
 
 class ManyAdapters(nn.Module):
@@ -133,7 +127,7 @@ class ManyAdapters(nn.Module):
             member = self._member(name)
             own = [place for place, other in enumerate(asked) if other == name]
             try:
-                columns = as_columns([texts[place] for place in own], member.pairs)
+                columns = as_columns([texts[place] for place in own], member.task.pairs)
             except UserError as error:
                 raise UserError("adapter", f"{name}: {error}") from None
             parts.append(self.base.tokenize(columns, member.max_length))

@@ -32,17 +32,6 @@ class TaskModule(LightningModule):
         """The logged metric that chooses the best checkpoint; higher is better."""
         return f"val/{self.task.metrics[0]}"
 
-    @property
-    def computed_dtype(self) -> torch.dtype:
-        """What the encoder's products are computed in while the trainer runs."""
-        of_precision = resolve_dtype("auto", str(self.trainer.precision))
-        return of_precision if self.base.dtype == torch.float32 else self.base.dtype
-
-    @property
-    def base_dtype(self) -> torch.dtype:
-        """What the frozen weights are kept in under the trainer's precision."""
-        return resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision))
-
     @abstractmethod
     def stage_metrics(self) -> Sequence[StageMetrics]:
         """The metrics of every head."""
@@ -59,8 +48,7 @@ class TaskModule(LightningModule):
         """
         if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
             raise UserError("model.nonfinite_loss", "skip works in one process only; take stop, or one device")
-        if stage != "predict":  # which merges first, in full precision
-            self.base.cast(self.base_dtype)
+        self.base.cast(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))
 
     def configure_optimizers(self) -> Any:
         """AdamW on what is trained, and the schedule per optimizer step.

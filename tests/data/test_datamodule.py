@@ -51,8 +51,8 @@ def test_the_encoders_positions_are_the_limit(tiny_encoder, tmp_path, capsys):
 def test_test_says_that_it_is_the_validation_split(tiny_encoder, glue_folder, capsys):
     data = module(tiny_encoder, glue_folder)
     data.setup("test")
-    assert "on the labelled validation split" in capsys.readouterr().err
     assert len(data.test_dataloader()) == 1
+    assert "on the labelled validation split" in capsys.readouterr().err
 
 
 def test_mnli_has_two_validation_splits(tiny_encoder, tmp_path):

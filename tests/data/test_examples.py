@@ -32,7 +32,7 @@ def write(path, rows, header=("review", "stars")):
 def test_every_format_gives_the_same(ending, tmp_path):
     path = write(tmp_path / f"mine{ending}", ROWS)
     assert discover_labels(path, "stars") == ("bad", "good")
-    examples = read_examples(path, CUSTOM_TASK, ["review"], "stars", ("bad", "good"))
+    examples = read_examples(path, CUSTOM_TASK.customized(("bad", "good")), ["review"], "stars")
     assert examples.texts == ([text for text, _ in ROWS],)
     assert examples.labels == [1, 0, 0, 1]
     assert examples.blank == 1
@@ -41,13 +41,13 @@ def test_every_format_gives_the_same(ending, tmp_path):
 def test_numeric_classes_are_in_numeric_order(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", 10), ("b", 9), ("c", 1)])
     assert discover_labels(path, "stars") == ("1", "9", "10")
-    assert read_examples(path, CUSTOM_TASK, ["review"], "stars", ("1", "9", "10")).labels == [2, 1, 0]
+    assert read_examples(path, CUSTOM_TASK.customized(("1", "9", "10")), ["review"], "stars").labels == [2, 1, 0]
 
 
 def test_a_number_is_no_id_where_the_names_are_numbers(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", 0)])
     with pytest.raises(UserError, match="label '0' is outside"):
-        read_examples(path, CUSTOM_TASK, ["review"], "stars", ("1", "2", "3"))
+        read_examples(path, CUSTOM_TASK.customized(("1", "2", "3")), ["review"], "stars")
 
 
 def test_a_pair_task_asks_for_its_second_column():
@@ -59,7 +59,7 @@ def test_a_pair_task_asks_for_its_second_column():
 
 def test_scores_and_pairs(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", "b", 1.5), ("c", "d", 2)], ("one", "two", "stars"))
-    examples = read_examples(path, GLUE_TASKS["stsb"], ["one", "two"], "stars", ())
+    examples = read_examples(path, GLUE_TASKS["stsb"], ["one", "two"], "stars")
     assert examples.texts == (["a", "c"], ["b", "d"])
     assert examples.labels == [1.5, 2.0]
 
@@ -80,16 +80,16 @@ def test_bad_files_are_told(name, content, key, said, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError, match=said) as error:
-        read_examples(path, CUSTOM_TASK, ["review"], "stars", ("bad", "good"))
+        read_examples(path, CUSTOM_TASK.customized(("bad", "good")), ["review"], "stars")
     assert error.value.key == f"data.{key}"
 
 
 def test_labels_are_as_they_are_written(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", "01"), ("b", "1"), ("c", "2.0"), ("d", "1e5"), ("e", "FALSE")])
-    assert discover_labels(path, "stars") == ("01", "1", "1e5", "2", "FALSE")
-    assert read_examples(path, CUSTOM_TASK, ["review"], "stars", ("01", "1", "1e5", "2", "FALSE")).labels == [
-        0, 1, 3, 2, 4,
-    ]  # fmt: skip
+    labels = discover_labels(path, "stars")
+    assert labels == ("01", "1", "1e5", "2", "FALSE")
+    task = CUSTOM_TASK.customized(labels)
+    assert read_examples(path, task, ["review"], "stars").labels == [0, 1, 3, 2, 4]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 import csv
+import subprocess
 
 import pytest
 import torch
 
-from lora_pl.data.glue_files import read_glue_file
-from lora_pl.data.own_files import read_own_file
+from lora_pl.data.examples import read_examples
+from lora_pl.data.sources import read_glue_file
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS, Regression, get_task
 from lora_pl.errors import UserError
 from lora_pl.model.metrics import SplitMetrics
@@ -98,13 +99,17 @@ def test_own_files_are_read(task, tmp_path):
         csv.writer(file).writerows(
             [[*task.columns, "label"], *([*(f"{c} {n}" for c in task.columns), cell] for n, cell in enumerate(cells))]
         )
-    examples = read_own_file(tmp_path / "x.csv", task, task.columns, "label", task.labels)
+    examples = read_examples(tmp_path / "x.csv", task, task.columns, "label")
     assert examples.labels == labels
     assert examples.texts == tuple([f"{column} {n}" for n in range(len(cells))] for column in task.columns)
 
 
-def test_the_example_has_as_many_texts_as_the_task(task):
-    assert len(task.example.split("\t")) == len(task.columns) == 1 + task.pairs
+def test_the_example_command_writes_a_line_that_predict_reads(task):
+    written, _, command = task.example_command("a/best.ckpt").partition(" | ")
+    line = subprocess.run(["sh", "-c", written], capture_output=True, text=True, check=True).stdout
+    assert line.endswith("\n")
+    assert len(line.split("\t")) == len(task.columns)
+    assert command == "lora_pl predict --ckpt_path a/best.ckpt"
 
 
 def test_all_nine_tasks_have_a_row():

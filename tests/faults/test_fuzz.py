@@ -119,7 +119,7 @@ def test_training_tables(ending, count, tmp_path):
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        told(read_examples, path, task, ["sentence"], "label", task.labels)
+        told(read_examples, path, task, ["sentence"], "label")
 
     fuzz(count, mutations(TABLES[ending], PIECES), check)
 
