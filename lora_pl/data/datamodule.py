@@ -225,7 +225,7 @@ def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, 
     """The text columns of own files: as given, else the task's."""
     if text is None and pair is None:
         return task.columns
-    if pair is None and task.requires_pairs:
+    if pair is None and task.pairs and not task.takes_single_texts:
         raise UserError(
             "data.text_pair_column", f"the task {task.name} compares two sentences; name the second's column"
         )
