@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -46,12 +46,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""
-        ids, types, labels = (
-            tensor.to(device, non_blocking=non_blocking)
-            for tensor in (self.input_ids, self.token_type_ids, self.labels)
-        )
-        mask = None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=non_blocking)
-        return Batch(ids, types, labels, self.lengths, mask)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
 
 
 def make_batch(tokens: Tokens, indices: Sequence[int], batching: Batching, pad_token_id: int) -> Batch:

@@ -1,4 +1,4 @@
-"""The sentences of one task as Lightning asks for them."""
+"""The LightningDataModule: the sentences of one task."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ PATHS = ("source", "train_file", "validation_file", "cache_dir")
 
 
 class SentenceDataModule(LightningDataModule):
-    """A GLUE task from the hub, from a download's folder or from the embedded sample, or a user's own files.
+    """A GLUE task from the hub, a GLUE download or the embedded sample, or one's own files.
 
-    Sentences are tokenized once and cached without padding; training draws random batches of them.
+    Sentences are tokenized once and cached without padding; training draws random batches.
 
     Args:
         task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli) or custom; by default sst2, or custom
-            where own files are given.
-        source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), or a folder in
-            the layout of a GLUE download (train.tsv, dev.tsv).
+            with own files.
+        source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), or a folder of a
+            GLUE download (train.tsv, dev.tsv).
         train_file: Own training file instead of a source: CSV, TSV, JSON lines or Parquet, by its ending.
         validation_file: Own validation file.
         text_column: The text's column in own files; by default the task's, `text` for custom.
         text_pair_column: The second text's column for a task on pairs.
         label_column: The label's column in own files.
         label_names: The classes in the order of their ids; by default the task's, or those in train_file.
-        encoder: Whose tokenizer to use: a hub name, a folder, or package://NAME/PATH.
-        train_sentences: How many training sentences to use, chosen at random by the seed; by default all.
-        max_length: The longest sentence in tokens.
-        too_long: cut (and count) sentences that are longer, or refuse them.
+        encoder: Gives the tokenizer: a hub name, a folder, or package://NAME/PATH.
+        train_sentences: Training sentences to use, drawn at random by the seed; by default all.
+        max_length: The most tokens of a sentence.
+        too_long: cut (and count) longer sentences, or refuse them.
         batch_size: Training sentences per step and process.
-        batching: packed (one row per batch, no padding token is ever computed) or padded (to the batch's longest);
-            an encoder that cannot take packed rows gets padded batches.
-        eval_batch_tokens: Tokens per step and process where nothing is trained.
-        num_workers: Without effect: batches are made in the training process, which is fastest.
-        cache_dir: Where tokenized sentences are kept; by default ~/.cache/lora_pl.
-        seed: Draws the random batches.
+        batching: packed (a batch is one row, no padding is computed) or padded (to the batch's longest sentence); an
+            encoder that can't be packed gets padded batches.
+        eval_batch_tokens: Tokens per batch and process in validation, test and prediction.
+        num_workers: Has no effect: batches are made in the training process, which is fastest.
+        cache_dir: The folder of tokenized sentences; by default ~/.cache/lora_pl.
+        seed: Of the random batches.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class SentenceDataModule(LightningDataModule):
 
     @property
     def validation_splits(self) -> list[str]:
-        """The labelled splits that `validate` and `test` go over."""
+        """The labelled splits of `validate` and `test`."""
         return ["validation"] if self.reads_own_files else list(self.task.validation)
 
     def prepare_data(self) -> None:
@@ -132,11 +132,11 @@ class SentenceDataModule(LightningDataModule):
         return self._loader(data, RandomBatches(data, size, self.seed, *self._replicas(), self._start))
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Let the next training begin in `epoch`, `batch` batches done."""
+        """Start the next training in `epoch`, after `batch` of its batches."""
         self._start = (epoch, batch)
 
     def teardown(self, stage: str) -> None:
-        """The next training begins at the beginning."""
+        """Start the next training at its first batch."""
         self._start = (0, 0)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
@@ -162,7 +162,7 @@ class SentenceDataModule(LightningDataModule):
         """packed or padded as asked for, but padded if the encoder takes nothing else."""
         given: Batching = self.hparams["batching"]
         if given == "packed" and not takes_packed_rows(load_config(self.encoder)):
-            say(f"batching: {self.encoder} takes no packed rows, so batches are padded to their longest sentence")
+            say(f"batching: {self.encoder} can't be packed, so batches are padded to their longest sentence")
             return "padded"
         return given
 
@@ -180,7 +180,7 @@ class SentenceDataModule(LightningDataModule):
     def _own_file(self, split: str) -> str:
         path = self.own_files[split]
         if path is None:
-            raise UserError(f"data.{split}_file", "expected a file beside the other one given, got none")
+            raise UserError(f"data.{split}_file", "expected a file, as the other split has one, got none")
         return path
 
     def _tokenized(self, split: str) -> Tokens:
@@ -213,8 +213,8 @@ class SentenceDataModule(LightningDataModule):
         return TokenDataset(self._tokens[split], self.batching, self.tokenizer.pad_token_id)
 
     def _loader(self, data: TokenDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
-        # batch_size None: the sampler's lists are the batches; a loader draws a number that it has no use for, and
-        # with a generator of its own it takes none of the run's
+        # batch_size None: the sampler's lists are the batches; a generator of its own, because every loader draws a
+        # seed for workers, here unused, which would change the run's random numbers
         return DataLoader(data, batch_size=None, sampler=sampler, generator=torch.Generator())
 
     def _replicas(self) -> tuple[int, int]:
@@ -227,11 +227,11 @@ def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, 
         return task.columns
     if pair is None and task.pairs and not task.takes_single_texts:
         raise UserError(
-            "data.text_pair_column", f"the task {task.name} compares two sentences; name the second's column"
+            "data.text_pair_column", f"expected the second sentence's column for the task {task.name}, got none"
         )
     return (text or task.columns[0],) if pair is None else (text or task.columns[0], pair)
 
 
 def _absolute(path: str | None) -> str | None:
-    """A path as a checkpoint stores it, so that it holds in another folder; what is no path stays as it is."""
+    """An absolute path, as checkpoints store it; hub, sample and None stay as they are."""
     return path if path in (None, HUB, SAMPLE) else str(Path(path).expanduser().resolve())

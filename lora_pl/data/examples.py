@@ -1,4 +1,4 @@
-"""Labelled texts, as every source gives them."""
+"""Labelled texts of any source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Examples:
 
     @property
     def blank(self) -> int:
-        """How many examples have nothing but white space in a text column; they are kept."""
+        """The number of examples with a blank text, which are kept."""
         return sum(any(not text.strip() for text in texts) for texts in zip(*self.texts, strict=True))
 
 
@@ -57,12 +57,10 @@ def read_examples(
 
 
 def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
-    """The distinct labels of a table as they are written: in numeric order where all are whole numbers, else sorted
-    as text.
+    """The distinct labels of a table as written, sorted as numbers if all are whole numbers, else as text.
 
     Raises:
-        UserError: data.label: a label is missing, there are fewer than two, or so many that they look like numbers or
-            texts.
+        UserError: `data.label`: a label is missing or a decimal number, or there are fewer than 2 or over 1,000.
     """
     distinct = {_class_name(cell, where) for where, (cell,) in read_rows(path, [label_column])}
     if not 2 <= len(distinct) <= MAX_CLASSES:
@@ -81,7 +79,7 @@ def parse_label(task: Task, cell: object, where: str) -> float:
 
 
 def _label_text(cell: object) -> str:
-    """As it is written, without white space around it; but 1.0 is 1, as spreadsheets write ids beside a gap."""
+    """As written, stripped; but 1.0 is 1, as spreadsheets write ids in a column with gaps."""
     text = str(cell).strip()
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text

@@ -16,11 +16,11 @@ def read_split(source: str, task: Task, split: str) -> Examples:
     """The examples of `split` (`train`, or a key of `task.validation`) of a GLUE task.
 
     Raises:
-        UserError: the source can't be reached, or what it gives is not the task's.
+        UserError: `data.source`: it can't be reached, or does not hold the task; see also `read_examples`.
     """
     if task.name == CUSTOM:
         raise UserError(
-            "data.source", "the task custom reads own files; give --data.train_file and --data.validation_file"
+            "data.source", "the task custom has no source; give --data.train_file and --data.validation_file"
         )
     if source == HUB:
         return _read_hub(task, split)
@@ -29,7 +29,7 @@ def read_split(source: str, task: Task, split: str) -> Examples:
 
 
 def read_glue_file(path: Path, task: Task) -> Examples:
-    """One TSV file in the layout that the task has in a GLUE download; see `read_examples` for errors."""
+    """A TSV file in the task's layout of a GLUE download; see `read_examples` for errors."""
     return read_examples(path, task, task.file_columns, task.label_column, task.header or ())
 
 
@@ -44,7 +44,7 @@ def _glue_folder(source: str, task: Task) -> Path:
     """The task's folder: `source` itself, or below it where `source` is a whole GLUE download."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise UserError("data.source", f"{source} is no folder; expected hub, sample or a folder of a GLUE download")
+        raise UserError("data.source", f"{source} is no folder; expected hub, sample or the folder of a GLUE download")
     below = folder / task.folder
     return below if task.folder and below.is_dir() else folder
 

@@ -11,8 +11,8 @@ from lora_pl.data.rows import TABLES, decoded_lines, read_rows
 from lora_pl.errors import UserError
 
 STDIN = "-"
-CHUNK = 512  # texts at a time: enough to make batches of like length, little enough to keep in memory
-SHARD = 64  # chunks in a shard: the piece of a long file that one process labels and saves whole
+CHUNK = 512  # texts read at a time: enough for batches of like length, few enough for memory
+SHARD = 64  # chunks that one process predicts and saves as a part
 
 Text = str | tuple[str, ...]
 """A sentence, or a pair of them."""
@@ -57,11 +57,11 @@ def as_columns(texts: Sequence[Text], pairs: bool) -> list[list[str]]:
 class TextStream:
     """Lists of at most `CHUNK` texts from a file or standard input, in constant memory.
 
-    CSV, TSV, JSON lines and Parquet are read by column; of any other file, and of standard input, every line is a
-    text (for pairs: two, separated by a tab).
+    CSV, TSV, JSON lines and Parquet are read by column; in any other file, and on standard input, every line is a text
+    (or two separated by a tab).
 
     Raises:
-        UserError: input: there is no such file; while reading: see `read_rows`.
+        UserError: `input`: there is no such file; while reading: see `read_rows`.
     """
 
     def __init__(self, path: str, columns: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ class TextStream:
             yield chunk
 
     def shards(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[list[Text]]]]:
-        """The stream cut into pieces of `SHARD` lists: number and lists of those that are `wanted`."""
+        """The stream in shards of `SHARD` lists: number and lists of the `wanted` ones."""
         numbered = itertools.groupby(enumerate(self), lambda item: item[0] // SHARD)
         return ((shard, (chunk for _, chunk in items)) for shard, items in numbered if wanted(shard))
 

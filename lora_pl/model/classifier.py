@@ -1,4 +1,4 @@
-"""The LightningModule: an encoder with LoRA, a head, one step for all stages."""
+"""The LightningModule: an encoder with LoRA and a head."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Method = Literal["lora", "head", "full"]
 
 MERGED_FROM = 256
-"""Texts from which on merging pays in `predict`."""
+"""The number of texts from which merging pays off in `predict`."""
 
 
 class LoRAClassifier(TaskModule):
@@ -58,21 +58,21 @@ class LoRAClassifier(TaskModule):
         encoder: A hub name, a folder, or package://NAME/PATH (a folder inside an installed package).
         task: A GLUE task, or custom with label_names.
         label_names: The classes in the order of their ids; by default the task's.
-        pairs: Whether an example is two texts; by default as the task says.
-        max_length: The longest sentence in tokens that `predict` doesn't cut.
+        pairs: Whether an example is two texts; by default the task's.
+        max_length: The most tokens of a text; `predict` truncates longer ones.
         lora: Rank, alpha, dropout, targets and initialization.
-        method: What is trained beside the head: lora (the adapters), head (nothing), full (the whole encoder).
-        head: linear (on the first token's feature), or architecture (the one Transformers gives this architecture).
-        dropout: The encoder's, on hidden states and attention, while training; by default its configuration's.
-        base_dtype: What the frozen weights are kept in; auto is what the trainer's precision computes in (bfloat16 in
-            bf16-mixed), and float32 without a trainer. Adapters, head, norms and optimizer are fp32 in any case.
-        nonfinite_loss: Whether a loss of inf or NaN stops the run or skips the batch.
-        learning_rate: AdamW's, at the schedule's height.
-        head_learning_rate: The head's own; by default learning_rate.
-        weight_decay: AdamW's, on all that is trained.
+        method: Trained beside the head: lora (the adapters), head (nothing) or full (the whole encoder).
+        head: linear (on the first token's feature) or architecture (Transformers' head for this encoder).
+        dropout: The encoder's, on hidden states and attention, in training; by default its configuration's.
+        base_dtype: The frozen weights' dtype; auto is the dtype of the trainer's precision (bfloat16 for bf16-mixed),
+            or float32 without a trainer. Adapters, head, norms and optimizer are always fp32.
+        nonfinite_loss: Whether an inf or NaN loss stops the run or skips the batch.
+        learning_rate: AdamW's, at the schedule's peak.
+        head_learning_rate: The head's; by default learning_rate.
+        weight_decay: AdamW's, on all trained parameters.
         decay_bias: Whether weight_decay applies to biases and norms too.
         schedule: constant or linear (to zero at the last step).
-        warmup_ratio: The share of all steps over which the learning rate rises from zero.
+        warmup_ratio: The fraction of all steps over which the learning rate rises from zero.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class LoRAClassifier(TaskModule):
 
     @classmethod
     def for_data(cls, data: SentenceDataModule, seed: int | None = None, **settings: Any) -> LoRAClassifier:
-        """A model for the data's task, labels and encoder, drawn as `lora_pl fit` with the same settings draws it.
+        """A model for the data's task, labels and encoder, initialized as by `lora_pl fit` with the same settings.
 
         Args:
             data: Gives encoder, task, label_names, pairs and max_length.
-            seed: Seeds every random generator, the model's and those of the run that follows; by default `data.seed`.
+            seed: Seeds all random generators, for the model and the run that follows; by default `data.seed`.
             settings: Further arguments of `LoRAClassifier`.
         """
         seed_everything(data.seed if seed is None else seed, workers=True, verbose=False)
@@ -149,7 +149,7 @@ class LoRAClassifier(TaskModule):
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
-        """The modules that are trained as a whole, beside the adapters."""
+        """The modules trained as a whole, beside the adapters."""
         return (self.encoder, self.head) if self.hparams["method"] == "full" else (self.head,)
 
     def stage_metrics(self) -> list[StageMetrics]:
@@ -170,7 +170,7 @@ class LoRAClassifier(TaskModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The loss of a batch; None where it is not finite and such batches are skipped."""
+        """The loss of a batch; None if it is inf or NaN and such batches are skipped."""
         loss = self._step(batch, "train")
         if not torch.isfinite(loss):
             self._nonfinite(loss, batch_idx)
@@ -186,7 +186,7 @@ class LoRAClassifier(TaskModule):
         paths = [getattr(callback, "last_model_path", "") for callback in self.trainer.checkpoint_callbacks]
         good = next((path for path in reversed(paths) if path), "none yet")
         raise UserError(
-            "model.nonfinite_loss", f"{where}; the last good checkpoint: {good}; take a lower learning rate, or skip"
+            "model.nonfinite_loss", f"{where}; last good checkpoint: {good}; lower the learning rate, or take skip"
         )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -222,11 +222,11 @@ class LoRAClassifier(TaskModule):
                 self.log(name, value, prog_bar=stage == "val" and not name.startswith("val/loss"))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What is trained, and nothing else: adapters and head (`method: full`: encoder and head)."""
+        """The trained parameters only: adapters and head (`method: full`: encoder and head)."""
         return adapter_state_dict(self, also=self.trained_modules)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """The reverse of `state_dict`, always strict; a LoRAError lists every key that does not fit."""
+        """The inverse of `state_dict`, always strict; a LoRAError (`state`) lists every key that does not fit."""
         load_adapter_state_dict(self, state_dict, also=self.trained_modules)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -234,7 +234,7 @@ class LoRAClassifier(TaskModule):
         checkpoint[BASE_KEY] = dict(self.base.fingerprints)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other settings or of another base."""
+        """Raise `checkpoint.settings` or `checkpoint.base` if settings or base differ."""
         check_settings(checkpoint, self.hparams)
         check_base(checkpoint, self.base.fingerprints)
 
@@ -254,9 +254,9 @@ class LoRAClassifier(TaskModule):
     def predict(
         self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
     ) -> list[Prediction]:
-        """The model's answer to each text, in their order.
+        """The model's answers to the texts, in their order.
 
-        From 256 texts on, adapters on an fp32 base are merged for the time of the call.
+        For 256 texts or more, adapters on an fp32 base are merged during the call.
 
         Args:
             texts: Sentences, or pairs of sentences for a task on pairs.
@@ -281,7 +281,7 @@ class LoRAClassifier(TaskModule):
     def logits(
         self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
     ) -> Tensor:
-        """(texts, outputs), fp32, on the CPU: what `predict` makes its answers of, with the adapters as they are."""
+        """(texts, outputs), fp32, on the CPU: the logits behind `predict`; adapters stay merged or unmerged."""
         tokens = self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
         with _evaluating(self):
             batches = self.base.batches(tokens, batch_tokens, batching)
@@ -297,10 +297,10 @@ class LoRAClassifier(TaskModule):
         Args:
             checkpoint_path: `best.ckpt` or `last.ckpt` of a run.
             map_location: The device.
-            overrides: Constructor arguments to change, such as `encoder` where the base has moved.
+            overrides: Constructor arguments to change, such as `encoder` if the base has moved.
 
         Raises:
-            UserError: the file is no checkpoint of lora_pl, or the base is not the one that it was trained on.
+            UserError: `checkpoint...`: see `read_checkpoint`; the checkpoint's version, settings or base differ.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         check_options(checkpoint, inspect.signature(cls).parameters)
@@ -328,7 +328,7 @@ def _require_rates(settings: Mapping[str, Any]) -> None:
         ("learning_rate", rate > 0, "a number > 0"),
         ("head_learning_rate", head_rate is None or head_rate > 0, "a number > 0"),
         ("weight_decay", settings["weight_decay"] >= 0, "a number >= 0"),
-        ("warmup_ratio", 0 <= settings["warmup_ratio"] < 1, "a share of the steps in [0, 1)"),
+        ("warmup_ratio", 0 <= settings["warmup_ratio"] < 1, "a fraction of the steps in [0, 1)"),
         ("dropout", 0 <= (settings["dropout"] or 0) < 1, "a probability in [0, 1)"),
     ):
         if not holds:

@@ -11,6 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lora_pl.errors import UserError
 from lora_pl.storage.archive import printable, read_archive
+from lora_pl.storage.flat import flatten
 from lora_pl.storage.write_whole import write_whole
 
 BEST, LAST, PREVIOUS, SUFFIX = "best", "last", "previous", ".ckpt"
@@ -66,8 +67,9 @@ SHAPING = {"task": None, "label_names": None, "method": None, "head": None,
 
 def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
     """Raise `checkpoint.settings` if the model differs in a setting that the tensors depend on."""
+    settings, own = flatten(checkpoint["hyper_parameters"]), flatten(hparams)
     for key, absent in SHAPING.items():
-        stored, given = (_nested(values, key) or absent for values in (checkpoint["hyper_parameters"], hparams))
+        stored, given = settings.get(key) or absent, own.get(key) or absent
         if stored != given:
             raise UserError(
                 "checkpoint.settings",
@@ -125,9 +127,3 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         torch.save(checkpoint, file)
-
-
-def _nested(values: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
-    return values
