@@ -31,12 +31,6 @@ class Member:
     has_adapter: bool
     """False if only the head was trained."""
 
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Member:
-        """From a checkpoint's hyper-parameters."""
-        task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
-        return cls(task, settings["max_length"], settings["method"] == "lora")
-
 
 class ManyAdapters(nn.Module):
     """The models of several checkpoints on one base, which is loaded once.
@@ -84,8 +78,9 @@ class ManyAdapters(nn.Module):
         checkpoint = read_checkpoint(path)
         settings = checkpoint["hyper_parameters"]
         self._require_fitting(name, path, checkpoint)
-        member = Member.of(settings)
-        head = self.base.new_head(settings["head"], member.task.outputs)
+        task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
+        member = Member(task, settings["max_length"], settings["method"] == "lora")
+        head = self.base.new_head(settings["head"], task.outputs)
         head.load_state_dict(_below("head.", checkpoint["state_dict"]))
         if member.has_adapter:
             lora = self.base.resolve(LoRAConfig.of(settings["lora"]))

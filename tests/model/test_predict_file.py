@@ -109,6 +109,12 @@ def test_parts_of_another_input_are_not_taken(predict, capsys, monkeypatch):
     assert [row["text"] for row in rows_of("y.jsonl")] == TEXTS[::-1]
 
 
+@pytest.mark.parametrize("option", ["callbacks", "plugins", "limit_predict_batches", "max_epochs"])
+def test_the_trainers_options_that_have_no_effect_are_refused(option, predict):
+    assert main([*predict, "y.jsonl", f"--trainer.{option}", "1"]) == 2
+    assert not Path("y.jsonl").exists()
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_shards_neither_overlap_nor_leave_gaps(world):
     Path("x.txt").write_text("\n".join(TEXTS) + "\n")
