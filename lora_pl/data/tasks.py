@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -41,7 +40,7 @@ class Task(ABC):
     """Reported metrics; the first one chooses the best checkpoint."""
     header: tuple[str, ...] | None = None
     """The columns of TSV files that have no header line."""
-    validation: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"validation": "dev.tsv"}))
+    validation: Mapping[str, str] = field(default_factory=lambda: {"validation": "dev.tsv"})
     """The labelled splits to validate on, hub name to file name; the first one chooses the best checkpoint."""
 
     problem_type: ClassVar[str]
@@ -209,9 +208,7 @@ CUSTOM = "custom"
 TEXTS = ("text", "text_pair")
 """The text columns of a task whose number of texts is not its row's."""
 
-MNLI_VALIDATION = MappingProxyType(
-    {"validation_matched": "dev_matched.tsv", "validation_mismatched": "dev_mismatched.tsv"}
-)
+MNLI_VALIDATION = {"validation_matched": "dev_matched.tsv", "validation_mismatched": "dev_mismatched.tsv"}
 SENTENCES = ("sentence1", "sentence2")
 QUESTIONS = ("question1", "question2")
 ENTAILMENT = ("entailment", "not_entailment")

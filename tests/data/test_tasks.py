@@ -1,4 +1,5 @@
 import csv
+import pickle
 import subprocess
 
 import pytest
@@ -110,6 +111,10 @@ def test_the_example_command_writes_a_line_that_predict_reads(task):
     assert line.endswith("\n")
     assert len(line.split("\t")) == len(task.columns)
     assert command == "lora_pl predict --ckpt_path a/best.ckpt"
+
+
+def test_a_task_goes_to_another_process(task):
+    assert pickle.loads(pickle.dumps(task)) == task
 
 
 def test_all_nine_tasks_have_a_row():
