@@ -33,7 +33,7 @@ def lora_pl(encoder: str, dtype: torch.dtype, merged: bool, method: str = "lora"
         torch.nn.init.normal_(layer.adapter.lora_B)
         layer.merge() if merged else None
     model.base.cast(dtype)
-    return torch.inference_mode()(lambda texts: model._predictions(texts, model.predict_batch_tokens))
+    return lambda texts: model.task.predictions(model.logits(texts))
 
 
 def pipeline(encoder: str, dtype: torch.dtype, batch_size: int) -> Predict:

@@ -1,19 +1,26 @@
 """Errors the user can fix."""
 
+import copyreg
+from typing import Any
+
 
 class UserError(ValueError):
     """A mistake in what was given: `KEY: MESSAGE`, printed by the command line without a traceback.
 
     Args:
         key: What it is about, stable and dotted: an option (`data.too_long`) or a kind of file (`checkpoint.damaged`).
-        message: In one or two lines what was given, what was expected and what to do.
+        message: What was given, what was expected and what to do, in one or two lines.
     """
 
     exit_code = 1
 
-    def __init__(self, key: str, message: str = "") -> None:
-        super().__init__(f"{key}: {message}" if message else key)
-        self.key = key if message else key.partition(": ")[0]
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key = key
+
+    def __reduce__(self) -> Any:
+        # an exception is pickled as a call of its class with `args`; this one, as Ray sends it, without a call
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class UsageError(UserError):
@@ -23,5 +30,5 @@ class UsageError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, its type's name where it says nothing."""
+    """The first line of an error's message; its type's name where there is none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""What a person reads while a verb runs; on standard error, so that standard output stays the verb's product."""
+"""Messages on standard error, so that standard output holds only a verb's results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def make_console(stderr: bool = True) -> Console:
-    """A console that neither colours numbers nor breaks a line that a pipe reads."""
+    """A console that does not colour numbers."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
@@ -24,14 +24,14 @@ def make_console(stderr: bool = True) -> Console:
 
 @rank_zero_only
 def say(message: RenderableType) -> None:
-    """Print a line or a table, by the first process alone."""
+    """Print a line or a table, in the first process only."""
     if not _silent.get():
         make_console().print(message, soft_wrap=isinstance(message, str), markup=False)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Within the context, `say` says nothing: one run among many is no news."""
+    """Within the context, `say` prints nothing."""
     before = _silent.set(True)
     try:
         yield

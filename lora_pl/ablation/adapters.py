@@ -31,7 +31,7 @@ def adapter_directions(checkpoint: str | Path, side: Side = "A") -> dict[str, Te
     state: Mapping[str, Tensor] = read_checkpoint(checkpoint)["state_dict"]
     found = {key.removesuffix(suffix): find(tensor) for key, tensor in state.items() if key.endswith(suffix)}
     if not found:
-        raise UserError(f"{checkpoint}: the checkpoint holds no adapter")
+        raise UserError("adapter", f"{checkpoint}: the checkpoint holds no adapter")
     return found
 
 
@@ -44,7 +44,7 @@ def layer_similarities(one: str | Path, other: str | Path, side: Side = "A") -> 
     """
     first, second = (adapter_directions(path, side) for path in (one, other))
     if first.keys() != second.keys():
-        raise UserError(f"{one} and {other} adapt other layers: {', '.join(sorted(first.keys() ^ second.keys())[:3])}")
+        raise UserError("adapter", f"{one} and {other} adapt other layers: {sorted(first.keys() ^ second.keys())[:3]}")
     return {layer: subspace_similarity(first[layer], second[layer]) for layer in first}
 
 

@@ -31,7 +31,7 @@ class RayLauncher:
     def __call__(self, units: Sequence[Unit], run: RunUnit) -> Iterator[list[Outcome]]:
         """The outcomes of each unit, as it is finished."""
         if find_spec("ray") is None:
-            raise UserError("launcher: ray is not installed; pip install 'lora_pl[ray]'")
+            raise UserError("launcher", "ray is not installed; pip install 'lora_pl[ray]'")
         import ray
 
         joins = "RAY_ADDRESS" in os.environ

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.data.tasks import Task
-from lora_pl.model.prediction import example_command
 from lora_pl.reporting import say
 
 
@@ -55,7 +54,7 @@ def _lines(trainer: Trainer, checkpoint: str) -> list[str]:
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
     task: Task = trainer.lightning_module.task  # type: ignore[assignment]
-    return [*lines, f"predict     {example_command(task, checkpoint)}"]
+    return [*lines, f"predict     {task.example_command(checkpoint)}"]
 
 
 def _short(path: str) -> str:

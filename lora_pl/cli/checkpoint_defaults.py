@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from lora_pl.reporting import say
-from lora_pl.storage.flat import flatten
 from lora_pl.training.run_config import FROM_DATA, FROM_MODEL
 
 OWN_FILES = ("train_file", "validation_file")
@@ -47,12 +46,14 @@ def checkpoint_defaults(
     Own files that the run was trained on give way where `--data.source` is among the flags. Options that are not
     `known` (the checkpoint is of another version) are left out, and named.
     """
-    model = checkpoint["hyper_parameters"]
+    model = dict(checkpoint["hyper_parameters"])
+    lora = model.pop("lora", {})  # its fields are options, its patterns' keys are names of layers
     data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     data |= {key: model[key] for key in FROM_DATA if key != "pairs"}
     if option_value(args, "--data.source") is not None:
         data |= dict.fromkeys(OWN_FILES)
-    defaults = {f"model.{key}": value for key, value in flatten(model).items() if key not in FROM_DATA}
+    defaults = {f"model.{key}": value for key, value in model.items() if key not in FROM_DATA}
+    defaults |= {f"model.lora.{key}": value for key, value in lora.items()}
     defaults |= {f"data.{key}": value for key, value in data.items() if key not in FROM_MODEL}
     foreign = [] if known is None else [key for key in defaults if key not in known]
     if foreign:

@@ -7,7 +7,6 @@ from pathlib import Path
 from lora_pl.cli.parser import Parser
 from lora_pl.errors import UsageError
 from lora_pl.formats.importing import ImportOptions, import_adapter
-from lora_pl.model.prediction import example_command
 from lora_pl.reporting import say
 from lora_pl.training.run_folder import CHECKPOINTS
 
@@ -25,7 +24,7 @@ def run(args: list[str]) -> None:
         f"{len(model.adapted)} layers adapted ({', '.join(lora['target_modules'])}), r = {lora['r']}, "
         f"alpha = {lora['lora_alpha']:g}; {model.hparams['head']} head for {', '.join(model.label_names) or 'a score'}"
     )
-    say(f"checkpoint  {output}\npredict     {example_command(model.task, str(output))}")
+    say(f"checkpoint  {output}\npredict     {model.task.example_command(str(output))}")
 
 
 def make_parser() -> Parser:

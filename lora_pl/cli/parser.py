@@ -14,6 +14,8 @@ from lora_pl.errors import UsageError, UserError
 
 # how jsonargparse names a key that it does not know, on the command line and in a file
 UNKNOWN_KEY = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
+# one with a value that it does not take
+WRONG_VALUE = re.compile(r'(?:Parser key "|argument --)(?P<key>[\w.]+)"?: *(?P<said>.*)', re.DOTALL)
 # and a required one that is not given
 REQUIRED_KEY = re.compile(r"arguments are required: (?:--)?(?P<key>[\w.]+)")
 
@@ -40,8 +42,10 @@ class Parser(LightningArgumentParser):
         if missing := REQUIRED_KEY.search(message):
             key = missing["key"]
             raise UsageError(key, f"expected --{key}, got none; see {self.prog} --help") from ex
-        lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-        raise UsageError(" ".join(lines[:3]) + self._nearest(message)) from ex
+        said = " ".join(line.strip() for line in message.strip().splitlines()[:3])
+        if wrong := WRONG_VALUE.match(said):
+            raise UsageError(wrong["key"], wrong["said"]) from ex
+        raise UsageError("options", said + self._nearest(message)) from ex
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Tell of a configuration file that can't be read as a UsageError."""
@@ -53,7 +57,7 @@ class Parser(LightningArgumentParser):
             byte = error.object[error.start]
             raise UsageError("config", f"{cfg_path}: not UTF-8 (byte 0x{byte:02x})") from None
         except Exception as error:  # the parsers of YAML raise what the text leads them to
-            self.error(f"config: {cfg_path}: {str(error)[:200]}", error)
+            raise UsageError("config", f"{cfg_path}: {' '.join(str(error).split())[:200]}") from error
 
     def _nearest(self, message: str) -> str:
         unknown = UNKNOWN_KEY.search(message)

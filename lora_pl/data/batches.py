@@ -1,11 +1,11 @@
-"""Batches of tokenized sentences and the order in which they come."""
+"""Batches of tokenized sentences, and their order."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentences one after the other in a single row, or padded to the longest of them, each in a row of its own."""
+    """Sentences packed into one row, or one per row, padded to the longest."""
 
     input_ids: Tensor
     """(1, tokens) packed, (batch, length) padded, int64"""
     token_type_ids: Tensor
-    """As input_ids: 1 on the second text of a pair where the tokenizer tells them apart"""
+    """As input_ids: 1 on a pair's second text if the tokenizer has token types"""
     labels: Tensor
     """(batch,), fp32: class ids or scores; empty where there are none"""
     lengths: tuple[int, ...]
@@ -46,12 +46,12 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""
-        ids, types, labels = (
-            tensor.to(device, non_blocking=non_blocking)
-            for tensor in (self.input_ids, self.token_type_ids, self.labels)
-        )
-        mask = None if self.attention_mask is None else self.attention_mask.to(device, non_blocking=non_blocking)
-        return Batch(ids, types, labels, self.lengths, mask)
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 def make_batch(tokens: Tokens, indices: Sequence[int], batching: Batching, pad_token_id: int) -> Batch:
@@ -78,11 +78,11 @@ def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching)
     Padding counts as tokens in padded batches.
 
     Raises:
-        UserError: a sentence alone is longer than the budget.
+        UserError: `data.eval_batch_tokens`: a single sentence exceeds the budget.
     """
     if lengths[-1] > budget:
         raise UserError(
-            "data.eval_batch_tokens", f"{budget} tokens per batch hold no sentence of {lengths[-1]}; give more"
+            "data.eval_batch_tokens", f"expected at least {lengths[-1]}, the longest sentence's tokens, got {budget}"
         )
     ends = np.cumsum(lengths)
     bounds = [0]
@@ -95,18 +95,17 @@ def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching)
     return bounds
 
 
-def batches_of_like_length(
-    tokens: Tokens, budget: int, batching: Batching, pad_token_id: int
-) -> Iterator[tuple[Batch, list[int]]]:
-    """All sentences, from the shortest to the longest, in batches of at most `budget` tokens, with their indices."""
-    order = np.argsort(tokens.lengths, kind="stable")
-    for start, end in itertools.pairwise(split_by_tokens(tokens.lengths[order], budget, batching)):
-        indices = order[start:end].tolist()
-        yield make_batch(tokens, indices, batching, pad_token_id), indices
+def indices_of_like_length(
+    lengths: NDArray[np.int64], budget: int, batching: Batching, share: slice = slice(None)
+) -> list[list[int]]:
+    """Batches of at most `budget` tokens, as indices: the sentences, or a share of them, from short to long."""
+    order = np.argsort(lengths, kind="stable")[share]
+    bounds = split_by_tokens(lengths[order], budget, batching)
+    return [order[start:end].tolist() for start, end in itertools.pairwise(bounds)]
 
 
 class TokenDataset(Dataset[Batch]):
-    """Tokenized sentences, asked for by lists of indices: `dataset[[3, 1]]` is a batch of two."""
+    """Tokenized sentences by lists of indices: `dataset[[3, 1]]` is a batch of two."""
 
     def __init__(self, tokens: Tokens, batching: Batching, pad_token_id: int) -> None:
         self.tokens = tokens
@@ -117,16 +116,16 @@ class TokenDataset(Dataset[Batch]):
         return len(self.tokens)
 
     def __getitem__(self, indices: Sequence[int] | int) -> Batch:
-        # a single one where Lightning puts a sampler of its own (--trainer.overfit_batches)
+        # a single one from Lightning's own sampler (--trainer.overfit_batches)
         chosen = [indices] if isinstance(indices, int) else indices
         return make_batch(self.tokens, chosen, self.batching, self.pad_token_id)
 
 
 class RandomBatches(DistributedSampler[list[int]]):
-    """Random batches of `batch_size` sentences, drawn anew each epoch from `seed` and the epoch's number alone.
+    """Random batches of `batch_size` sentences, shuffled each epoch by `seed` and the epoch's number alone.
 
-    Over several processes each draws its share of the same shuffle; the last batch of an epoch may be smaller.
-    A run that is resumed gives `start`: its first epoch, and how many of that epoch's batches to leave out.
+    Each process takes its share of the same shuffle; the last batch of an epoch may be smaller. A resumed run starts
+    at `start`: an epoch, and how many of its batches to skip.
     """
 
     def __init__(
@@ -157,8 +156,11 @@ class RandomBatches(DistributedSampler[list[int]]):
 class ExactBatches(DistributedSampler[list[int]]):
     """Every sentence once, in batches of like length, of at most `budget` tokens each.
 
-    Over several processes no sentence is repeated (DistributedSampler repeats some, which would falsify a metric),
-    and every process gets the same number of batches (else DDP would wait for ever).
+    No process repeats another's sentence (DistributedSampler does, which would bias metrics), and all processes get
+    the same number of batches (or DDP would deadlock).
+
+    Raises:
+        UserError: `trainer.devices`: there are fewer sentences than processes.
     """
 
     def __init__(self, dataset: TokenDataset, budget: int, replicas: int = 1, rank: int = 0) -> None:
@@ -167,12 +169,14 @@ class ExactBatches(DistributedSampler[list[int]]):
             raise UserError(
                 "trainer.devices", f"{len(dataset)} sentences are too few for {replicas} processes; take fewer devices"
             )
-        by_length = np.argsort(dataset.tokens.lengths, kind="stable")
-        shares = [_batches(dataset, by_length[r::replicas], budget) for r in range(replicas)]
+        lengths = dataset.tokens.lengths
+        shares = [
+            indices_of_like_length(lengths, budget, dataset.batching, slice(r, None, replicas)) for r in range(replicas)
+        ]
         # as many as the process with most needs, unless another has fewer sentences than that
         count = min(max(map(len, shares)), len(dataset) // replicas)
         batches = _in_number(shares[rank], count)
-        # in random order, so that the first batches stand for all (--trainer.limit_val_batches)
+        # in random order, so that the first ones are a fair sample (--trainer.limit_val_batches)
         self.batches = [batches[index] for index in np.random.default_rng(0).permutation(count)]
 
     def __len__(self) -> int:
@@ -180,11 +184,6 @@ class ExactBatches(DistributedSampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
-
-
-def _batches(dataset: TokenDataset, indices: NDArray[np.int64], budget: int) -> list[list[int]]:
-    bounds = split_by_tokens(dataset.tokens.lengths[indices], budget, dataset.batching)
-    return [indices[start:end].tolist() for start, end in itertools.pairwise(bounds)]
 
 
 def _in_number(batches: list[list[int]], count: int) -> list[list[int]]:

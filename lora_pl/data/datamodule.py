@@ -1,7 +1,8 @@
-"""The sentences of one task as Lightning asks for them."""
+"""The LightningDataModule: the sentences of one task."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -29,32 +30,32 @@ PATHS = ("source", "train_file", "validation_file", "cache_dir")
 
 
 class SentenceDataModule(LightningDataModule):
-    """A GLUE task from the hub, from a download's folder or from the embedded sample, or a user's own files.
+    """A GLUE task from the hub, a GLUE download or the embedded sample, or one's own files.
 
-    Sentences are tokenized once and cached without padding; training draws random batches of them.
+    Sentences are tokenized once and cached without padding; training draws random batches.
 
     Args:
         task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli) or custom; by default sst2, or custom
-            where own files are given.
-        source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), or a folder in
-            the layout of a GLUE download (train.tsv, dev.tsv).
+            with own files.
+        source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), or a folder of a
+            GLUE download (train.tsv, dev.tsv).
         train_file: Own training file instead of a source: CSV, TSV, JSON lines or Parquet, by its ending.
         validation_file: Own validation file.
         text_column: The text's column in own files; by default the task's, `text` for custom.
         text_pair_column: The second text's column for a task on pairs.
         label_column: The label's column in own files.
         label_names: The classes in the order of their ids; by default the task's, or those in train_file.
-        encoder: Whose tokenizer to use: a hub name, a folder, or package://NAME/PATH.
-        train_sentences: How many training sentences to use, chosen at random by the seed; by default all.
-        max_length: The longest sentence in tokens.
-        too_long: cut (and count) sentences that are longer, or refuse them.
+        encoder: Gives the tokenizer: a hub name, a folder, or package://NAME/PATH.
+        train_sentences: Training sentences to use, drawn at random by the seed; by default all.
+        max_length: The most tokens of a sentence.
+        too_long: cut (and count) longer sentences, or refuse them.
         batch_size: Training sentences per step and process.
-        batching: packed (one row per batch, no padding token is ever computed) or padded (to the batch's longest);
-            an encoder that cannot take packed rows gets padded batches.
-        eval_batch_tokens: Tokens per step and process where nothing is trained.
-        num_workers: Without effect: batches are made in the training process, which is fastest.
-        cache_dir: Where tokenized sentences are kept; by default ~/.cache/lora_pl.
-        seed: Draws the random batches.
+        batching: packed (a batch is one row, no padding is computed) or padded (to the batch's longest sentence); an
+            encoder that can't be packed gets padded batches.
+        eval_batch_tokens: Tokens per batch and process in validation, test and prediction.
+        num_workers: Has no effect: batches are made in the training process, which is fastest.
+        cache_dir: The folder of tokenized sentences; by default ~/.cache/lora_pl.
+        seed: Of the random batches.
     """
 
     def __init__(
@@ -79,34 +80,28 @@ class SentenceDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # <s>, one token, </s>
-        _require_at_least(3, max_length=max_length)
-        _require_at_least(1, batch_size=batch_size, eval_batch_tokens=eval_batch_tokens)
-        _require_at_least(1, train_sentences=1 if train_sentences is None else train_sentences)
         # logger=False: the model logs the settings that both share
         self.save_hyperparameters(logger=False)
-        self.hparams.update({key: absolute(value) for key, value in self.hparams.items() if key in PATHS})
+        self.hparams.update({key: _absolute(value) for key, value in self.hparams.items() if key in PATHS})
+        # <s>, one token, </s>
+        for name, least in (("max_length", 3), ("batch_size", 1), ("eval_batch_tokens", 1), ("train_sentences", 1)):
+            if self.hparams[name] is not None and self.hparams[name] < least:
+                raise UserError(f"data.{name}", f"expected at least {least}, got {self.hparams[name]}")
         self.own_files = {TRAIN: train_file, "validation": validation_file}
-        self.task: Task = get_task(task or (CUSTOM if any(self.own_files.values()) else "sst2"))
-        self.source = source
-        self.encoder, self.seed = encoder, seed
-        self.max_length, self.batch_size, self.eval_batch_tokens = max_length, batch_size, eval_batch_tokens
-        self.train_sentences = train_sentences
-        self.too_long, self._given_batching = too_long, batching
-        self.cache = Path(cache_dir).expanduser() if cache_dir else default_cache()
-        self._given_label_names = label_names
+        self.reads_own_files = any(self.own_files.values())
+        self.task: Task = get_task(task or (CUSTOM if self.reads_own_files else "sst2"))
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
-        self._label_column = label_column or "label"
-        self._splits: dict[str, Tokens] = {}
+        self.source, self.encoder, self.seed = source, encoder, seed
+        self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
+        self._tokens: dict[str, Tokens] = {}
         self._start = (0, 0)
 
     @cached_property
     def label_names(self) -> list[str]:
         """The classes in the order of their ids; none for a regression."""
-        if self._given_label_names is not None:
-            return self._given_label_names
-        if self.task.name != CUSTOM:
-            return list(self.task.labels)
+        given: list[str] | None = self.hparams["label_names"]
+        if given is not None or self.task.name != CUSTOM:
+            return list(self.task.labels) if given is None else given
         return list(discover_labels(self._own_file(TRAIN), self._label_column))
 
     @property
@@ -115,40 +110,33 @@ class SentenceDataModule(LightningDataModule):
         return len(self.text_columns) > 1
 
     @property
-    def reads_own_files(self) -> bool:
-        """Whether texts come from a user's files rather than from a GLUE task's source."""
-        return any(self.own_files.values())
-
-    @property
     def validation_splits(self) -> list[str]:
-        """The labelled splits that `validate` and `test` go over."""
+        """The labelled splits of `validate` and `test`."""
         return ["validation"] if self.reads_own_files else list(self.task.validation)
 
     def prepare_data(self) -> None:
-        """Read and tokenize every split that training needs, into the cache; one process per machine does this."""
-        for split in self._needed(self.trainer.state.fn if self.trainer else "fit"):
-            self._tokens(split)
+        """Read and tokenize the splits into the cache; one process per machine does this."""
+        self.setup((self.trainer and self.trainer.state.fn) or "fit")
 
     def setup(self, stage: str) -> None:
         """Load the tokens of the stage's splits."""
-        for split in self._needed(stage):
-            if split not in self._splits:
-                self._splits[split] = self._tokens(split, report=True)
-        if stage == "test":
-            why = "" if self.reads_own_files else " (the labels of GLUE tests are not public)"
-            say(f"test: on the labelled {' and '.join(self.validation_splits)} split{why}")
+        if stage == "predict":
+            return
+        for split in [*([TRAIN] if stage == "fit" else []), *self.validation_splits]:
+            if split not in self._tokens:
+                self._tokens[split] = self._tokenized(split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random batches."""
-        data = self._dataset(TRAIN)
-        return self._loader(data, RandomBatches(data, self.batch_size, self.seed, *self._replicas(), self._start))
+        data, size = self._dataset(TRAIN), self.hparams["batch_size"]
+        return self._loader(data, RandomBatches(data, size, self.seed, *self._replicas(), self._start))
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Let the next training begin in `epoch`, `batch` batches done."""
+        """Start the next training in `epoch`, after `batch` of its batches."""
         self._start = (epoch, batch)
 
     def teardown(self, stage: str) -> None:
-        """The next training begins at the beginning."""
+        """Start the next training at its first batch."""
         self._start = (0, 0)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
@@ -160,6 +148,8 @@ class SentenceDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """As `val_dataloader`."""
+        why = "" if self.reads_own_files else " (the labels of GLUE tests are not public)"
+        say(f"test: on the labelled {' and '.join(self.validation_splits)} split{why}")
         return self.val_dataloader()
 
     @cached_property
@@ -169,58 +159,62 @@ class SentenceDataModule(LightningDataModule):
 
     @cached_property
     def batching(self) -> Batching:
-        """How batches are made: as asked for, but padded where the encoder takes nothing else."""
-        if self._given_batching == "packed" and not takes_packed_rows(load_config(self.encoder)):
-            say(f"batching: {self.encoder} takes no packed rows, so batches are padded to their longest sentence")
+        """packed or padded as asked for, but padded if the encoder takes nothing else."""
+        given: Batching = self.hparams["batching"]
+        if given == "packed" and not takes_packed_rows(load_config(self.encoder)):
+            say(f"batching: {self.encoder} can't be packed, so batches are padded to their longest sentence")
             return "padded"
-        return self._given_batching
-
-    def _needed(self, stage: str | None) -> list[str]:
-        if stage == "predict":
-            return []
-        return [*([TRAIN] if stage == "fit" else []), *self.validation_splits]
-
-    def _tokens(self, split: str, report: bool = False) -> Tokens:
-        examples = self.read(split)
-        length = min(self.max_length, max_tokens(load_config(self.encoder)))
-        tokens = tokenize_cached(self.tokenizer, examples, length, self.cache)
-        if tokens.cut and self.too_long == "refuse":
-            raise UserError(
-                "data.too_long",
-                f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
-                "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
-            )
-        if report:
-            _report(split, examples, tokens, length)
-        return self._chosen(tokens, report) if split == TRAIN and self.train_sentences else tokens
-
-    def _chosen(self, tokens: Tokens, report: bool) -> Tokens:
-        """As many training sentences as were asked for, in their order."""
-        count = self.train_sentences or len(tokens)
-        if count > len(tokens):
-            raise UserError("data.train_sentences", f"expected at most {len(tokens)}, the whole split, got {count}")
-        if report:
-            say(f"train: {count:,} of them are used, chosen at random by seed {self.seed}")
-        return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
+        return given
 
     def read(self, split: str) -> Examples:
         """The texts and labels of a split, from its source."""
         if not self.reads_own_files:
             return read_split(self.source, self.task, split)
-        return read_examples(self._own_file(split), self.task, self.text_columns, self._label_column, self.label_names)
+        task = replace(self.task, labels=tuple(self.label_names))
+        return read_examples(self._own_file(split), task, self.text_columns, self._label_column)
+
+    @property
+    def _label_column(self) -> str:
+        return self.hparams["label_column"] or "label"
 
     def _own_file(self, split: str) -> str:
         path = self.own_files[split]
         if path is None:
-            raise UserError(f"data.{split}_file", "expected a file beside the other one given, got none")
+            raise UserError(f"data.{split}_file", "expected a file, as the other split has one, got none")
         return path
 
+    def _tokenized(self, split: str) -> Tokens:
+        examples, cache = self.read(split), self.hparams["cache_dir"]
+        length = min(self.max_length, max_tokens(load_config(self.encoder)))
+        tokens = tokenize_cached(self.tokenizer, examples, length, Path(cache) if cache else default_cache())
+        if tokens.cut and self.hparams["too_long"] == "refuse":
+            raise UserError(
+                "data.too_long",
+                f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
+                "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
+            )
+        said = f"{split}: {len(tokens):,} sentences, {tokens.lengths.mean():.1f} tokens each"
+        if tokens.cut:
+            said += f"; {tokens.cut:,} of {len(tokens):,} sentences were cut at {length} tokens"
+        if examples.blank:
+            said += f"; {examples.blank:,} blank"
+        say(said)
+        count = self.hparams["train_sentences"]
+        return self._drawn(tokens, count) if split == TRAIN and count else tokens
+
+    def _drawn(self, tokens: Tokens, count: int) -> Tokens:
+        """`count` training sentences, drawn by the seed, in their order."""
+        if count > len(tokens):
+            raise UserError("data.train_sentences", f"expected at most {len(tokens)}, the whole split, got {count}")
+        say(f"train: {count:,} of them are used, chosen at random by seed {self.seed}")
+        return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
+
     def _dataset(self, split: str) -> TokenDataset:
-        return TokenDataset(self._splits[split], self.batching, self.tokenizer.pad_token_id)
+        return TokenDataset(self._tokens[split], self.batching, self.tokenizer.pad_token_id)
 
     def _loader(self, data: TokenDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
-        # batch_size None: the sampler's lists are the batches; a loader draws a number that it has no use for, and
-        # with a generator of its own it takes none of the run's
+        # batch_size None: the sampler's lists are the batches; a generator of its own, because every loader draws a
+        # seed for workers, here unused, which would change the run's random numbers
         return DataLoader(data, batch_size=None, sampler=sampler, generator=torch.Generator())
 
     def _replicas(self) -> tuple[int, int]:
@@ -231,28 +225,13 @@ def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, 
     """The text columns of own files: as given, else the task's."""
     if text is None and pair is None:
         return task.columns
-    if pair is None and task.requires_pairs:
+    if pair is None and task.pairs and not task.takes_single_texts:
         raise UserError(
-            "data.text_pair_column", f"the task {task.name} compares two sentences; name the second's column"
+            "data.text_pair_column", f"expected the second sentence's column for the task {task.name}, got none"
         )
     return (text or task.columns[0],) if pair is None else (text or task.columns[0], pair)
 
 
-def absolute(path: str | None) -> str | None:
-    """A path as a checkpoint stores it, so that it holds in another folder; what is no path stays as it is."""
+def _absolute(path: str | None) -> str | None:
+    """An absolute path, as checkpoints store it; hub, sample and None stay as they are."""
     return path if path in (None, HUB, SAMPLE) else str(Path(path).expanduser().resolve())
-
-
-def _require_at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise UserError(f"data.{name}", f"expected at least {least}, got {value}")
-
-
-def _report(split: str, examples: Examples, tokens: Tokens, length: int) -> None:
-    said = f"{split}: {len(tokens):,} sentences, {tokens.lengths.mean():.1f} tokens each"
-    if tokens.cut:
-        said += f"; {tokens.cut:,} of {len(tokens):,} sentences were cut at {length} tokens"
-    if examples.blank:
-        said += f"; {examples.blank:,} blank"
-    say(said)

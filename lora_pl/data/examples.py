@@ -1,10 +1,10 @@
-"""Labelled texts, as every source gives them."""
+"""Labelled texts of any source."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_pl.data.rows import read_rows
@@ -29,7 +29,7 @@ class Examples:
 
     @property
     def blank(self) -> int:
-        """How many examples have nothing but white space in a text column; they are kept."""
+        """The number of examples with a blank text, which are kept."""
         return sum(any(not text.strip() for text in texts) for texts in zip(*self.texts, strict=True))
 
 
@@ -38,32 +38,29 @@ def read_examples(
     task: Task,
     text_columns: Sequence[str],
     label_column: str,
-    label_names: Sequence[str],
     header: Sequence[str] = (),
 ) -> Examples:
     """Labelled texts from a table; see `read_rows` for formats and errors.
 
     Raises:
-        UserError: data.label: a label is not one of `label_names`; data.empty: the table has no row.
+        UserError: `data.label`: a label is not one of the task's; `data.empty`: the table has no row.
     """
     texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
     labels = []
     for where, (*cells, label) in read_rows(path, [*text_columns, label_column], header):
         for column, cell in zip(texts, cells, strict=True):
             column.append(cell)
-        labels.append(parse_label(task, label_names, label, where))
+        labels.append(parse_label(task, label, where))
     if not labels:
         raise UserError("data.empty", f"{path}: no row in the file")
     return Examples(texts, labels)
 
 
 def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
-    """The distinct labels of a table as they are written: in numeric order where all are whole numbers, else sorted
-    as text.
+    """The distinct labels of a table as written, sorted as numbers if all are whole numbers, else as text.
 
     Raises:
-        UserError: data.label: a label is missing, there are fewer than two, or so many that they look like numbers or
-            texts.
+        UserError: `data.label`: a label is missing or a decimal number, or there are fewer than 2 or over 1,000.
     """
     distinct = {_class_name(cell, where) for where, (cell,) in read_rows(path, [label_column])}
     if not 2 <= len(distinct) <= MAX_CLASSES:
@@ -76,20 +73,13 @@ def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
-def parse_label(task: Task, label_names: Sequence[str], cell: object, where: str) -> float:
-    """A class id, given by name or number, or a regression's score.
-
-    Raises:
-        UserError: data.label: the cell is missing, is no number (regression) or is outside the task's classes (-1
-            marks GLUE's unlabelled test splits).
-    """
-    if tuple(label_names) != task.labels:
-        task = replace(task, labels=tuple(label_names))
+def parse_label(task: Task, cell: object, where: str) -> float:
+    """A class id, given by name or number, or a regression's score; see `Task.parse`."""
     return task.parse(_label_text(cell), where)
 
 
 def _label_text(cell: object) -> str:
-    """As it is written, without white space around it; but 1.0 is 1, as spreadsheets write ids beside a gap."""
+    """As written, stripped; but 1.0 is 1, as spreadsheets write ids in a column with gaps."""
     text = str(cell).strip()
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text

@@ -1,8 +1,8 @@
-"""Rows of a table, one after the other, however long the file is: what training and prediction read alike.
+"""Rows of a table, streamed, for training and prediction.
 
-The standard library's csv and json, and pyarrow, read what `datasets` would, because a cell must come as it was
-written and an error must name its line: `datasets` turns a text "2020-01-01" in JSON into a timestamp, fills short
-rows of CSV without a word, reads lines of any length and crashes on JSON nested 200,000 deep.
+Read by csv, json and pyarrow rather than `datasets`, because cells must stay as written and errors must name a line:
+`datasets` turns "2020-01-01" in JSON into a timestamp, silently fills short rows of CSV, reads lines of any length and
+crashes on JSON nested 200,000 deep.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import IO, Any
 from lora_pl.errors import UserError, first_line
 
 MAX_LINE = 1 << 24
-"""Bytes of the longest line: what is longer is no text, and must not fill the memory."""
+"""Bytes of the longest line: anything longer is no text and must not fill memory."""
 ROWS = 4096  # at a time from Parquet
 
 Cells = tuple[str, ...]
@@ -28,18 +28,18 @@ Row = tuple[str, Cells]
 def read_rows(path: str | Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[Row]:
     """The columns of a CSV, TSV, JSON lines or Parquet file, row by row.
 
-    Every cell is a text as it is written, an empty one where it is missing. Quotes mean something in CSV, nothing in
-    TSV (as in GLUE's files). Memory is constant but for a `.json` file that is one array. Blank lines are left out.
+    Cells are texts as written, empty if missing. Quotes count in CSV but not in TSV (as in GLUE's files). Memory is
+    constant, except for a `.json` file that is a single array. Blank lines are skipped.
 
     Args:
-        path: The file; its ending says what it is.
+        path: The file; its ending is its format.
         columns: The columns to read, in this order.
-        header: The columns of a CSV or TSV file that has no header line.
+        header: The columns of a CSV or TSV file without a header line.
 
     Raises:
-        UserError: data.missing, data.format (an unknown ending, or not what its ending says), data.empty,
-            data.encoding (not UTF-8), data.column, data.row (another number of cells than columns, or no text in a
-            cell), data.long_line (more than 16 MiB).
+        UserError: `data.missing`, `data.format` (an unknown ending, or not the ending's format), `data.empty`,
+            `data.encoding` (not UTF-8), `data.column`, `data.row` (a wrong number of cells, or a cell that is no text),
+            `data.long_line` (more than 16 MiB).
     """
     path = Path(path).expanduser()
     reader = TABLES.get(path.suffix.lower())
@@ -53,21 +53,21 @@ def read_rows(path: str | Path, columns: Sequence[str], header: Sequence[str] = 
 
 
 def decoded_lines(stream: IO[bytes], name: str) -> Iterator[str]:
-    """The lines of UTF-8 text with their ends, a byte order mark taken off."""
+    """The lines of UTF-8 text with their ends, without a byte order mark."""
     number = 0
     while line := stream.readline(MAX_LINE + 1):
         number += 1
         if len(line) > MAX_LINE:
             where = f"{name}, line {number}"
-            raise UserError("data.long_line", f"{where}: longer than {MAX_LINE:,} bytes; is this a file of texts?")
+            raise UserError("data.long_line", f"{where}: expected at most {MAX_LINE:,} bytes; is this a text file?")
         yield _decoded(line, f"{name}, line {number}", first=number == 1)
 
 
 def require_columns(columns: Sequence[str], present: Sequence[str], where: str) -> None:
-    """Raise a UserError that lists what is there if one of `columns` is not."""
+    """Raise `data.column`, listing the columns `present`, if one of `columns` is missing."""
     for column in columns:
         if column not in present:
-            # a hostile header must not write over the terminal
+            # no control characters of a hostile header in the terminal
             shown = ", ".join(name if name.isprintable() else repr(name) for name in map(str, present))
             raise UserError("data.column", f"{where}: no column {column!r}; there are: {shown[:500]}")
 

@@ -16,11 +16,11 @@ def read_split(source: str, task: Task, split: str) -> Examples:
     """The examples of `split` (`train`, or a key of `task.validation`) of a GLUE task.
 
     Raises:
-        UserError: the source can't be reached, or what it gives is not the task's.
+        UserError: `data.source`: it can't be reached, or does not hold the task; see also `read_examples`.
     """
     if task.name == CUSTOM:
         raise UserError(
-            "data.source", "the task custom reads own files; give --data.train_file and --data.validation_file"
+            "data.source", "the task custom has no source; give --data.train_file and --data.validation_file"
         )
     if source == HUB:
         return _read_hub(task, split)
@@ -29,8 +29,8 @@ def read_split(source: str, task: Task, split: str) -> Examples:
 
 
 def read_glue_file(path: Path, task: Task) -> Examples:
-    """One TSV file in the layout that the task has in a GLUE download; see `read_examples` for errors."""
-    return read_examples(path, task, task.file_columns, task.label_column, task.labels, task.header or ())
+    """A TSV file in the task's layout of a GLUE download; see `read_examples` for errors."""
+    return read_examples(path, task, task.file_columns, task.label_column, task.header or ())
 
 
 def sample_folder(task: Task) -> Path:
@@ -44,7 +44,7 @@ def _glue_folder(source: str, task: Task) -> Path:
     """The task's folder: `source` itself, or below it where `source` is a whole GLUE download."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
-        raise UserError("data.source", f"{source} is no folder; expected hub, sample or a folder of a GLUE download")
+        raise UserError("data.source", f"{source} is no folder; expected hub, sample or the folder of a GLUE download")
     below = folder / task.folder
     return below if task.folder and below.is_dir() else folder
 
@@ -61,5 +61,5 @@ def _read_hub(task: Task, split: str) -> Examples:
             f"the hub's {where} could not be loaded ({first_line(error)}); without a network take "
             "--data.source sample or a folder (--data.source FOLDER), or run --config configs/demo.yaml",
         ) from error
-    labels = [parse_label(task, task.labels, cell, f"{where}, row {row}") for row, cell in enumerate(table["label"], 1)]
+    labels = [parse_label(task, cell, f"{where}, row {row}") for row, cell in enumerate(table["label"], 1)]
     return Examples(tuple(list(table[name]) for name in task.columns), labels)

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -23,10 +22,7 @@ MAX_DIGITS = 10  # of a class id
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """The question that a head answers: texts, labels, loss, metrics, and answers from logits.
-
-    `dataclasses.replace` makes a task of its own of a row: other labels, one text for two.
-    """
+    """The question that a head answers: texts, labels, loss, metrics, and answers from logits."""
 
     name: str
     """As the hub's `nyu-mll/glue` calls it."""
@@ -44,31 +40,28 @@ class Task(ABC):
     """Reported metrics; the first one chooses the best checkpoint."""
     header: tuple[str, ...] | None = None
     """The columns of TSV files that have no header line."""
-    validation: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"validation": "dev.tsv"}))
+    validation: Mapping[str, str] = field(default_factory=lambda: {"validation": "dev.tsv"})
     """The labelled splits to validate on, hub name to file name; the first one chooses the best checkpoint."""
 
     problem_type: ClassVar[str]
-    """What Transformers' configurations call this kind of task."""
+    """The kind of task by Transformers' name."""
+    takes_single_texts: ClassVar[bool] = False
+    """Whether a task on pairs makes sense for single texts too."""
 
     @property
     def pairs(self) -> bool:
         """Whether an example is two texts."""
         return len(self.columns) > 1
 
-    @property
-    def example(self) -> str:
-        """A line that `lora_pl predict` reads: a sentence, or two separated by a tab."""
-        return "A fine film.\tThe film is good." if self.pairs else "A fine film."
-
-    @property
-    def requires_pairs(self) -> bool:
-        """Whether the question makes no sense for a single text."""
-        return self.pairs
+    def example_command(self, checkpoint: str) -> str:
+        """A shell command that asks a checkpoint about a sentence, or about two separated by a tab."""
+        line = r"printf 'A fine film.\tThe film is good.\n'" if self.pairs else "echo 'A fine film.'"
+        return f"{line} | lora_pl predict --ckpt_path {checkpoint}"
 
     @property
     @abstractmethod
     def outputs(self) -> int:
-        """How many logits the head gives."""
+        """The head's logits."""
 
     @abstractmethod
     def parse(self, text: str, where: str) -> float:
@@ -84,7 +77,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, labels: Tensor) -> Tensor:
-        """Labels as a batch holds them, (batch,) in fp32, as loss and metrics take them."""
+        """A batch's labels, (batch,) in fp32, in the dtype of the loss and the metrics."""
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -92,17 +85,17 @@ class Task(ABC):
 
     @abstractmethod
     def decisions(self, logits: Tensor) -> Tensor:
-        """(batch, outputs) -> (batch,): what metrics compare with the targets."""
+        """(batch, outputs) -> (batch,): the metrics' predictions."""
 
     @abstractmethod
     def predictions(self, logits: Tensor) -> list[Prediction]:
         """An answer per row of logits, (texts, outputs)."""
 
     def customized(self, label_names: Sequence[str] | None = None, pairs: bool | None = None) -> Task:
-        """The task with a model's own labels, and with one or two texts; by default as the row says.
+        """The task with other labels, and with one or two texts; by default the row's.
 
         Raises:
-            UserError: `label_names`: not as many as the task has classes, or one comes twice.
+            UserError: `label_names`: not as many as the task has classes, or not all different.
         """
         names = tuple(self.labels if label_names is None else label_names)
         self._require_labels(names)
@@ -177,11 +170,7 @@ class Regression(Task):
     """A score: mean squared error."""
 
     problem_type: ClassVar[str] = "regression"
-
-    @property
-    def requires_pairs(self) -> bool:
-        """No: a single text may have a score too."""
-        return False
+    takes_single_texts: ClassVar[bool] = True
 
     @property
     def outputs(self) -> int:
@@ -219,9 +208,7 @@ CUSTOM = "custom"
 TEXTS = ("text", "text_pair")
 """The text columns of a task whose number of texts is not its row's."""
 
-MNLI_VALIDATION = MappingProxyType(
-    {"validation_matched": "dev_matched.tsv", "validation_mismatched": "dev_mismatched.tsv"}
-)
+MNLI_VALIDATION = {"validation_matched": "dev_matched.tsv", "validation_mismatched": "dev_mismatched.tsv"}
 SENTENCES = ("sentence1", "sentence2")
 QUESTIONS = ("question1", "question2")
 ENTAILMENT = ("entailment", "not_entailment")

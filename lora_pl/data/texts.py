@@ -11,8 +11,8 @@ from lora_pl.data.rows import TABLES, decoded_lines, read_rows
 from lora_pl.errors import UserError
 
 STDIN = "-"
-CHUNK = 512  # texts at a time: enough to make batches of like length, little enough to keep in memory
-SHARD = 64  # chunks in a shard: the piece of a long file that one process labels and saves whole
+CHUNK = 512  # texts read at a time: enough for batches of like length, few enough for memory
+SHARD = 64  # chunks that one process predicts and saves as a part
 
 Text = str | tuple[str, ...]
 """A sentence, or a pair of them."""
@@ -29,18 +29,39 @@ def as_text(row: Sequence[str]) -> Text:
 
 
 def named(text: Text) -> dict[str, str]:
-    """`{"text"}`, or `{"text", "text_pair"}`: how a predicted row begins."""
+    """`{"text"}` or `{"text", "text_pair"}`: the first columns of a prediction's row."""
     return dict(zip(("text", "text_pair"), as_row(text), strict=False))
+
+
+def require_list(texts: Sequence[Text]) -> None:
+    """Raise a UserError for one string, which is a sequence of letters."""
+    if isinstance(texts, str):
+        raise UserError("predict.texts", f"expected a list of texts, got one string; write predict([{texts[:20]!r}])")
+
+
+def as_columns(texts: Sequence[Text], pairs: bool) -> list[list[str]]:
+    """One list per text column.
+
+    Raises:
+        UserError: `predict.texts`: sentences and pairs are mixed, or are not what the model reads.
+    """
+    rows = [as_row(text) for text in texts]
+    width = 1 + pairs
+    if any(len(row) != width for row in rows):
+        kind = "pairs of sentences, as [(first, second), ...]" if pairs else "single sentences, as [sentence, ...]"
+        found = sorted({len(row) for row in rows})
+        raise UserError("predict.texts", f"this model reads {kind}; got items of {' and '.join(map(str, found))} texts")
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 class TextStream:
     """Lists of at most `CHUNK` texts from a file or standard input, in constant memory.
 
-    CSV, TSV, JSON lines and Parquet are read by column; of any other file, and of standard input, every line is a
-    text (for pairs: two, separated by a tab).
+    CSV, TSV, JSON lines and Parquet are read by column; in any other file, and on standard input, every line is a text
+    (or two separated by a tab).
 
     Raises:
-        UserError: input: there is no such file; while reading: see `read_rows`.
+        UserError: `input`: there is no such file; while reading: see `read_rows`.
     """
 
     def __init__(self, path: str, columns: Sequence[str]) -> None:
@@ -54,7 +75,7 @@ class TextStream:
             yield chunk
 
     def shards(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[list[Text]]]]:
-        """The stream cut into pieces of `SHARD` lists: number and lists of those that are `wanted`."""
+        """The stream in shards of `SHARD` lists: number and lists of the `wanted` ones."""
         numbered = itertools.groupby(enumerate(self), lambda item: item[0] // SHARD)
         return ((shard, (chunk for _, chunk in items)) for shard, items in numbered if wanted(shard))
 

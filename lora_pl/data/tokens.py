@@ -1,4 +1,4 @@
-"""Tokenized sentences as one flat array, made once and cached on disk."""
+"""Tokenized sentences as one flat array, cached on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ class Tokens:
     offsets: NDArray[np.int64]
     """(sentences + 1,)"""
     second: NDArray[np.int32]
-    """(sentences,): how many tokens at the end belong to the second text of a pair, by the tokenizer's type ids."""
+    """(sentences,): tokens of a pair's second text, which come last, by the tokenizer's type ids."""
     labels: NDArray[np.float32]
     """(sentences,): class ids or scores; empty where there are none."""
     cut: int
@@ -60,7 +60,7 @@ class Tokens:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], max_length: int, show_progress: bool = False
 ) -> Tokens:
-    """Tokenize one text column, or two for pairs, cutting to `max_length` tokens from the longer text's end."""
+    """Tokenize one text column, or two for pairs, truncated to `max_length` tokens, the longer text first."""
     ids: list[NDArray[np.int32]] = []
     second: list[int] = []
     cut = 0
@@ -87,14 +87,15 @@ def concatenate(parts: Sequence[Tokens]) -> Tokens:
 
 
 def tokenize_cached(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int, cache: Path) -> Tokens:
-    """`tokenize` with labels, kept in the folder `cache` under a name made of texts, labels, tokenizer and length.
+    """`tokenize` with labels, cached in the folder `cache` by a hash of texts, labels, tokenizer and length.
 
-    An unreadable file in the cache is made again; a folder that can't be written to is done without.
+    A damaged file is written again; a folder that can't be written to means no cache.
     """
     path = cache / f"{_key(tokenizer, examples, max_length)}.safetensors"
     tokens = _load(path)
     if tokens is None:
-        tokens = _with_labels(tokenize(tokenizer, examples.texts, max_length, show_progress=True), examples)
+        tokens = tokenize(tokenizer, examples.texts, max_length, show_progress=True)
+        tokens = replace(tokens, labels=np.asarray(examples.labels, np.float32))
         _save(tokens, path)
     return tokens
 
@@ -116,10 +117,6 @@ def _encodings(
             columns = [list(column[start : start + CHUNK]) for column in texts]
             yield from tokenizer(*columns, truncation=True, max_length=max_length).encodings
             bar.update(len(columns[0]))
-
-
-def _with_labels(tokens: Tokens, examples: Examples) -> Tokens:
-    return Tokens(tokens.ids, tokens.offsets, tokens.second, np.asarray(examples.labels, np.float32), tokens.cut)
 
 
 def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> str:
@@ -157,5 +154,5 @@ def _save(tokens: Tokens, path: Path) -> None:
     from safetensors.numpy import save_file
 
     arrays = {name: getattr(tokens, name) for name in ("ids", "offsets", "second", "labels")}
-    with suppress(OSError, SafetensorError):  # done without where the disk refuses
+    with suppress(OSError, SafetensorError):  # a full or read-only disk: no cache
         write_whole(path, lambda beside: save_file(arrays, beside, metadata={"cut": str(tokens.cut)}))

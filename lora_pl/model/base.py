@@ -1,4 +1,4 @@
-"""The frozen encoder that adapters share, and all that belongs to it."""
+"""The frozen encoder that adapters share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, batches_of_like_length
+from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, indices_of_like_length, make_batch
 from lora_pl.data.tokens import Tokens, tokenize
 from lora_pl.encoder.architectures import module_names
 from lora_pl.encoder.dropout import use_bulk_dropout
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Base:
     """An encoder with its tokenizer: loaded once, frozen, and shared by any number of adapters and heads.
 
-    It is a plain object, so that a module that holds one registers the encoder under a name of its own.
+    It is no `nn.Module`: a module that holds a base registers the encoder under its own name for it.
 
     Args:
         name: A hub name, a folder, or package://NAME/PATH.
@@ -46,24 +46,24 @@ class Base:
     ) -> None:
         self.encoder, self.tokenizer, self.config, self.pooler = encoder, tokenizer, encoder.config, pooler
         self.fingerprints = base_fingerprints(name, encoder, tokenizer)
-        """`{"encoder", "weights", "vocabulary"}`: what a checkpoint says of its base."""
+        """`{"encoder", "weights", "vocabulary"}`: how a checkpoint identifies its base."""
         self.reader = FirstTokenFeatures(encoder)
         self.batching: Batching = "packed" if takes_packed_rows(self.config) else "padded"
-        """The batches that the encoder takes: packed where it can."""
+        """packed, or padded if the encoder can't be packed"""
         self.dtype = torch.float32
-        """What the frozen weights are kept in, norms aside."""
+        """Of the frozen weights; norms are fp32."""
 
     @classmethod
     def load(cls, name: str, dropout: float | None = None, head: HeadKind = "linear") -> Base:
-        """The pretrained encoder in fp32, frozen, in train mode. No random number is drawn.
+        """The pretrained encoder in fp32, frozen, in train mode. Draws no random number.
 
         Args:
             name: A hub name, a folder, or package://NAME/PATH.
-            dropout: On hidden states and on attention; by default what the encoder's configuration says.
-            head: The kind of head that is to come: BERT's own starts from the pretrained pooler.
+            dropout: On hidden states and attention; by default the encoder's configuration's.
+            head: The kind of head to come: an architecture's own may start from pretrained layers.
 
         Raises:
-            UserError: the encoder can't be loaded, or has no head of this kind.
+            UserError: `model.encoder`: it can't be loaded; `model.head`: it has no head of this kind.
         """
         with_pooler = needs_pooler(head, load_config(name))
         with torch.random.fork_rng(devices=[]):  # Transformers draws a pooler that the weights lack
@@ -73,7 +73,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where the encoder is."""
+        """The encoder's."""
         device: torch.device = next(self.encoder.parameters()).device
         return device
 
@@ -83,30 +83,30 @@ class Base:
         return max_tokens(self.config)
 
     def new_head(self, kind: HeadKind, outputs: int) -> LinearHead | ArchitectureHead:
-        """A head as it is drawn, with the pretrained layers that it starts from."""
+        """A head, drawn at random but for the pretrained layers it starts from."""
         return new_head(kind, self.config, outputs, self.pooler)
 
     def resolve(self, lora: LoRAConfig) -> LoRAConfig:
-        """`lora` with the roles among its targets (query, value, ...) by the names of the encoder's layers."""
+        """`lora` with roles (query, value, ...) among its targets replaced by the names of the encoder's layers."""
         return module_names(lora, self.config)
 
     def inject(self, lora: LoRAConfig) -> list[str]:
-        """Put LoRA into the encoder; the names of the adapted layers. See `inject_lora`."""
+        """Inject LoRA into the encoder and return the adapted layers' names; see `inject_lora`."""
         adapted = inject_lora(self.encoder, self.resolve(lora))
         use_bulk_dropout(self.encoder)  # the adapters' own
         return adapted
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Keep the frozen weights in `dtype` and compute in it; norms stay fp32.
+        """Convert the frozen weights to `dtype` and compute in it; norms stay fp32.
 
-        Nothing happens where `dtype` is fp32 (what was rounded once stays rounded) or where no weight is frozen.
+        Does nothing for fp32 (rounded weights stay rounded) or if no weight is frozen.
         """
         if dtype != torch.float32 and not all(parameter.requires_grad for parameter in self.encoder.parameters()):
             cast_frozen(self.encoder, dtype)
             self.dtype = dtype
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Autocast to the frozen weights' type where that is a half; else what the caller has set holds."""
+        """Autocast to the frozen weights' dtype if that is 16-bit; otherwise the caller's own setting holds."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
@@ -126,10 +126,10 @@ class Base:
     def batches(
         self, tokens: Tokens, budget: int = BATCH_TOKENS, batching: Batching | None = None
     ) -> Iterator[tuple[Batch, list[int]]]:
-        """All sentences, in batches of like length and at most `budget` tokens on the base's device, and their indices.
+        """Batches of like length and at most `budget` tokens on the base's device, each with its sentences' indices.
 
-        `batching` is by default what the encoder takes.
+        `batching` defaults to what the encoder takes.
         """
-        pad = self.tokenizer.pad_token_id
-        for batch, indices in batches_of_like_length(tokens, budget, batching or self.batching, pad):
-            yield batch.to(self.device), indices
+        kind = batching or self.batching
+        for indices in indices_of_like_length(tokens.lengths, budget, kind):
+            yield make_batch(tokens, indices, kind, self.tokenizer.pad_token_id).to(self.device), indices

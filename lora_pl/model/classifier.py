@@ -1,9 +1,10 @@
-"""The LightningModule: an encoder with LoRA, a head, one step for all stages."""
+"""The LightningModule: an encoder with LoRA and a head."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +12,9 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
-from lora_pl.data.batches import BATCH_TOKENS, Batch
-from lora_pl.data.tasks import get_task
+from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching
+from lora_pl.data.tasks import Prediction, get_task
+from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.dtype import BaseDtype, resolve_dtype
 from lora_pl.encoder.head import HeadKind
@@ -23,22 +25,28 @@ from lora_pl.lora import (
     adapter_state_dict,
     load_adapter_state_dict,
     mark_only_lora_as_trainable,
+    merged_lora,
 )
 from lora_pl.model.base import Base
 from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
-from lora_pl.model.prediction import PredictingModule
 from lora_pl.model.schedule import Schedule
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import BASE_KEY, check_base, check_options, check_settings, read_checkpoint
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from lora_pl.data.datamodule import SentenceDataModule
 
 Method = Literal["lora", "head", "full"]
 
+MERGED_FROM = 256
+"""The number of texts from which merging pays off in `predict`."""
 
-class LoRAClassifier(PredictingModule):
+
+class LoRAClassifier(TaskModule):
     """A pretrained encoder with LoRA on chosen linear layers and a head on the first token's feature.
 
     Example:
@@ -50,21 +58,21 @@ class LoRAClassifier(PredictingModule):
         encoder: A hub name, a folder, or package://NAME/PATH (a folder inside an installed package).
         task: A GLUE task, or custom with label_names.
         label_names: The classes in the order of their ids; by default the task's.
-        pairs: Whether an example is two texts; by default as the task says.
-        max_length: The longest sentence in tokens that `predict` doesn't cut.
+        pairs: Whether an example is two texts; by default the task's.
+        max_length: The most tokens of a text; `predict` truncates longer ones.
         lora: Rank, alpha, dropout, targets and initialization.
-        method: What is trained beside the head: lora (the adapters), head (nothing), full (the whole encoder).
-        head: linear (on the first token's feature), or architecture (the one Transformers gives this architecture).
-        dropout: The encoder's, on hidden states and attention, while training; by default its configuration's.
-        base_dtype: What the frozen weights are kept in; auto is what the trainer's precision computes in (bfloat16 in
-            bf16-mixed), and float32 without a trainer. Adapters, head, norms and optimizer are fp32 in any case.
-        nonfinite_loss: Whether a loss of inf or NaN stops the run or skips the batch.
-        learning_rate: AdamW's, at the schedule's height.
-        head_learning_rate: The head's own; by default learning_rate.
-        weight_decay: AdamW's, on all that is trained.
+        method: Trained beside the head: lora (the adapters), head (nothing) or full (the whole encoder).
+        head: linear (on the first token's feature) or architecture (Transformers' head for this encoder).
+        dropout: The encoder's, on hidden states and attention, in training; by default its configuration's.
+        base_dtype: The frozen weights' dtype; auto is the dtype of the trainer's precision (bfloat16 for bf16-mixed),
+            or float32 without a trainer. Adapters, head, norms and optimizer are always fp32.
+        nonfinite_loss: Whether an inf or NaN loss stops the run or skips the batch.
+        learning_rate: AdamW's, at the schedule's peak.
+        head_learning_rate: The head's; by default learning_rate.
+        weight_decay: AdamW's, on all trained parameters.
         decay_bias: Whether weight_decay applies to biases and norms too.
         schedule: constant or linear (to zero at the last step).
-        warmup_ratio: The share of all steps over which the learning rate rises from zero.
+        warmup_ratio: The fraction of all steps over which the learning rate rises from zero.
     """
 
     def __init__(
@@ -98,7 +106,6 @@ class LoRAClassifier(PredictingModule):
         self.base = Base.load(encoder, dropout, head)
         self.encoder = self.base.encoder
         self.max_length = min(max_length, self.base.max_tokens)
-        self.predict_batch_tokens, self.predict_batching = BATCH_TOKENS, self.base.batching
         self.head = self.base.new_head(head, self.task.outputs)
         self.adapted = self.base.inject(lora) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
@@ -108,11 +115,11 @@ class LoRAClassifier(PredictingModule):
 
     @classmethod
     def for_data(cls, data: SentenceDataModule, seed: int | None = None, **settings: Any) -> LoRAClassifier:
-        """A model for the data's task, labels and encoder, drawn as `lora_pl fit` with the same settings draws it.
+        """A model for the data's task, labels and encoder, initialized as by `lora_pl fit` with the same settings.
 
         Args:
             data: Gives encoder, task, label_names, pairs and max_length.
-            seed: Seeds every random generator, the model's and those of the run that follows; by default `data.seed`.
+            seed: Seeds all random generators, for the model and the run that follows; by default `data.seed`.
             settings: Further arguments of `LoRAClassifier`.
         """
         seed_everything(data.seed if seed is None else seed, workers=True, verbose=False)
@@ -120,14 +127,29 @@ class LoRAClassifier(PredictingModule):
             encoder=data.encoder,
             task=data.task.name,
             label_names=data.label_names,
-            pairs=len(data.text_columns) > 1,
+            pairs=data.pairs,
             max_length=data.max_length,
             **settings,
         )
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's."""
+        return self.base.tokenizer
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes in the order of their ids; none for a regression."""
+        return list(self.task.labels)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether an example is two texts."""
+        return self.task.pairs
+
+    @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
-        """The modules that are trained as a whole, beside the adapters."""
+        """The modules trained as a whole, beside the adapters."""
         return (self.encoder, self.head) if self.hparams["method"] == "full" else (self.head,)
 
     def stage_metrics(self) -> list[StageMetrics]:
@@ -148,7 +170,7 @@ class LoRAClassifier(PredictingModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The loss of a batch; None where it is not finite and such batches are skipped."""
+        """The loss of a batch; None if it is inf or NaN and such batches are skipped."""
         loss = self._step(batch, "train")
         if not torch.isfinite(loss):
             self._nonfinite(loss, batch_idx)
@@ -164,7 +186,7 @@ class LoRAClassifier(PredictingModule):
         paths = [getattr(callback, "last_model_path", "") for callback in self.trainer.checkpoint_callbacks]
         good = next((path for path in reversed(paths) if path), "none yet")
         raise UserError(
-            "model.nonfinite_loss", f"{where}; the last good checkpoint: {good}; take a lower learning rate, or skip"
+            "model.nonfinite_loss", f"{where}; last good checkpoint: {good}; lower the learning rate, or take skip"
         )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -200,11 +222,11 @@ class LoRAClassifier(PredictingModule):
                 self.log(name, value, prog_bar=stage == "val" and not name.startswith("val/loss"))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """What is trained, and nothing else: adapters and head (`method: full`: encoder and head)."""
+        """The trained parameters only: adapters and head (`method: full`: encoder and head)."""
         return adapter_state_dict(self, also=self.trained_modules)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """The reverse of `state_dict`, always strict; a LoRAError lists every key that does not fit."""
+        """The inverse of `state_dict`, always strict; a LoRAError (`state`) lists every key that does not fit."""
         load_adapter_state_dict(self, state_dict, also=self.trained_modules)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -212,9 +234,59 @@ class LoRAClassifier(PredictingModule):
         checkpoint[BASE_KEY] = dict(self.base.fingerprints)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of other settings or of another base."""
+        """Raise `checkpoint.settings` or `checkpoint.base` if settings or base differ."""
         check_settings(checkpoint, self.hparams)
         check_base(checkpoint, self.base.fingerprints)
+
+    @contextmanager
+    def merged_for_prediction(self, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+        """Within the context, all calls of `predict` share one merge: in fp32, then rounded once to `dtype`.
+
+        Afterwards the adapters are unmerged; the base's other weights stay in `dtype`.
+        """
+        with torch.inference_mode(False):  # the weights outlive the caller's inference mode
+            with merged_lora(self.encoder):
+                self.base.cast(dtype)
+                yield
+            self.base.cast(self.base.dtype)  # W0, which was kept in fp32
+
+    @torch.inference_mode()
+    def predict(
+        self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
+    ) -> list[Prediction]:
+        """The model's answers to the texts, in their order.
+
+        For 256 texts or more, adapters on an fp32 base are merged during the call.
+
+        Args:
+            texts: Sentences, or pairs of sentences for a task on pairs.
+            batch_tokens: Tokens per forward pass; texts of like length share a batch.
+            batching: packed or padded; by default what the encoder takes.
+
+        Returns:
+            A dict per text: the label, its probability as `score`, and every label's probability; for a regression
+            the `score` alone.
+
+        Raises:
+            UserError: `predict.texts`: one string instead of a list, or pairs for single sentences.
+        """
+        require_list(texts)
+        if not texts:
+            return []
+        merges = len(texts) >= MERGED_FROM and self.base.dtype == torch.float32
+        with merged_lora(self.encoder) if merges else nullcontext():
+            return self.task.predictions(self.logits(texts, batch_tokens, batching))
+
+    @torch.inference_mode()
+    def logits(
+        self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
+    ) -> Tensor:
+        """(texts, outputs), fp32, on the CPU: the logits behind `predict`; adapters stay merged or unmerged."""
+        tokens = self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
+        with _evaluating(self):
+            batches = self.base.batches(tokens, batch_tokens, batching)
+            rows, indices = zip(*((self(batch).cpu(), torch.tensor(own)) for batch, own in batches), strict=True)
+        return torch.cat(rows)[torch.cat(indices).argsort()]
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -225,10 +297,10 @@ class LoRAClassifier(PredictingModule):
         Args:
             checkpoint_path: `best.ckpt` or `last.ckpt` of a run.
             map_location: The device.
-            overrides: Constructor arguments to change, such as `encoder` where the base has moved.
+            overrides: Constructor arguments to change, such as `encoder` if the base has moved.
 
         Raises:
-            UserError: the file is no checkpoint of lora_pl, or the base is not the one that it was trained on.
+            UserError: `checkpoint...`: see `read_checkpoint`; the checkpoint's version, settings or base differ.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         check_options(checkpoint, inspect.signature(cls).parameters)
@@ -238,13 +310,25 @@ class LoRAClassifier(PredictingModule):
         return model.to(map_location).eval()
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the context; every module's own mode afterwards."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
 def _require_rates(settings: Mapping[str, Any]) -> None:
     rate, head_rate = settings["learning_rate"], settings["head_learning_rate"]
     for name, holds, expected in (
         ("learning_rate", rate > 0, "a number > 0"),
         ("head_learning_rate", head_rate is None or head_rate > 0, "a number > 0"),
         ("weight_decay", settings["weight_decay"] >= 0, "a number >= 0"),
-        ("warmup_ratio", 0 <= settings["warmup_ratio"] < 1, "a share of the steps in [0, 1)"),
+        ("warmup_ratio", 0 <= settings["warmup_ratio"] < 1, "a fraction of the steps in [0, 1)"),
         ("dropout", 0 <= (settings["dropout"] or 0) < 1, "a probability in [0, 1)"),
     ):
         if not holds:

@@ -12,40 +12,28 @@ from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch
 from lora_pl.data.tasks import Prediction, Task, get_task
-from lora_pl.data.texts import Text
+from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.data.tokens import Tokens, concatenate
 from lora_pl.encoder.architectures import require_shared_batches
 from lora_pl.encoder.dtype import DTYPES
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
-from lora_pl.model.answers import as_columns, require_list
 from lora_pl.model.base import Base
 from lora_pl.storage.checkpoint import check_base, read_checkpoint
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a checkpoint has beside its adapter and head."""
+    """The settings of an adapter's checkpoint that prediction needs."""
 
     task: Task
     max_length: int
     has_adapter: bool
-    """False where the head alone was trained."""
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Member:
-        """That of a checkpoint's hyper-parameters."""
-        task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
-        return cls(task, settings["max_length"], settings["method"] == "lora")
-
-    @property
-    def pairs(self) -> bool:
-        """Whether an example is two texts."""
-        return self.task.pairs
+    """False if only the head was trained."""
 
 
 class ManyAdapters(nn.Module):
-    """The models of several checkpoints that were trained on the same base, which is loaded once.
+    """The models of several checkpoints on one base, which is loaded once.
 
     Example:
         >>> models = ManyAdapters({"sst2": "a/best.ckpt", "rte": "b/best.ckpt"})  # doctest: +SKIP
@@ -54,11 +42,12 @@ class ManyAdapters(nn.Module):
 
     Args:
         checkpoints: A checkpoint per name.
-        encoder: The base where it has moved; by default where the first checkpoint says.
-        base_dtype: float32, bfloat16 or float16: what the base's weights are kept in and what is computed in.
+        encoder: The base, if it has moved; by default the first checkpoint's.
+        base_dtype: float32, bfloat16 or float16: of the base's weights and its computation.
 
     Raises:
-        UserError: a file is no checkpoint of lora_pl, or was trained on another base, or as a whole encoder.
+        UserError: `checkpoint...`: see `read_checkpoint`; `adapter`: a checkpoint has another base, or was trained
+            with `method: full`.
     """
 
     def __init__(
@@ -81,16 +70,17 @@ class ManyAdapters(nn.Module):
         self.eval()
 
     def load_adapter(self, name: str, path: str | Path) -> None:
-        """Add a checkpoint's adapter and head under a new name; nothing changes where it does not fit.
+        """Add a checkpoint's adapter and head under a new name; after an error nothing has changed.
 
         Raises:
-            UserError: see `ManyAdapters`; or the name is taken, empty or has a dot.
+            UserError: see `ManyAdapters`; `adapter`: the name is taken, empty or has a dot.
         """
         checkpoint = read_checkpoint(path)
         settings = checkpoint["hyper_parameters"]
         self._require_fitting(name, path, checkpoint)
-        member = Member.of(settings)
-        head = self.base.new_head(settings["head"], member.task.outputs)
+        task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
+        member = Member(task, settings["max_length"], settings["method"] == "lora")
+        head = self.base.new_head(settings["head"], task.outputs)
         head.load_state_dict(_below("head.", checkpoint["state_dict"]))
         if member.has_adapter:
             lora = self.base.resolve(LoRAConfig.of(settings["lora"]))
@@ -99,7 +89,7 @@ class ManyAdapters(nn.Module):
         self.members[name] = member
 
     def set_adapter(self, name: str) -> None:
-        """Choose who answers where `predict` is not told."""
+        """Choose the default adapter of `predict`."""
         self._member(name)
         self.active = name
 
@@ -107,12 +97,15 @@ class ManyAdapters(nn.Module):
     def predict(
         self, texts: Sequence[Text], adapters: str | Sequence[str] | None = None, batch_tokens: int = BATCH_TOKENS
     ) -> list[Prediction]:
-        """What the models say of the texts, in their order; see `LoRAClassifier.predict`.
+        """The adapters' answers to the texts, in their order; see `LoRAClassifier.predict`.
 
         Args:
-            texts: Sentences, or pairs of sentences where the adapter's task is on pairs.
-            adapters: One name for all texts or a name per text; by default the active one. Batches are mixed.
+            texts: Sentences, or pairs of sentences for an adapter whose task is on pairs.
+            adapters: A name for all texts or one per text; by default the active one. Batches mix adapters.
             batch_tokens: Tokens per forward pass.
+
+        Raises:
+            UserError: `predict.texts`: one string; `adapter`: an unknown name, or texts that it does not read.
         """
         require_list(texts)
         asked = [adapters or self.active] * len(texts) if adapters is None or isinstance(adapters, str) else adapters
@@ -127,13 +120,13 @@ class ManyAdapters(nn.Module):
         return [answers[place] for place in range(len(texts))]
 
     def _tokenize(self, texts: Sequence[Text], asked: Sequence[str]) -> tuple[Tokens, list[int]]:
-        """All texts, each as its adapter reads it, and their places: adapter by adapter."""
+        """All texts, adapter by adapter, and their places in `texts`."""
         parts, places = [], []
         for name in dict.fromkeys(asked):
             member = self._member(name)
             own = [place for place, other in enumerate(asked) if other == name]
             try:
-                columns = as_columns([texts[place] for place in own], member.pairs)
+                columns = as_columns([texts[place] for place in own], member.task.pairs)
             except UserError as error:
                 raise UserError("adapter", f"{name}: {error}") from None
             parts.append(self.base.tokenize(columns, member.max_length))
@@ -165,7 +158,7 @@ class ManyAdapters(nn.Module):
             raise UserError("adapter", f"expected a new name without dots for {path}, got {name!r}")
         if settings["method"] == "full":
             raise UserError(
-                "adapter", f"{name}: {path} holds a whole encoder, which can't share a base; predict with it alone"
+                "adapter", f"{name}: {path} holds a whole encoder, which can't share a base; give it to --ckpt_path"
             )
         try:
             check_base(checkpoint, self.base.fingerprints)

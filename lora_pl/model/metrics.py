@@ -22,9 +22,9 @@ STAGES = ("train", "val", "test")
 
 
 class SplitMetrics(nn.Module):
-    """The loss and the task's metrics over a whole split, exact over batches of any size and over processes.
+    """The loss and the task's metrics over a whole split, exact for batches of any size and several processes.
 
-    The loss is a metric too: over processes the mean that Lightning logs divides by a rounded count of sentences.
+    The loss is a metric too: the mean that Lightning logs over processes divides by a rounded count of sentences.
     """
 
     def __init__(self, task: Task) -> None:
@@ -40,7 +40,7 @@ class SplitMetrics(nn.Module):
 
     @property
     def seen(self) -> bool:
-        """Whether a batch was added since the last reset."""
+        """Whether any batch was added since the last reset."""
         return self.loss.update_called
 
     def compute(self) -> dict[str, Tensor]:
@@ -48,12 +48,12 @@ class SplitMetrics(nn.Module):
         return {"loss": self.loss.compute(), **self.metrics.compute()}
 
     def reset(self) -> None:
-        """Forget what was added."""
+        """Reset loss and metrics."""
         self.metrics.reset()
         self.loss.reset()
 
     def sums(self) -> dict[str, Any]:
-        """What was added since the last reset, of this process, on the CPU."""
+        """This process's state since the last reset, on the CPU."""
         return {
             name: (metric.update_count, {key: _on(value, "cpu") for key, value in metric.metric_state.items()})
             for name, metric in self._parts()
@@ -80,23 +80,23 @@ class StageMetrics(nn.ModuleDict):
         self.update({f"{stage}/{split}": SplitMetrics(task) for stage in STAGES for split in self.splits(stage)})
 
     def splits(self, stage: str) -> list[str]:
-        """The splits that a stage goes over, in its loaders' order."""
+        """The stage's splits, in the order of its loaders."""
         return [""] if stage == "train" else self.labelled
 
     def of(self, stage: str, split: int = 0) -> SplitMetrics:
-        """Those of a stage's split by its number."""
+        """The metrics of a stage's split, by its number."""
         return cast(SplitMetrics, self[f"{stage}/{self.splits(stage)[split]}"])
 
     def reset(self, stage: str) -> None:
-        """Forget what was added to a stage."""
+        """Reset the stage's metrics."""
         for split in range(len(self.splits(stage))):
             self.of(stage, split).reset()
 
     def compute(self, stage: str) -> dict[str, Tensor]:
-        """A stage's losses and metrics by the names that are logged: `val/accuracy`, `val/accuracy_mismatched`."""
+        """A stage's losses and metrics by their logged names: `val/accuracy`, `val/accuracy_mismatched`."""
         found: dict[str, Tensor] = {}
         for number, split in enumerate(self.splits(stage)):
-            if self.of(stage, number).seen:  # own files have one split for MNLI's two
+            if self.of(stage, number).seen:  # own files have a single split where MNLI has two
                 suffix = f"_{split.removeprefix('validation_')}" if number else ""
                 values = self.of(stage, number).compute()
                 found |= {f"{stage}/{name}{suffix}": value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""What every LightningModule on a base has: optimizer and schedule, the base's type, metrics by stage."""
+"""What the LightningModules on a base share: optimizer, schedule, the base's dtype, metrics per stage."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lora_pl.model.schedule import make_schedule
 
 
 class TaskModule(LightningModule):
-    """Trains heads on a base for a task; subclasses have the forward pass, the steps and the logging.
+    """Trains heads on a base for a task; subclasses define the forward pass, the steps and the logging.
 
-    `hparams` hold the arguments of `LoRAClassifier`.
+    `hparams` are the arguments of `LoRAClassifier`.
     """
 
     base: Base
@@ -32,41 +32,29 @@ class TaskModule(LightningModule):
         """The logged metric that chooses the best checkpoint; higher is better."""
         return f"val/{self.task.metrics[0]}"
 
-    @property
-    def computed_dtype(self) -> torch.dtype:
-        """What the encoder's products are computed in while the trainer runs."""
-        of_precision = resolve_dtype("auto", str(self.trainer.precision))
-        return of_precision if self.base.dtype == torch.float32 else self.base.dtype
-
-    @property
-    def base_dtype(self) -> torch.dtype:
-        """What the frozen weights are kept in under the trainer's precision."""
-        return resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision))
-
     @abstractmethod
     def stage_metrics(self) -> Sequence[StageMetrics]:
         """The metrics of every head."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's groups: what is trained, with learning rate and weight decay."""
+        """The optimizer's groups: trained parameters, learning rate and weight decay."""
 
     def setup(self, stage: str) -> None:
-        """Convert the frozen base to the type that the trainer computes in.
+        """Convert the frozen base to the dtype that the trainer computes in.
 
         Raises:
-            UserError: `model.nonfinite_loss`: batches can't be skipped over several processes.
+            UserError: `model.nonfinite_loss`: skip, with several processes.
         """
         if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
-            raise UserError("model.nonfinite_loss", "skip works in one process only; take stop, or one device")
-        if stage != "predict":  # which merges first, in full precision
-            self.base.cast(self.base_dtype)
+            raise UserError("model.nonfinite_loss", "skip works in a single process only; take stop, or one device")
+        self.base.cast(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))
 
     def configure_optimizers(self) -> Any:
-        """AdamW on what is trained, and the schedule per optimizer step.
+        """AdamW on the trained parameters, and the schedule per optimizer step.
 
         Raises:
-            UserError: `model.schedule`: linear, and the run has no end.
+            UserError: `model.schedule`: linear, in a run without an end.
         """
         optimizer = torch.optim.AdamW(self.parameter_groups())
         steps = self.trainer.estimated_stepping_batches
@@ -90,6 +78,6 @@ class TaskModule(LightningModule):
         self._reset("test")
 
     def _reset(self, stage: str) -> None:
-        # at the start: sums that were reset in another run's inference mode can't be added to in this one
+        # at the start: tensors that a reset in inference mode has made can't be updated outside of it
         for metrics in self.stage_metrics():
             metrics.reset(stage)

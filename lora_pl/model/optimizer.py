@@ -1,4 +1,4 @@
-"""What the optimizer trains, and at which rates."""
+"""The optimizer's parameter groups."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from torch import nn
 def parameter_groups(
     modules: dict[str, tuple[nn.Module, float]], weight_decay: float, decay_bias: bool
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of the trainable parameters, by the name of their module and with its learning rate.
+    """Optimizer groups of the trainable parameters, one per module and learning rate.
 
-    Without `decay_bias`, biases and norms are groups of their own (`NAME_bias`) that are not decayed.
+    Without `decay_bias`, biases and norms are in groups of their own (`NAME_bias`) with weight decay 0.
     """
     groups = []
     for name, (module, rate) in modules.items():

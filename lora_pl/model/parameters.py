@@ -13,12 +13,12 @@ from lora_pl.lora.names import folded
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How many parameters of a model are whose."""
+    """A model's parameters by part."""
 
     lora: int
     head: int
     encoder: int
-    """The encoder's own, without LoRA."""
+    """Without LoRA."""
     trainable: int
 
     @property
@@ -50,7 +50,7 @@ def count_parameters(encoder: nn.Module, head: nn.Module) -> ParameterCounts:
 
 
 def lora_by_module(encoder: nn.Module) -> dict[str, tuple[int, int]]:
-    """Layers and LoRA parameters per kind of module, layer numbers folded: `encoder.layer.*.attention.self.query`."""
+    """Layers and LoRA parameters by module, layer numbers folded: `encoder.layer.*.attention.self.query`."""
     layers: Counter[str] = Counter()
     parameters: Counter[str] = Counter()
     for name, layer in lora_layers(encoder).items():

@@ -1,4 +1,4 @@
-"""The numeric type that a device computes well in."""
+"""The fastest precision of a device."""
 
 import torch
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT

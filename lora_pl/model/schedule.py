@@ -1,4 +1,4 @@
-"""How the learning rate goes over the optimizer's steps."""
+"""Learning-rate schedules over optimizer steps."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""PyTorch files, read without running code from them."""
+"""Reading PyTorch files without running code from them."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ import torch
 from lora_pl.errors import UserError, first_line
 
 CALLED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
-"""The only functions that a file may call; `weights_only` allows more, some of which take any amount of memory."""
+"""The only functions that a file may call; `weights_only` allows more, such as `bytearray`, which fills memory."""
 MAX_DEPTH, MAX_VALUES = 32, 1_000_000
-"""Of dicts and lists in each other, and of all that is in them."""
+"""The deepest nesting of dicts and lists, and the number of values in all."""
 END, LOCATOR, END64 = 22, 20, 56
-"""Bytes of a zip's last records: its end, where the end for large files is, and that one."""
+"""Bytes of a zip's last records: the end of its directory, the locator of the zip64 end, and that end."""
 
 
 def read_archive(path: Path, kind: str = "checkpoint") -> Any:
-    """What `torch.save` wrote into the file, on the CPU: tensors and plain values in dicts, lists and tuples.
+    """The content of a file of `torch.save`, on the CPU: tensors and plain values in dicts, lists and tuples.
 
-    `torch.load(weights_only=True)` runs no code and lets no tensor reach beyond its record. Checked beside that, on
-    the very bytes that it then reads: every record has the checksum that was written with it (CRC-32), none is
-    compressed (so that reading takes no more memory than the file is long), no tensor is sparse, without data or
-    expanded beyond its storage, and what is nested can be walked.
+    `torch.load(weights_only=True)` runs no code and lets no tensor reach beyond its record. The same bytes are checked
+    for more: every record matches its CRC-32, none is compressed (so reading takes no more memory than the file's
+    size), no tensor is sparse, on the meta device or expanded beyond its storage, and nesting is bounded.
 
     Args:
         path: The file.
-        kind: What it should be; the first part of the errors' keys.
+        kind: The first part of the errors' keys.
 
     Raises:
-        UserError: KIND.missing, KIND.damaged (empty and truncated files too) or KIND.refused.
+        UserError: `KIND.missing`, `KIND.damaged` (empty and truncated files too) or `KIND.refused`.
     """
     if not path.is_file():
         raise UserError(f"{kind}.missing", f"{path}: no such {kind}")
     data = path.read_bytes()
     if not data:
-        raise UserError(f"{kind}.damaged", f"{path}: the file is empty; was its writing interrupted?")
+        raise UserError(f"{kind}.damaged", f"{path}: the file is empty")
     if data[:1] == pickle.PROTO:
         raise UserError(f"{kind}.refused", f"{path}: refused, a plain pickle could run code when loaded")
     try:
@@ -58,13 +57,13 @@ def read_archive(path: Path, kind: str = "checkpoint") -> Any:
 
 
 def printable(value: Any) -> str:
-    """A value from a file as text that neither breaks a line nor writes over the terminal."""
+    """A value from a file as text without line breaks and control characters."""
     text = str(value)
     return text if text.isprintable() else repr(text)
 
 
 def _why_refused(data: bytes) -> str:
-    """What is wrong with the zip or its pickle, or nothing; damage raises zipfile's error or a ValueError."""
+    """Why the zip or its pickle is refused, or nothing; damage raises zipfile's error or a ValueError."""
     _require_one_directory(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = archive.infolist()
@@ -85,7 +84,7 @@ def _why_refused(data: bytes) -> str:
 
 
 def _require_one_directory(data: bytes) -> None:
-    """Where PyTorch's reader of zips and Python's could find different directories of records."""
+    """Raise a ValueError where PyTorch's zip reader and Python's could find different directories."""
     if data[:4] != b"PK\3\4" or data[-END:][:4] != b"PK\5\6":
         raise ValueError("the archive's beginning or end is missing")
     locator = data[-END - LOCATOR : -END]

@@ -11,6 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from lora_pl.errors import UserError
 from lora_pl.storage.archive import printable, read_archive
+from lora_pl.storage.flat import flatten
 from lora_pl.storage.write_whole import write_whole
 
 BEST, LAST, PREVIOUS, SUFFIX = "best", "last", "previous", ".ckpt"
@@ -24,24 +25,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint on the CPU, read without running code from it.
 
     Raises:
-        UserError: checkpoint.missing, checkpoint.damaged, checkpoint.refused (it holds more than tensors and plain
-            values), or checkpoint.foreign (lora_pl did not write it).
+        UserError: `checkpoint.missing`, `checkpoint.damaged`, `checkpoint.refused` (it holds more than tensors and
+            plain values), or `checkpoint.format` (lora_pl did not write it).
     """
     checkpoint = read_archive(Path(path))
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in REQUIRED):
         raise UserError(
-            "checkpoint.foreign", f"{path}: lora_pl did not write this file; expected best.ckpt or last.ckpt of a run"
+            "checkpoint.format", f"{path}: lora_pl did not write this file; expected best.ckpt or last.ckpt of a run"
         )
     return checkpoint
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of a run that is whole, and why newer ones are not.
+    """A run's newest intact checkpoint, and the errors of damaged newer ones.
 
-    `last.ckpt`, else the newer of `previous.ckpt` and `best.ckpt`; none where the run has no checkpoint yet.
+    `last.ckpt`, else the newer of `previous.ckpt` and `best.ckpt`; None if the run has no checkpoint yet.
 
     Raises:
-        UserError: there are checkpoints, and none is whole.
+        UserError: `checkpoint.damaged`: every checkpoint is.
     """
     damaged: list[str] = []
     steps: dict[Path, int] = {}
@@ -55,67 +56,67 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         if name == LAST and steps:
             break
     if damaged and not steps:
-        raise UserError("checkpoint.damaged", f"{folder}: no checkpoint is whole: {'; '.join(damaged)}")
+        raise UserError("checkpoint.damaged", f"{folder}: every checkpoint is damaged: {'; '.join(damaged)}")
     return max(steps, key=steps.__getitem__, default=None), damaged
 
 
 SHAPING = {"task": None, "label_names": None, "method": None, "head": None,
            "lora.r": None, "lora.target_modules": None, "lora.variant": "lora"}  # fmt: skip
-"""The settings that a checkpoint's tensors depend on, and what holds where a checkpoint does not have one."""
+"""The settings that a checkpoint's tensors depend on, and their values where a checkpoint has none."""
 
 
 def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
-    """Raise a UserError if the model was built with other settings than those its tensors depend on."""
+    """Raise `checkpoint.settings` if the model differs in a setting that the tensors depend on."""
+    settings, own = flatten(checkpoint["hyper_parameters"]), flatten(hparams)
     for key, absent in SHAPING.items():
-        stored, given = (_nested(values, key) or absent for values in (checkpoint["hyper_parameters"], hparams))
+        stored, given = settings.get(key) or absent, own.get(key) or absent
         if stored != given:
             raise UserError(
                 "checkpoint.settings",
-                f"trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the "
-                "setting out or give the checkpoint's",
+                f"trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the setting out",
             )
 
 
 def check_options(checkpoint: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise a UserError that names the model's options that this version has not."""
-    foreign = [key for key in checkpoint["hyper_parameters"] if key not in known]
-    if foreign:
+    """Raise `checkpoint.version` if the checkpoint has options that this version lacks."""
+    unknown = [key for key in checkpoint["hyper_parameters"] if key not in known]
+    if unknown:
         raise UserError(
             "checkpoint.version",
-            f"of another version of lora_pl: its {printable(', '.join(foreign))} is no option of this one",
+            f"written by another version of lora_pl: this one has no option {printable(', '.join(unknown))}",
         )
 
 
 def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
-    """Raise a UserError unless the checkpoint was trained on the encoder that `base` fingerprints."""
+    """Raise `checkpoint.base` unless the checkpoint was trained on the encoder that `base` fingerprints."""
     stored = checkpoint[BASE_KEY]
     for part in ("weights", "vocabulary"):
         if stored.get(part) != base[part]:
             raise UserError(
-                "encoder",
-                f"the {part} of {base['encoder']} (fingerprint {base[part]}) are not those of "
-                f"{printable(stored.get('encoder'))} ({printable(stored.get(part))}), on which this checkpoint was "
-                "trained; give that encoder",
+                "checkpoint.base",
+                f"trained on {printable(stored.get('encoder'))}, but the {part} of {base['encoder']} differ "
+                f"(fingerprint {base[part]}, expected {printable(stored.get(part))}); give that encoder",
             )
 
 
 class WholeFileCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that an interruption or a full disk leaves the earlier
-    file whole; reads with `read_checkpoint`."""
+    """Writes checkpoints under a temporary name and renames them, so a crash or a full disk never leaves a partial
+    file; reads with `read_checkpoint`."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: dict[str, str] | None = None
     ) -> None:
-        """Write `checkpoint` to `path`; a UserError where the disk refuses.
+        """Write `checkpoint` to `path`; `storage_options={"keep": OTHER}` renames the previous file to OTHER.
 
-        `storage_options={"keep": OTHER}` renames the earlier file to OTHER.
+        Raises:
+            UserError: `checkpoint.unwritten`: the disk is full or read-only.
         """
         keep = (storage_options or {}).get("keep")
         try:
             write_whole(Path(path), lambda beside: _save(checkpoint, beside), keep=Path(keep) if keep else None)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
             raise UserError(
-                "checkpoint.unwritten", f"{path}: could not be written ({error}); what was there before is whole"
+                "checkpoint.unwritten", f"{path}: could not be written ({error}); the previous file is intact"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -126,9 +127,3 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         torch.save(checkpoint, file)
-
-
-def _nested(values: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
-    return values

@@ -1,7 +1,7 @@
-"""Writing a file or a folder so that it is there whole or not at all.
+"""Atomic writes of files and folders.
 
-Content is written beside its place, flushed to the disk and renamed: whatever fails, a kill and a power cut included,
-the earlier content stays as it was.
+Content is written under a temporary name, flushed to the disk and renamed, so neither a kill nor a power cut leaves a
+partial file.
 """
 
 import os
@@ -12,12 +12,12 @@ from pathlib import Path
 
 
 def write_whole(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
-    """Let `write` fill a file, then give it the name `path`.
+    """Let `write` fill a temporary file, then rename it to `path`.
 
     Args:
-        path: Where the file is to be; its folder is made where there is none.
-        write: Called with the path of a file beside it.
-        keep: A second name that the earlier file gets before it is replaced.
+        path: The file; its folder is made if there is none.
+        write: Called with the temporary path, in the same folder.
+        keep: Another name for the previous file, instead of its removal.
     """
     beside = _beside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object], keep: Path | None =
 
 
 def write_folder_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a folder, then give it the name `path`."""
+    """Let `write` fill a temporary folder, then rename it to `path`."""
     path = path.absolute()
     beside = _beside(path)
     beside.mkdir()
@@ -49,7 +49,7 @@ def write_folder_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed processes left of their attempts to write the file `path`."""
+    """Remove the temporary files that killed processes left beside `path`."""
     for beside in path.parent.glob(f".{path.name}.*"):
         if beside.name.rpartition(".")[2].isdigit():
             beside.unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def _keep(path: Path, name: Path) -> None:
 
 
 def _replace_folder(beside: Path, path: Path) -> None:
-    """A folder can't be replaced in one step: the earlier one steps aside, and comes back where that fails."""
+    """A folder can't be replaced in one step: the old one is renamed first, and back if the second step fails."""
     if not path.exists():
         os.replace(beside, path)
         return

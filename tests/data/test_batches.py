@@ -70,9 +70,10 @@ def test_splits_hold_the_budget_and_waste_none_of_it(batching):
         assert end == len(lengths) or cost(lengths[start : end + 1]) > 100
 
 
-def test_a_budget_below_a_sentence_names_both():
-    with pytest.raises(UserError, match="8 tokens per batch hold no sentence of 9"):
+def test_a_budget_below_a_sentence():
+    with pytest.raises(UserError) as error:
         split_by_tokens(np.asarray([3, 9]), 8, "packed")
+    assert error.value.key == "data.eval_batch_tokens"
 
 
 @pytest.mark.parametrize("count", [3, 64, 65, 127, 872])
@@ -91,5 +92,6 @@ def test_exact_batches_cover_a_split_once_over_all_processes(count, replicas, bu
 
 
 def test_too_few_sentences_for_the_processes():
-    with pytest.raises(UserError, match="1 sentences are too few for 2"):
+    with pytest.raises(UserError) as error:
         ExactBatches(TokenDataset(make_tokens([3]), "packed", 0), 8, replicas=2)
+    assert error.value.key == "trainer.devices"

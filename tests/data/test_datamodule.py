@@ -51,8 +51,8 @@ def test_the_encoders_positions_are_the_limit(tiny_encoder, tmp_path, capsys):
 def test_test_says_that_it_is_the_validation_split(tiny_encoder, glue_folder, capsys):
     data = module(tiny_encoder, glue_folder)
     data.setup("test")
-    assert "on the labelled validation split" in capsys.readouterr().err
     assert len(data.test_dataloader()) == 1
+    assert "on the labelled validation split" in capsys.readouterr().err
 
 
 def test_mnli_has_two_validation_splits(tiny_encoder, tmp_path):
@@ -67,10 +67,11 @@ def test_mnli_has_two_validation_splits(tiny_encoder, tmp_path):
     assert batch.token_type_ids.sum() > 0
 
 
-@pytest.mark.parametrize("name", ["batch_size", "eval_batch_tokens", "max_length"])
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_tokens", "max_length", "train_sentences"])
 def test_sizes_below_the_least(name):
-    with pytest.raises(UserError, match=f"data.{name}: expected at least"):
+    with pytest.raises(UserError) as error:
         SentenceDataModule(**{name: 0})
+    assert error.value.key == f"data.{name}"
 
 
 def test_batches_are_made_in_this_process_whatever_num_workers_says(tiny_encoder, glue_folder):
@@ -112,5 +113,21 @@ def test_a_part_of_the_training_sentences_is_drawn_by_the_seed(seed, tiny_encode
 
 def test_more_training_sentences_than_there_are(tiny_encoder, glue_folder):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), train_sentences=49)
-    with pytest.raises(UserError, match="train_sentences: expected at most 48"):
+    with pytest.raises(UserError) as error:
         data.setup("fit")
+    assert error.value.key == "data.train_sentences"
+
+
+def test_sentences_are_cut_or_refused(tiny_encoder, glue_folder):
+    with pytest.raises(UserError) as error:
+        module(tiny_encoder, glue_folder, max_length=5, too_long="refuse").setup("fit")
+    assert error.value.key == "data.too_long"
+
+
+def test_a_split_is_read_once(tiny_encoder, glue_folder, monkeypatch):
+    data, read = module(tiny_encoder, glue_folder), []
+    monkeypatch.setattr(data, "read", lambda split: read.append(split) or SentenceDataModule.read(data, split))
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("validate")
+    assert read == ["train", "validation"]

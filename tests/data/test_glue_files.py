@@ -40,33 +40,35 @@ def test_real_layouts(task, newline, tmp_path):
 
 
 BAD = [
-    (b"", "the file is empty"),
-    (b"sentence\tlabel\n", "no row"),
-    (b"text\tlabel\nfine\t1\n", "no column 'sentence'; there are: text, label"),
-    (b"sentence\tlabel\nfine\t1\nbad\n", r"line 3: expected 2 columns, got 1"),
-    (b"sentence\tlabel\nfine\t1\na\tb\t0\n", "line 3: expected 2 columns.*got 3"),
-    (b"sentence\tlabel\nfine\t2\n", "line 2: label '2' is outside.*0 or negative, 1 or positive"),
-    (b"sentence\tlabel\nfine\t-1\n", "line 2: label '-1' is outside.*unlabelled"),
-    (b"sentence\tlabel\nfine\t\n", "line 2: label ''"),
-    (b"sentence\tlabel\nfine\tNaN\n", "line 2: label 'NaN'"),
-    (b"sentence\tlabel\nfine\t1\ncaf\xe9\t1\n", r"line 3: not UTF-8 \(byte 0xe9\)"),
+    (b"", "empty", ""),
+    (b"sentence\tlabel\n", "empty", ""),
+    (b"text\tlabel\nfine\t1\n", "column", ""),
+    (b"sentence\tlabel\nfine\t1\nbad\n", "row", "line 3"),
+    (b"sentence\tlabel\nfine\t1\na\tb\t0\n", "row", "line 3"),
+    (b"sentence\tlabel\nfine\t2\n", "label", "line 2"),
+    (b"sentence\tlabel\nfine\t-1\n", "label", "line 2"),
+    (b"sentence\tlabel\nfine\t\n", "label", "line 2"),
+    (b"sentence\tlabel\nfine\tNaN\n", "label", "line 2"),
+    (b"sentence\tlabel\nfine\t1\ncaf\xe9\t1\n", "encoding", "line 3"),
 ]
 
 
-@pytest.mark.parametrize(("content", "said"), BAD)
-def test_bad_files_are_told_with_file_and_line(content, said, tmp_path):
+@pytest.mark.parametrize(("content", "key", "line"), BAD)
+def test_bad_files_are_told_with_file_and_line(content, key, line, tmp_path):
     path = tmp_path / "train.tsv"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"train.tsv.*{said}"):
+    with pytest.raises(UserError, match=f"train.tsv.*{line}") as error:
         read_glue_file(path, GLUE_TASKS["sst2"])
+    assert error.value.key == f"data.{key}"
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "high", ""])
 def test_a_score_that_is_no_number(score, tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_text("\n".join([LAYOUTS["stsb"][0][0], "0\tg\tf\t2012\t1\tn\tn\ta\tb\t" + score]))
-    with pytest.raises(UserError, match="line 2: expected a number"):
+    with pytest.raises(UserError, match="line 2") as error:
         read_glue_file(path, GLUE_TASKS["stsb"])
+    assert error.value.key == "data.label"
 
 
 def test_a_blank_sentence_is_kept_and_counted(tmp_path):
@@ -78,12 +80,14 @@ def test_a_blank_sentence_is_kept_and_counted(tmp_path):
 
 
 def test_missing_files_and_folders(tmp_path):
-    with pytest.raises(UserError, match="no such file"):
-        read_split(str(tmp_path), GLUE_TASKS["sst2"], "train")
-    with pytest.raises(UserError, match="is no folder"):
-        read_split(str(tmp_path / "x"), GLUE_TASKS["sst2"], "train")
-    with pytest.raises(UserError, match="sample is for the task sst2"):
-        read_split("sample", GLUE_TASKS["rte"], "train")
+    for source, task, key in (
+        (tmp_path, "sst2", "missing"),
+        (tmp_path / "x", "sst2", "source"),
+        ("sample", "rte", "source"),
+    ):
+        with pytest.raises(UserError) as error:
+            read_split(str(source), GLUE_TASKS[task], "train")
+        assert error.value.key == f"data.{key}"
 
 
 def test_a_hub_out_of_reach_names_the_ways_on(monkeypatch):
@@ -93,8 +97,9 @@ def test_a_hub_out_of_reach_names_the_ways_on(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(UserError, match=r"no route.*--data.source sample.*demo.yaml"):
+    with pytest.raises(UserError, match="no route") as error:
         read_split("hub", GLUE_TASKS["sst2"], "train")
+    assert error.value.key == "data.source"
 
 
 def test_hub_columns_and_labels(monkeypatch):
@@ -113,8 +118,9 @@ def test_hub_columns_and_labels(monkeypatch):
     assert [list(column) for column in examples.texts] == [["a", "b"], ["c", "d"]]
     assert examples.labels == [0, 2]
     rows["label"] = [0, -1]
-    with pytest.raises(UserError, match=r"row 2: label '-1'.*unlabelled"):
+    with pytest.raises(UserError, match="row 2") as error:
         read_split("hub", GLUE_TASKS["mnli"], "train")
+    assert error.value.key == "data.label"
 
 
 @pytest.mark.shared

@@ -1,4 +1,6 @@
 import csv
+import pickle
+import subprocess
 
 import pytest
 import torch
@@ -98,13 +100,21 @@ def test_own_files_are_read(task, tmp_path):
         csv.writer(file).writerows(
             [[*task.columns, "label"], *([*(f"{c} {n}" for c in task.columns), cell] for n, cell in enumerate(cells))]
         )
-    examples = read_examples(tmp_path / "x.csv", task, task.columns, "label", task.labels)
+    examples = read_examples(tmp_path / "x.csv", task, task.columns, "label")
     assert examples.labels == labels
     assert examples.texts == tuple([f"{column} {n}" for n in range(len(cells))] for column in task.columns)
 
 
-def test_the_example_has_as_many_texts_as_the_task(task):
-    assert len(task.example.split("\t")) == len(task.columns) == 1 + task.pairs
+def test_the_example_command_writes_a_line_that_predict_reads(task):
+    written, _, command = task.example_command("a/best.ckpt").partition(" | ")
+    line = subprocess.run(["sh", "-c", written], capture_output=True, text=True, check=True).stdout
+    assert line.endswith("\n")
+    assert len(line.split("\t")) == len(task.columns)
+    assert command == "lora_pl predict --ckpt_path a/best.ckpt"
+
+
+def test_a_task_goes_to_another_process(task):
+    assert pickle.loads(pickle.dumps(task)) == task
 
 
 def test_all_nine_tasks_have_a_row():
@@ -126,5 +136,6 @@ def test_labels_that_do_not_fit_the_task(name, labels):
 
 @pytest.mark.parametrize(("name", "near"), [("SST-2", "sst2"), ("mnl", "mnli"), ("qnil", "qnli")])
 def test_an_unknown_task_names_the_nearest(name, near):
-    with pytest.raises(UserError, match=f"did you mean {near}"):
+    with pytest.raises(UserError, match=near) as error:
         get_task(name)
+    assert error.value.key == "task"

@@ -119,7 +119,7 @@ def test_training_tables(ending, count, tmp_path):
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        told(read_examples, path, task, ["sentence"], "label", task.labels)
+        told(read_examples, path, task, ["sentence"], "label")
 
     fuzz(count, mutations(TABLES[ending], PIECES), check)
 
@@ -142,8 +142,9 @@ def test_one_changed_bit_in_a_tensor_is_found(checkpoint, tmp_path):
         largest = max(archive.infolist(), key=lambda record: record.file_size)
     content[content.index(largest.filename.encode()) + 300] ^= 1
     (tmp_path / "x.ckpt").write_bytes(content)
-    with pytest.raises(UserError, match="checksum|truncated"):
+    with pytest.raises(UserError) as error:
         read_checkpoint(tmp_path / "x.ckpt")
+    assert error.value.key == "checkpoint.damaged"
 
 
 HARM = (

@@ -188,7 +188,7 @@ def test_an_adapter_for_another_base(make_model, tiny_encoder, tmp_path):
     path = saved(make_model(), tmp_path)
     for format in ("peft", "adapter"):
         export_checkpoint(path, tmp_path / format, format, sentences=8)
-        assert "are not those of" in fails(tmp_path / format, tmp_path, ImportOptions(encoder=str(tmp_path / "other")))
+        assert "checkpoint.base" in fails(tmp_path / format, tmp_path, ImportOptions(encoder=str(tmp_path / "other")))
     small = fails(tmp_path / "peft", tmp_path, ImportOptions(encoder="package://lora_pl/encoder/mini"))
     assert "is it the base of this adapter?" in small or "expected (..., 256)" in small
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
 from lora_pl.cli.main import main
@@ -132,8 +131,9 @@ def test_accumulated_batches_are_one_step_of_the_schedule(tiny_encoder, glue_fol
 def test_a_linear_schedule_needs_an_end(tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
     model.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf})()
-    with pytest.raises(UserError, match="max_epochs"):
+    with pytest.raises(UserError) as error:
         model.configure_optimizers()
+    assert error.value.key == "model.schedule"
 
 
 @pytest.mark.parametrize("batch_tokens", [8, 50, 4096])
@@ -164,14 +164,13 @@ def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
     assert model.predict([]) == []
 
 
-def test_predict_refuses_what_is_no_list_of_texts(tiny_encoder):
-    model = LoRAClassifier(encoder=tiny_encoder())
-    with pytest.raises(UserError, match=r"predict\(\['fine'\]\)"):
-        model.predict("fine")
-    with pytest.raises(UserError, match="all of one kind"):
-        model.predict(["fine", ("a", "b")])
-    with pytest.raises(UserError, match="give pairs"):
-        LoRAClassifier(encoder=tiny_encoder(), task="rte").predict(["fine"])
+@pytest.mark.parametrize(
+    ("task", "texts"), [("sst2", "fine"), ("sst2", ["fine", ("a", "b")]), ("sst2", [("a", "b")]), ("rte", ["fine"])]
+)
+def test_predict_refuses_what_is_no_list_of_its_texts(task, texts, tiny_encoder):
+    with pytest.raises(UserError) as error:
+        LoRAClassifier(encoder=tiny_encoder(), task=task).predict(texts)
+    assert error.value.key == "predict.texts"
 
 
 def test_pairs_regression_and_own_classes(tiny_encoder):
@@ -182,14 +181,15 @@ def test_pairs_regression_and_own_classes(tiny_encoder):
     assert list(score) == ["score"]
     own = LoRAClassifier(encoder=tiny_encoder(), task="custom", label_names=["a", "b", "c"])
     assert list(own.predict(["fine"])[0]["probabilities"]) == ["a", "b", "c"]
-    with pytest.raises(UserError, match="at least two classes"):
-        LoRAClassifier(encoder=tiny_encoder(), task="custom")
-    with pytest.raises(UserError, match="2 classes for the task sst2"):
-        LoRAClassifier(encoder=tiny_encoder(), label_names=["one"])
+    for wrong in ({"task": "custom"}, {"label_names": ["one"]}):
+        with pytest.raises(UserError) as error:
+            LoRAClassifier(encoder=tiny_encoder(), **wrong)
+        assert error.value.key == "label_names"
     single = LoRAClassifier(encoder=tiny_encoder(), task="stsb", pairs=False)
     assert list(single.predict(["fine"])[0]) == ["score"]
-    with pytest.raises(UserError, match="single sentences"):
+    with pytest.raises(UserError) as error:
         single.predict(pairs)
+    assert error.value.key == "predict.texts"
 
 
 @pytest.mark.parametrize("batching", ["packed", "padded"])
@@ -237,16 +237,18 @@ def test_every_metric_and_split_is_logged(kind, tiny_encoder, tmp_path):
     ],
 )
 def test_rates_out_of_range_are_named(name, value, tiny_encoder):
-    with pytest.raises(UserError, match=f"model.{name}: expected"):
+    with pytest.raises(UserError) as error:
         LoRAClassifier(encoder=tiny_encoder(), **{name: value})
+    assert error.value.key == f"model.{name}"
 
 
 def test_roles_become_the_architectures_names(tiny_encoder):
     lora = LoRAConfig(target_modules=("query", "key"))
     model = LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=lora)
     assert [name.rpartition(".")[2] for name in model.adapted[:2]] == ["q_lin", "k_lin"]
-    with pytest.raises(LoRAError, match=r"'q_linn' matches no.*q_lin"):
+    with pytest.raises(LoRAError) as error:
         LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=LoRAConfig(target_modules=("q_linn",)))
+    assert error.value.key == "target_modules"
 
 
 @pytest.mark.parametrize(
@@ -282,22 +284,6 @@ def test_full_fine_tuning_keeps_fp32(tiny_encoder, glue_folder, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_the_trainers_predict_merges_and_unmerges(tiny_encoder, tmp_path):
-    model = LoRAClassifier(encoder=tiny_encoder())
-    for layer in lora_layers(model).values():
-        nn.init.normal_(layer.adapter.lora_B)
-    expected = model.predict(TEXTS)
-    merged = []
-    model.head.register_forward_hook(lambda *_: merged.append({m.merged for m in lora_layers(model).values()}))
-    base = model.encoder.encoder.layer[0].attention.self.query.weight.clone()
-    (rows,) = trainer(tmp_path).predict(model, DataLoader([TEXTS], batch_size=None))
-    assert merged == [{True}]
-    scores = [row["score"] for row in expected]
-    assert [row["score"] for row in rows] == pytest.approx(scores, abs=rounding(TINY_TERMS))
-    assert torch.equal(model.encoder.encoder.layer[0].attention.self.query.weight, base)
-    model.train()(batch_of(model)).sum().backward()  # no tensor of the inference mode is left behind
-
-
 def test_fifty_steps_are_the_same_packed_and_padded(tiny_encoder, glue_folder, tmp_path):
     losses = {}
     for batching in ("packed", "padded"):
@@ -328,8 +314,9 @@ def broken(tiny_encoder, **changes) -> LoRAClassifier:
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder, glue_folder, tmp_path):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
-    with pytest.raises(UserError, match=r"loss is nan at step 1 \(epoch 0, batch 1\); the last good checkpoint: none"):
+    with pytest.raises(UserError, match=r"step 1 \(epoch 0, batch 1\).* checkpoint: none") as error:
         trainer(tmp_path, num_sanity_val_steps=0).fit(broken(tiny_encoder), data)
+    assert error.value.key == "model.nonfinite_loss"
 
 
 def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
@@ -373,7 +360,7 @@ def test_a_model_for_data_takes_the_datas_labels_and_a_seed_of_its_own(tiny_enco
 def test_many_predictions_share_one_merge(dtype, tiny_encoder):
     model = LoRAClassifier(encoder=tiny_encoder())
     for layer in lora_layers(model).values():
-        nn.init.normal_(layer.lora_B)
+        nn.init.normal_(layer.adapter.lora_B)
     layer = next(iter(lora_layers(model).values()))
     expected, base = model.predict(TEXTS), layer.weight.clone()
     merged = (base + layer.delta_weight()).to(dtype)

@@ -13,7 +13,7 @@ from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.many_adapters import ManyAdapters
-from lora_pl.storage.parts import Parts
+from lora_pl.model.predict_file import Parts
 
 TEXTS = [f"the film {number} is good" for number in range(100)]
 
@@ -39,15 +39,15 @@ def rows_of(name: str) -> list[dict]:
 @pytest.mark.parametrize("name", ["y.jsonl", "y.parquet"])
 def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, predict, capsys, monkeypatch):
     assert main([*predict, "whole" + name]) == 0
-    asked, answer = [], LoRAClassifier.predict_step
+    asked, answer = [], LoRAClassifier.predict
 
-    def stop(self, batch, batch_idx=0):
+    def stop(self, batch, *given):
         asked.extend(batch)
         if len(asked) == 60:
             raise UserError("stopped", "by a test")
-        return answer(self, batch, batch_idx)
+        return answer(self, batch, *given)
 
-    monkeypatch.setattr(LoRAClassifier, "predict_step", stop)
+    monkeypatch.setattr(LoRAClassifier, "predict", stop)
     assert main([*predict, name]) == 1
     assert not Path(name).exists()
     assert "48 predictions are in" in capsys.readouterr().err
@@ -59,17 +59,17 @@ def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, pred
 
 
 def test_sigterm_stops_at_once_and_keeps_what_is_whole(predict, capsys, monkeypatch):
-    answer, before = LoRAClassifier.predict_step, signal.getsignal(signal.SIGTERM)
+    answer, before = LoRAClassifier.predict, signal.getsignal(signal.SIGTERM)
 
-    def stop(self, batch, batch_idx=0):
+    def stop(self, batch, *given):
         if TEXTS[30] in batch:
             signal.raise_signal(signal.SIGTERM)
-        return answer(self, batch, batch_idx)
+        return answer(self, batch, *given)
 
-    monkeypatch.setattr(LoRAClassifier, "predict_step", stop)
+    monkeypatch.setattr(LoRAClassifier, "predict", stop)
     assert main([*predict, "y.jsonl"]) == 128 + signal.SIGTERM
-    assert "24 predictions are in y.jsonl.parts; the same command goes on" in capsys.readouterr().err
-    assert {path.name for path in Path("y.jsonl.parts").iterdir()} == {"plan.json", "00000000.rows", "00000001.rows"}
+    assert "24 predictions are in y.jsonl.parts; the same command resumes" in capsys.readouterr().err
+    assert {path.name for path in Path("y.jsonl.parts").iterdir()} == {"plan.json", "00000000.jsonl", "00000001.jsonl"}
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -107,6 +107,12 @@ def test_parts_of_another_input_are_not_taken(predict, capsys, monkeypatch):
     assert main([*predict, "y.jsonl"]) == 0
     assert "is of other texts or another checkpoint" in capsys.readouterr().err
     assert [row["text"] for row in rows_of("y.jsonl")] == TEXTS[::-1]
+
+
+@pytest.mark.parametrize("option", ["callbacks", "plugins", "limit_predict_batches", "max_epochs"])
+def test_the_trainers_options_that_have_no_effect_are_refused(option, predict):
+    assert main([*predict, "y.jsonl", f"--trainer.{option}", "1"]) == 2
+    assert not Path("y.jsonl").exists()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -116,6 +116,6 @@ def test_a_changed_byte_in_a_tensor_is_found(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(torch.full((4,), 1.5).numpy().tobytes()) + 400] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="checksum") as error:
+    with pytest.raises(UserError) as error:
         read_archive(path)
     assert error.value.key == "checkpoint.damaged"

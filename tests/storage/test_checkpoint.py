@@ -83,8 +83,9 @@ def test_another_base_under_the_same_name_is_an_error(tiny_encoder, checkpoint, 
         other.embeddings.word_embeddings.weight[5] += 0.1
     other.save_pretrained(tmp_path / "other")
     load_tokenizer(tiny_encoder()).save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match="the weights of .*other.* are not those of"):
+    with pytest.raises(UserError) as error:
         LoRAClassifier.load_from_checkpoint(checkpoint, encoder=str(tmp_path / "other"))
+    assert error.value.key == "checkpoint.base"
 
 
 def test_another_vocabulary_is_an_error(tiny_encoder, checkpoint, tmp_path):
@@ -94,8 +95,9 @@ def test_another_vocabulary_is_an_error(tiny_encoder, checkpoint, tmp_path):
     tokenizer = load_tokenizer(tiny_encoder())
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match="the vocabulary of"):
+    with pytest.raises(UserError) as error:
         LoRAClassifier.load_from_checkpoint(checkpoint, encoder=str(tmp_path / "other"))
+    assert error.value.key == "checkpoint.base"
 
 
 def test_a_base_that_moved_is_given_by_hand(tiny_encoder, checkpoint, tmp_path):
@@ -148,7 +150,7 @@ def damaged(kind: str, whole: Path, path: Path) -> Path:
         ("empty", "damaged"),
         ("truncated", "damaged"),
         ("text", "damaged"),
-        ("foreign", "foreign"),
+        ("foreign", "format"),
         ("pickle", "refused"),
         ("torch pickle", "refused"),
         ("lightning", "refused"),
@@ -167,7 +169,7 @@ def test_an_option_of_another_version_is_named(checkpoint, tmp_path):
     stored = torch.load(checkpoint, weights_only=True)
     stored["hyper_parameters"]["rank"] = 4
     torch.save(stored, tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match="its rank is no option") as error:
+    with pytest.raises(UserError, match="rank") as error:
         LoRAClassifier.load_from_checkpoint(tmp_path / "x.ckpt")
     assert error.value.key == "checkpoint.version"
 
@@ -191,8 +193,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(error, tmp_path, monkey
         raise error
 
     monkeypatch.setattr(torch, "save", fill)
-    with pytest.raises(UserError, match=r"last.ckpt: could not be written.*is whole"):
+    with pytest.raises(UserError) as raised:
         writer.save_checkpoint({"step": 2}, path)
+    assert raised.value.key == "checkpoint.unwritten"
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -34,6 +34,17 @@ def test_adapter_folders():
     require_same(load_external(BEFORE / "peft", ImportOptions(encoder=ENCODER)), "adapter")
 
 
+@pytest.mark.parametrize("method", ["lora", "head", "full"])
+def test_the_command_reads_checkpoints(method, capsys):
+    """The adapters have a rank pattern, whose keys are dotted as options are."""
+    Path("x.txt").write_text("\n".join(SAID["texts"]))
+    arguments = ["--ckpt_path", str(BEFORE / method / "last.ckpt"), "--model.encoder", ENCODER, "--input", "x.txt"]
+    assert main(["predict", *arguments, "--trainer.precision", "32-true"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = torch.tensor([list(row["probabilities"].values()) for row in rows])
+    assert_equal_to_rounding(found, torch.tensor(SAID[method]).softmax(-1), TINY_TERMS)
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_is_resumed_with_its_configuration(method, glue_folder, capsys):
     folder = Path("checkpoints") / method

@@ -73,7 +73,7 @@ def test_options_that_do_not_fit_together(fit, capsys):
 def test_no_whole_checkpoint_is_an_error(fit, capsys):
     Path("checkpoints/mine").mkdir(parents=True)
     Path("checkpoints/mine/last.ckpt").write_bytes(b"PK half")
-    assert "checkpoints/mine: no checkpoint is whole" in fails(capsys, *fit)
+    assert "checkpoint.damaged: checkpoints/mine" in fails(capsys, *fit)
 
 
 def test_a_moved_run_keeps_its_best(fit):
