@@ -30,27 +30,33 @@ from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.training.explained import NO_MEMORY
 from lora_pl.training.resume.stop_signals import RunStopped
 
+PROCESSES = ("accelerator", "strategy", "devices", "num_nodes", "precision")
+"""The options of `--trainer` that `predict` uses."""
+
 
 def run(args: list[str]) -> None:
     """Run `lora_pl predict ARGS`."""
     quiet_libraries()
     if not any(arg.partition("=")[0] == "--adapter" for arg in args):
+        _report_unused(args)
         PredictCLI(args).predict()
         return
     options = adapters_parser().parse_args(args[1:]).as_dict()
     predict_adapters(options.pop("adapter"), **options)
 
 
-class PredictCLI(ClassifierCLI):
-    """The command line of one checkpoint: input and output, processes, data and model; there is no Trainer."""
+def _report_unused(args: Sequence[str]) -> None:
+    flags = (arg.partition("=")[0].removesuffix("+") for arg in args if arg.startswith("--trainer."))
+    unused = [flag for flag in flags if flag.removeprefix("--trainer.") not in (*PROCESSES, "enable_progress_bar")]
+    if unused:
+        say(f"{', '.join(unused)}: without effect on predict, which needs no Trainer")
 
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Of the Trainer's options those that matter here, which are Fabric's; the parser refuses the others."""
-        parser.add_class_arguments(Fabric, "trainer", skip={"callbacks", "loggers", "plugins"}, instantiate=False)
-        parser.add_argument("--trainer.enable_progress_bar", type=bool | None, help="By default on a terminal.")
-        parser.set_defaults({"trainer.devices": 1})
-        parser.add_lightning_class_args(LoRAClassifier, "model")
-        parser.add_lightning_class_args(SentenceDataModule, "data")
+
+class PredictCLI(ClassifierCLI):
+    """The command line of one checkpoint: input and output, processes, data and model; there is no Trainer.
+
+    It reads all options of the Trainer, so that the configuration of a run serves, and uses those in `PROCESSES`.
+    """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Input and output."""
@@ -60,6 +66,7 @@ class PredictCLI(ClassifierCLI):
         parser.add_argument(
             "--adapter", metavar="NAME=CHECKPOINT", help="Several adapters on one base; has options of its own."
         )
+        parser.set_defaults({"trainer.devices": 1})
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """None."""
@@ -71,10 +78,10 @@ class PredictCLI(ClassifierCLI):
         """Write the predictions, by as many processes as `--trainer.devices` says."""
         checkpoint, output = self._option("ckpt_path"), self._option("output")
         stream = TextStream(self._option("input"), self.datamodule.text_columns)
-        processes = {**self._option("trainer")}
-        bar = processes.pop("enable_progress_bar") is not False
+        trainer = self._option("trainer")
+        bar = trainer.enable_progress_bar is not False
         try:
-            fabric = Fabric(**processes)
+            fabric = Fabric(**{name: trainer[name] for name in PROCESSES})
         except (ValueError, TypeError, RuntimeError) as error:  # an unknown accelerator, strategy, ...
             raise UserError("trainer", first_line(error)) from error
         stored = read_checkpoint(checkpoint)
