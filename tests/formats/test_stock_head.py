@@ -7,7 +7,7 @@ from lora_pl.encoder.head import LinearHead, new_head
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UserError
 from lora_pl.formats.external_head import head_of
-from lora_pl.formats.foreign import ForeignAdapter
+from lora_pl.formats.external import ExternalAdapter
 from lora_pl.formats.stock_head import (
     linear_head_of,
     require_representable,
@@ -53,7 +53,7 @@ def test_heads_there_and_back(kind, tiny_encoder, make_model):
     config.update(stock_head(config).settings)
     own = make_model(kind, head="architecture").head
     tensors = {f"module.{name}": tensor for name, tensor in stock_head_state(own, config, torch.float32).items()}
-    found = head_of(ForeignAdapter("the test", {}, tensors), config)
+    found = head_of(ExternalAdapter("the test", {}, tensors), config)
     assert (found.kind, found.is_whole, found.outputs) == ("architecture", True, 2)
     assert found.state.keys() == own.state_dict().keys()
     assert all(torch.equal(found.state[name], tensor) for name, tensor in own.state_dict().items())
@@ -84,8 +84,8 @@ def test_a_stock_head_that_pools_otherwise_is_refused(tiny_encoder):
     config = load_config(tiny_encoder("modernbert"))
     tensors = stock_head_state(new_head("architecture", config, 2), config, torch.float32)
     with pytest.raises(UserError, match="classifier_pooling: mean") as error:
-        head_of(ForeignAdapter("the test", {}, tensors), config)
+        head_of(ExternalAdapter("the test", {}, tensors), config)
     assert error.value.key == "model.head"
-    head_of(ForeignAdapter("lora_pl's own", {}, tensors, base={}), config)
+    head_of(ExternalAdapter("lora_pl's own", {}, tensors, base={}), config)
     config.classifier_pooling = "cls"
-    head_of(ForeignAdapter("the test", {}, tensors), config)
+    head_of(ExternalAdapter("the test", {}, tensors), config)
