@@ -72,11 +72,11 @@ class BankLinear(nn.Linear):
         if not used:
             return F.linear(x, self.weight, self.bias)
         columns = tuple((name, adapter.r) for name, adapter in used.items())
-        foreign = routing.foreign(tuple(x.shape[:-1]), columns, x.device)
+        mask = routing.mask(tuple(x.shape[:-1]), columns, x.device)
         drops = self.training and any(adapter.lora_dropout.p for adapter in used.values())
         dropout = partial(self._dropped, used=used, routing=routing) if drops else None
         factors = {name: adapter.factors(self.weight, adapter.dtype) for name, adapter in used.items()}
-        return adapted_linear(x, self.weight, self.bias, self._joined(x, factors, routing), dropout, foreign)
+        return adapted_linear(x, self.weight, self.bias, self._joined(x, factors, routing), dropout, mask)
 
     def _joined(self, x: Tensor, factors: Mapping[str, Factors], routing: Routing) -> Factors:
         """(sum of k, in) and (out, sum of k): all adapters in one product; the gain is that of each row's own."""

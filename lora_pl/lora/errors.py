@@ -10,5 +10,8 @@ class LoRAError(ValueError):
     """
 
     def __init__(self, key: str, message: str) -> None:
-        super().__init__(f"{key}: {message}")
+        super().__init__(key, message)  # both, for pickle
         self.key = key
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
