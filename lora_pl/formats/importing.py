@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_pl.data.tasks import CUSTOM, get_task
 from lora_pl.encoder.architectures import architecture_of, stock_head
-from lora_pl.encoder.loading import build_encoder, holds_pooler, load_config
+from lora_pl.encoder.loading import build_encoder, load_config
 from lora_pl.errors import UserError
 from lora_pl.formats import native, peft_folder
 from lora_pl.formats.external import ExternalAdapter, ExternalLayer, read_tensors
@@ -105,10 +105,14 @@ def build_model(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassif
     config = load_config(settings["encoder"])
     head = head_of(adapter, config)
     layers, on_head = _placed(adapter, config, options)
-    if head.kind == "architecture" and not head.is_whole and not holds_pooler(settings["encoder"]):
-        raise UserError("encoder", f"{settings['encoder']} holds no pooler, on which this adapter's head was trained")
     lora = lora_config(layers, _linear_names(config), variant=adapter.variant, lora_dropout=lora_dropout)
     model = LoRAClassifier(**_with_labels(settings, head.outputs), lora=lora, head=head.kind)
+    if not head.is_whole and not model.base.pretrained:
+        raise UserError(
+            "adapter.base",
+            f"{settings['encoder']} holds no pooler, on which this adapter's head was trained; give the encoder that "
+            "it was trained on by --encoder",
+        )
     if adapter.base is not None:
         check_base({BASE_KEY: adapter.base}, model.base.fingerprints)
     _fill(model, layers, head)
