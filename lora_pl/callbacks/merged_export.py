@@ -21,7 +21,7 @@ class MergedExport(Callback):
     The trained model stays as it is: the export is made from the checkpoint and the base's own source.
 
     Args:
-        folder: Where to; by default `merged` beside the checkpoint. What an earlier run left there is replaced.
+        folder: By default `merged` beside the checkpoint. What an earlier run left there is replaced.
         format: hf, peft, onnx or adapter.
         dtype: The type of the written weights.
         sentences: How many validation sentences to compare on; 0: all.

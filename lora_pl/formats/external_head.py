@@ -1,4 +1,4 @@
-"""The head that comes with an adapter from elsewhere."""
+"""The head that comes with an external adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import HeadKind, new_head
 from lora_pl.errors import UserError
-from lora_pl.formats.external import ExternalAdapter
+from lora_pl.formats.external import ExternalAdapter, some
 from lora_pl.formats.stock_head import linear_head_of, require_first_token
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class ImportedHead:
 
     kind: HeadKind
     state: Mapping[str, Tensor]
-    """Where `dense` is not in it, it is the base's own (BERT's pooler)."""
+    """Without `dense` if that is the base's own (BERT's pooler)."""
 
     @property
     def is_whole(self) -> bool:
@@ -44,8 +44,8 @@ def head_of(adapter: ExternalAdapter, config: PretrainedConfig) -> ImportedHead:
     """The head among the adapter's tensors.
 
     Raises:
-        UserError: a tensor of the head is missing, of another size than the encoder, or there are tensors that belong
-            to no head.
+        UserError: adapter.head: a tensor is missing, of another size, or belongs to no head; model.head: the base's own
+            head reads more than the first token.
     """
     stock = stock_head(config)
     layers = [*stock.layers.values(), LINEAR]
@@ -93,9 +93,9 @@ def _require_names(source: str, got: Mapping[str, Tensor], expected: set[str], o
     missing, unexpected = sorted(expected - got.keys() - optional), sorted(got.keys() - expected)
     problems = [f"no tensors of the head: {', '.join(missing)}"] if missing else []
     if unexpected:
-        problems.append(f"unknown tensors: {', '.join(unexpected[:4])}")
+        problems.append(f"unknown tensors: {some(unexpected)}")
     if problems:
-        raise UserError("import.head", f"{source}: {'; '.join(problems)}")
+        raise UserError("adapter.head", f"{source}: {'; '.join(problems)}")
 
 
 def _require_sizes(source: str, state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
@@ -103,4 +103,4 @@ def _require_sizes(source: str, state: Mapping[str, Tensor], shapes: Mapping[str
         # the first size of the last layer is the number of classes, of the others it follows from the second
         if tensor.dim() != len(shapes[name]) or tensor.shape[1:] != shapes[name][1:]:
             expected = ", ".join(["...", *map(str, shapes[name][1:])])
-            raise UserError("import.head", f"{source}: expected ({expected}) for {name}, got {tuple(tensor.shape)}")
+            raise UserError("adapter.head", f"{source}: expected ({expected}) for {name}, got {tuple(tensor.shape)}")

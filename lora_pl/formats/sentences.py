@@ -1,4 +1,4 @@
-"""Real sentences on which an exported model is compared with the one that it was made of."""
+"""The sentences on which an export is compared with the checkpoint's model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.sources import HUB, SAMPLE, read_split
 from lora_pl.data.tasks import get_task
-from lora_pl.data.texts import Text
+from lora_pl.data.texts import Text, as_text
 from lora_pl.errors import UserError
 
 DEFAULT_COUNT = 256
@@ -59,5 +59,4 @@ def embedded_sentences(pairs: bool, count: int) -> Sentences:
 
 
 def _rows(columns: Sequence[Sequence[str]], count: int) -> tuple[Text, ...]:
-    rows = list(zip(*columns, strict=True))[: count or None]
-    return tuple(row[0] if len(row) == 1 else row for row in rows)
+    return tuple(as_text(row) for row in list(zip(*columns, strict=True))[: count or None])

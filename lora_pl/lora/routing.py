@@ -28,9 +28,7 @@ class Routing:
         self._rows: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self._masks: dict[tuple[object, ...], Tensor | None] = {}
 
-    def mask(
-        self, shape: tuple[int, ...], columns: tuple[tuple[str, int], ...], device: torch.device
-    ) -> Tensor | None:
+    def mask(self, shape: tuple[int, ...], columns: tuple[tuple[str, int], ...], device: torch.device) -> Tensor | None:
         """(rows, sum of ranks), bool: whether a column of the joined A belongs to another adapter than the row's.
 
         Args:

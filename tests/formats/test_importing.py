@@ -211,38 +211,6 @@ def test_files_that_would_run_code_or_are_no_adapter(tmp_path, tiny_encoder):
     assert not Path("harmed").exists()
 
 
-def test_archives_are_read_and_never_unpacked(folder, tmp_path):
-    expected = load_external(folder).logits(TEXTS)
-    for kind, name in (("zip", "a.zip"), ("gztar", "a.tar.gz")):
-        shutil.make_archive(str(tmp_path / "a"), kind, folder.parent, folder.name)
-        assert torch.equal(load_external(tmp_path / name).logits(TEXTS), expected)
-
-
-@pytest.mark.parametrize("name", ["../adapter_config.json", "/adapter_config.json", "a/../../adapter_config.json"])
-def test_archives_that_lead_outside(name, folder, tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr(name, "{}")
-    assert f"a path that leads outside: {name}" in fails(tmp_path / "a.zip", tmp_path)
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        member = tarfile.TarInfo(name)
-        archive.addfile(member)
-    assert "a path that leads outside" in fails(tmp_path / "a.tar", tmp_path)
-
-
-def test_archives_with_links_or_damage(folder, tmp_path):
-    os.symlink("/etc/passwd", tmp_path / "adapter_config.json")
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        archive.add(tmp_path / "adapter_config.json", "adapter_config.json")
-    assert "a link or special file: adapter_config.json" in fails(tmp_path / "a.tar", tmp_path)
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        member = zipfile.ZipInfo("adapter_config.json")
-        member.external_attr = 0o120777 << 16
-        archive.writestr(member, "/etc/passwd")
-    assert "a link or special file" in fails(tmp_path / "a.zip", tmp_path)
-    (tmp_path / "b.tar").write_bytes(b"no archive")
-    assert "damaged or no zip or tar archive" in fails(tmp_path / "b.tar", tmp_path)
-
-
 def test_a_full_disk(folder, tmp_path, monkeypatch):
     def fill(checkpoint, file):
         file.write(b"half")
