@@ -67,7 +67,7 @@ class Base:
         """
         pretrained = pretrained_head_layers(name) if head == "architecture" else None
         with torch.random.fork_rng(devices=[]):  # Transformers draws what the weights lack
-            encoder = load_encoder(name, dropout)
+            encoder = load_encoder(name, dropout=dropout)
         return cls(name, encoder.requires_grad_(False), load_tokenizer(name), pretrained)
 
     @property

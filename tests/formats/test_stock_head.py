@@ -6,8 +6,8 @@ from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import LinearHead, new_head
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UserError
-from lora_pl.formats.external_head import head_of
 from lora_pl.formats.external import ExternalAdapter
+from lora_pl.formats.external_head import head_of
 from lora_pl.formats.stock_head import (
     linear_head_of,
     require_representable,
