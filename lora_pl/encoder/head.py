@@ -31,10 +31,12 @@ class ArchitectureHead(nn.Module):
 
     def __init__(self, config: PretrainedConfig, outputs: int) -> None:
         super().__init__()
+        from transformers.activations import ACT2FN
+
         stock, size = stock_head(config), config.hidden_size
         self.input_dropout = nn.Dropout(stock.probability(config, stock.input_dropout))
-        self.dense = nn.Linear(size, size, bias=stock.has_dense_bias(config))
-        self.activation = stock.activation_of(config)
+        self.dense = nn.Linear(size, size, bias=stock.dense_bias is None or getattr(config, stock.dense_bias))
+        self.activation = ACT2FN[stock.activation_name(config)]
         self.norm = nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias) if stock.norm else nn.Identity()
         self.dropout = nn.Dropout(stock.probability(config, stock.dropout))
         self.out_proj = nn.Linear(size, outputs)

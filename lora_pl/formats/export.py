@@ -80,11 +80,6 @@ class Export(ABC):
             raise UserError("export.flags", f"the format {self.name} has no option {', '.join(sorted(unknown))}")
 
     @property
-    def relative_tolerance(self) -> float:
-        """That of the options' dtype."""
-        return self.relative_tolerances[self.options.dtype]
-
-    @property
     def reader(self) -> str:
         """The program that `logits` reads with, and its version."""
         return f"{self.program} {import_module(self.program).__version__}"

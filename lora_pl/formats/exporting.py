@@ -77,7 +77,8 @@ def export_checkpoint(
 
 def _compared(export: Export, folder: Path, sentences: Sentences) -> dict[str, Comparison]:
     expected, got = export.model.logits(sentences.texts), export.logits(folder, sentences.texts)
-    comparisons = {export.name: compare(export, expected, got, sentences, export.relative_tolerance)}
+    tolerance = export.relative_tolerances[export.options.dtype]
+    comparisons = {export.name: compare(export, expected, got, sentences, tolerance)}
     for name, logits in export.extra_files(folder, sentences.texts).items():
         comparisons[name] = compare(export, expected, logits, sentences, float("inf"))
     return comparisons

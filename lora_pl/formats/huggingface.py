@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lora_pl.data.texts import Text
 from lora_pl.encoder.loading import load_config, quiet_transformers
-from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
 from lora_pl.formats.merging import merged_state
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
@@ -18,8 +17,8 @@ from lora_pl.formats.stock_model import (
     HERE,
     read_logits,
     save_tokenizer,
+    stock_class,
     stock_config,
-    stock_shapes,
 )
 
 WEIGHTS = "model.safetensors"
@@ -61,15 +60,10 @@ class HuggingFaceExport(Export):
         from safetensors.torch import save_file
 
         config = stock_config(self.model, self.dtype)
-        shapes = stock_shapes(config)
+        prefix = stock_class(config).base_model_prefix
         merged = merged_state(self.model.encoder, self.dtype, self.merge_dtype)
-        state = {f"{shapes.base_model_prefix}.{name}": tensor for name, tensor in merged.items()}
+        state = {f"{prefix}.{name}": tensor for name, tensor in merged.items()}
         state |= stock_head_state(self.model.head, config, self.dtype)
-        expected = {name: tensor.shape for name, tensor in shapes.state_dict().items()}
-        if {name: tensor.shape for name, tensor in state.items()} != expected:
-            raise UserError(
-                "model.encoder", f"{type(shapes).__name__} is not built of this encoder and one head on top"
-            )
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(folder)
         save_tokenizer(self.model, str(folder))

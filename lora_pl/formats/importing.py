@@ -97,7 +97,7 @@ def load_external(source: str | Path, options: ImportOptions = ImportOptions()) 
 def _built(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassifier:
     settings = {**adapter.settings, **options.given()}
     lora_dropout = settings.pop("lora_dropout", 0.0)
-    if "encoder" not in settings:
+    if settings.get("encoder") is None:
         raise UserError(
             "import.encoder", f"{adapter.source}: the file does not name its base; give --encoder, such as roberta-base"
         )
@@ -141,7 +141,7 @@ def checkpoint_of(model: LoRAClassifier) -> dict[str, Any]:
 
 
 def lora_config(layers: Mapping[str, ExternalLayer], linear: Collection[str]) -> LoRAConfig:
-    """The configuration that gives `layers`, among all `linear` ones, their rank and alpha; the commonest are the default."""
+    """The configuration that adapts `layers`, and no others of `linear`, with their ranks and alphas."""
     ranks = {name: layer.r for name, layer in layers.items()}
     alphas = {name: float(layer.alpha or 0) for name, layer in layers.items()}
     r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))

@@ -70,7 +70,7 @@ def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any
         return {}, None
     record = parse_record(files[RECORD], source)
     kept = ("encoder", "task", "label_names", "pairs", "max_length")
-    return {key: record["hyper_parameters"][key] for key in kept}, record["base"]
+    return {key: value for key, value in record["hyper_parameters"].items() if key in kept}, record["base"]
 
 
 def parse_config(data: bytes, source: str) -> dict[str, Any]:

@@ -164,6 +164,7 @@ def test_damaged_tensors(folder, tmp_path, tiny_encoder):
         ({"task_type": "CAUSAL_LM"}, "adapter.unsupported", "CAUSAL_LM"),
         ({"r": "four"}, "adapter.unsupported", "four"),
         ({"base_model_name_or_path": "./nowhere"}, "model.encoder", "./nowhere"),
+        ({"base_model_name_or_path": None}, "import.encoder", "--encoder"),
     ],
 )
 def test_configurations(changes, key, named, folder, tmp_path):
