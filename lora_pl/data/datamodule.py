@@ -17,7 +17,8 @@ from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
-from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens, takes_packed_rows
+from lora_pl.encoder.architectures import architecture_of
+from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
 
@@ -170,7 +171,7 @@ class SentenceDataModule(LightningDataModule):
     @cached_property
     def batching(self) -> Batching:
         """How batches are made: as asked for, but padded where the encoder takes nothing else."""
-        if self._given_batching == "packed" and not takes_packed_rows(load_config(self.encoder)):
+        if self._given_batching == "packed" and not architecture_of(load_config(self.encoder)).packed:
             say(f"batching: {self.encoder} takes no packed rows, so batches are padded to their longest sentence")
             return "padded"
         return self._given_batching

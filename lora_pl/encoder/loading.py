@@ -116,11 +116,6 @@ def max_tokens(config: PretrainedConfig) -> int:
     return positions - architecture_of(config).first_position(config)
 
 
-def takes_packed_rows(config: PretrainedConfig) -> bool:
-    """Whether sentences may lie in one row without padding."""
-    return architecture_of(config).packed
-
-
 def _require_bidirectional(name: str, config: PretrainedConfig) -> None:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
     from transformers import MODEL_FOR_MASKED_LM_MAPPING as MASKED

@@ -112,8 +112,20 @@ def layer_settings(config: Mapping[str, Any], name: str) -> tuple[int, float]:
 
 
 def targeted(config: Mapping[str, Any], linear_layers: Iterable[str]) -> list[str]:
-    """The layers of the stock model that PEFT adapts by this configuration, those that it saves whole left out."""
-    return [name for name in linear_layers if _is_target(config, name)]
+    """The layers that PEFT adapts by this configuration, without those that it saves whole.
+
+    None for `layers_to_transform`, whose patterns differ between versions of PEFT.
+    """
+    if config.get("layers_to_transform") not in (None, []):
+        return []
+    whole = [re.compile(rf"(^|.*\.){module}($|\..*)") for module in config.get("modules_to_save") or ()]
+    return [
+        name
+        for name in linear_layers
+        if _named(config.get("target_modules"), name)
+        and not _named(config.get("exclude_modules"), name)
+        and not any(pattern.match(name) for pattern in whole)
+    ]
 
 
 def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:
@@ -145,22 +157,6 @@ def _variant_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
     found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name))
     return next(found, default)
-
-
-def _is_target(config: Mapping[str, Any], name: str) -> bool:
-    if _named(config.get("exclude_modules"), name):
-        return False
-    if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in config.get("modules_to_save") or ()):
-        return False
-    if not _named(config.get("target_modules"), name):
-        return False
-    layers = config.get("layers_to_transform")
-    if layers is None or layers == [] or isinstance(config.get("target_modules"), str):
-        return True
-    pattern = config.get("layers_pattern") or r"[^.]*"
-    prefixes = [pattern] if isinstance(pattern, str) else pattern
-    found = next((m for p in prefixes if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
-    return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
 
 
 def _named(targets: Any, name: str) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora_pl.lora.bank_layer import BankLinear, Current
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.injection import layers_to_adapt, linear_layers, replace_module
+from lora_pl.lora.injection import layers_to_adapt, linear_layers
 from lora_pl.lora.layer import lora_layers
 from lora_pl.lora.routing import Routing
 from lora_pl.lora.state import copy_state
@@ -75,7 +75,7 @@ class AdapterBank:
                 (above a layer's size), or state (does not fit). The bank is then unchanged.
         """
         if name in self.configs:
-            raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or replace it")
+            raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or remove it first")
         for target in layers_to_adapt(self._linear, config):
             self._layer(target).add(name, config.of_layer(target))
         self.configs[name] = config
@@ -92,19 +92,8 @@ class AdapterBank:
         for place, layer in self.layers.items():
             layer.remove(name)
             if not layer.adapters:
-                replace_module(self.model, place, self._linear[place].train(layer.training))
+                self.model.set_submodule(place, self._linear[place].train(layer.training))
         del self.configs[name]
-
-    def replace(self, name: str, config: LoRAConfig, state: Mapping[str, Tensor] | None = None) -> None:
-        """`remove`, then `add`; if the new one does not fit, the old one stays."""
-        self._require(name)
-        old_config, old_state = self.configs[name], self.state_dict(name)
-        self.remove(name)
-        try:
-            self.add(name, config, state)
-        except LoRAError:
-            self.add(name, old_config, old_state)
-            raise
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """An adapter's tensors, as `adapter_state_dict` gives them; they share the bank's memory."""
@@ -148,7 +137,7 @@ class AdapterBank:
         layer = self.model.get_submodule(place)
         if not isinstance(layer, BankLinear):
             layer = BankLinear(self._linear[place], self._current)
-            replace_module(self.model, place, layer)
+            self.model.set_submodule(place, layer)
         return layer
 
     def _named(self, name: str) -> dict[str, nn.Parameter]:

@@ -29,15 +29,14 @@ class Routing:
         self._masks: dict[tuple[object, ...], Tensor | None] = {}
 
     def mask(self, shape: tuple[int, ...], columns: tuple[tuple[str, int], ...], device: torch.device) -> Tensor | None:
-        """(rows, sum of ranks), bool: whether a column of the joined A belongs to another adapter than the row's.
+        """(rows, sum of ranks), bool: whether a column belongs to another adapter than the row's; None if none does.
+
+        Computed once per kind of input, then kept for the other layers.
 
         Args:
-            shape: The input's but for the features: (1, tokens), (1, segments), (segments,) or (segments, length).
-            columns: The adapters that are joined, and their ranks.
-            device: Where it is wanted.
-
-        Returns:
-            None where every row takes every column. Made once per kind of input, then kept for the other layers.
+            shape: The input's without the features: (1, tokens), (1, segments), (segments,) or (segments, length).
+            columns: The joined adapters and their ranks.
+            device: The input's.
         """
         key = (shape, columns, device)
         if key not in self._masks:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, batches_of_like_length
 from lora_pl.data.tokens import Tokens, tokenize
-from lora_pl.encoder.architectures import module_names
+from lora_pl.encoder.architectures import architecture_of, module_names
 from lora_pl.encoder.dropout import use_bulk_dropout
 from lora_pl.encoder.dtype import cast_frozen
 from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.fingerprint import base_fingerprints
 from lora_pl.encoder.head import ArchitectureHead, HeadKind, LinearHead, new_head
-from lora_pl.encoder.loading import load_encoder, load_tokenizer, max_tokens, pretrained_head_layers, takes_packed_rows
+from lora_pl.encoder.loading import load_encoder, load_tokenizer, max_tokens, pretrained_head_layers
 from lora_pl.encoder.packing import Packing
 from lora_pl.lora import LoRAConfig, inject_lora
 
@@ -48,7 +48,7 @@ class Base:
         self.fingerprints = base_fingerprints(name, encoder, tokenizer)
         """`{"encoder", "weights", "vocabulary"}`: what a checkpoint says of its base."""
         self.reader = FirstTokenFeatures(encoder)
-        self.batching: Batching = "packed" if takes_packed_rows(self.config) else "padded"
+        self.batching: Batching = "packed" if architecture_of(self.config).packed else "padded"
         """The batches that the encoder takes: packed where it can."""
         self.dtype = torch.float32
         """What the frozen weights are kept in, norms aside."""

@@ -118,22 +118,19 @@ def test_lies_over_the_frozen_weight_without_a_copy():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_replace_and_load_by_name():
+def test_load_by_name_is_strict():
     bank, singles = banked()
-    bank.replace("one", CONFIGS["four.v2"], adapter_state_dict(singles["four.v2"]))
-    x = torch.randn(1, 2, 6)
-    with bank.route(["one"], [2]):
-        assert_equal_to_rounding(bank.model(x), singles["four.v2"](x), TERMS)
     kept = copy.deepcopy(bank.state_dict("half"))
-    with pytest.raises(LoRAError) as error:  # and the old one stays
-        bank.replace("half", CONFIGS["half"], adapter_state_dict(singles["one"]))
-    assert error.value.key == "state"
-    assert all(torch.equal(tensor, kept[key]) for key, tensor in bank.state_dict("half").items())
     poisoned = {key: tensor * float("nan") for key, tensor in kept.items()}
+    for state in (adapter_state_dict(singles["one"]), poisoned):
+        with pytest.raises(LoRAError) as error:
+            bank.load("half", state)
+        assert error.value.key == "state"
+        assert all(torch.equal(tensor, kept[key]) for key, tensor in bank.state_dict("half").items())
     with pytest.raises(LoRAError) as error:
-        bank.load("half", poisoned)
+        bank.add("other", CONFIGS["half"], adapter_state_dict(singles["one"]))
     assert error.value.key == "state"
-    assert all(torch.equal(tensor, kept[key]) for key, tensor in bank.state_dict("half").items())
+    assert bank.names == list(CONFIGS)
 
 
 @pytest.mark.parametrize(
