@@ -93,6 +93,11 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
         )
     if config.get("task_type") not in (None, "SEQ_CLS", "FEATURE_EXTRACTION"):
         raise UserError("adapter.unsupported", f"{source}: expected task_type SEQ_CLS, got {config['task_type']!r}")
+    try:
+        for pattern in (*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())):
+            re.compile(pattern)
+    except re.error as error:
+        raise UserError("adapter.damaged", f"{source}: {CONFIG} has a damaged pattern: {error}") from error
     problems = list(_unrepresentable(config))
     if problems:
         raise UserError(
@@ -114,7 +119,7 @@ def layer_settings(config: Mapping[str, Any], name: str) -> tuple[int, float]:
 def targeted(config: Mapping[str, Any], linear_layers: Iterable[str]) -> list[str]:
     """The layers that PEFT adapts by this configuration, without those that it saves whole.
 
-    None for `layers_to_transform`, whose patterns differ between versions of PEFT.
+    Empty if `layers_to_transform` selects blocks: a layer without tensors is then not noticed.
     """
     if config.get("layers_to_transform") not in (None, []):
         return []

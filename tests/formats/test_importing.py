@@ -163,6 +163,7 @@ def test_damaged_tensors(folder, tmp_path, tiny_encoder):
         ({"peft_type": "IA3"}, "adapter.unsupported", "IA3"),
         ({"task_type": "CAUSAL_LM"}, "adapter.unsupported", "CAUSAL_LM"),
         ({"r": "four"}, "adapter.unsupported", "four"),
+        ({"rank_pattern": {"query[": 2}}, "adapter.damaged", "pattern"),
         ({"base_model_name_or_path": "./nowhere"}, "model.encoder", "./nowhere"),
         ({"base_model_name_or_path": None}, "import.encoder", "--encoder"),
     ],
