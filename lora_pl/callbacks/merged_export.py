@@ -53,6 +53,6 @@ class MergedExport(Callback):
         if isinstance(data, SentenceDataModule):
             try:
                 return sentences_of(data, self.sentences)
-            except UserError:  # gone since it was read
+            except UserError:  # deleted since it was read
                 pass
         return embedded_sentences(bool(pl_module.hparams["pairs"]), self.sentences)

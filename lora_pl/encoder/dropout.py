@@ -15,7 +15,7 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class BulkDropout(nn.Dropout):
-    """`nn.Dropout` with PyTorch's own kernel replaced on the CPU, where it draws element by element.
+    """`nn.Dropout` without PyTorch's kernel on the CPU, which draws element by element.
 
     Four elements share a 64-bit draw, and the mask is applied to the numbers' bits: some ten times as fast. Each
     element is dropped with probability p (to 2^-15) independently of all others, and the others are scaled by

@@ -24,5 +24,5 @@ def cast_frozen(encoder: nn.Module, dtype: torch.dtype) -> None:
         kept = torch.float32 if isinstance(module, nn.LayerNorm) else dtype
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad and parameter.is_floating_point():
-                # a copy in any case: a single tensor left would keep the whole weight file in memory
+                # always a copy: a single tensor left would keep the whole weight file in memory
                 parameter.data = parameter.data.to(kept, copy=True)

@@ -53,7 +53,7 @@ class ArchitectureHead(nn.Module):
 def new_head(
     kind: HeadKind, config: PretrainedConfig, outputs: int, pretrained: Mapping[str, nn.Module] | None = None
 ) -> LinearHead | ArchitectureHead:
-    """A head drawn at random, but for the layers of an architecture head that are `pretrained`."""
+    """A head drawn at random; layers of an architecture head start from those in `pretrained`."""
     if kind == "linear":
         return LinearHead(config, outputs)
     head = ArchitectureHead(config, outputs)

@@ -30,8 +30,8 @@ def local_path(name: str) -> str:
         what = "has no config.json" if folder.is_dir() else "is no folder"
         raise UserError(
             "model.encoder",
-            f"{name} {what}; expected a hub name such as roberta-base, a folder that save_pretrained wrote, "
-            f"or {PACKAGE_SCHEME}NAME/PATH",
+            f"{name} {what}; expected a hub name such as roberta-base, a folder written by save_pretrained, or "
+            f"{PACKAGE_SCHEME}NAME/PATH",
         )
     return str(folder)
 

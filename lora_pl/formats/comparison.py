@@ -56,7 +56,7 @@ def compare(export: Export, expected: Tensor, got: Tensor, sentences: Sentences,
         len(expected), sentences.source, largest, flipped, tolerance, export.reader,
         _metrics(export.model, expected, sentences), _metrics(export.model, got, sentences),
     )  # fmt: skip
-    if not largest <= tolerance:  # nor where it is NaN
+    if not largest <= tolerance:  # NaN too
         raise UserError(
             "export.differs", f"the export differs from the checkpoint's model: {comparison}; nothing was written"
         )

@@ -63,7 +63,7 @@ class ExternalAdapter:
     expected_layers: Mapping[str, Any] | None = None
     """PEFT's description of the layers that must be there."""
     linear_head: bool = False
-    """Whether `classifier.weight` is a linear head on the first token whatever the architecture."""
+    """Whether `classifier.weight` is a linear head on the first token in every architecture."""
 
 
 def split_layers(

@@ -127,7 +127,7 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassifier:
 
 
 def checkpoint_of(model: LoRAClassifier) -> dict[str, Any]:
-    """What Lightning would save of a model that has not been trained here."""
+    """The checkpoint that Lightning would save of an untrained model."""
     checkpoint = {
         "epoch": 0,
         "global_step": 0,
@@ -156,8 +156,8 @@ def lora_config(layers: Mapping[str, ExternalLayer], linear: Collection[str]) ->
 
 
 def _targets(adapted: Collection[str], linear: Collection[str]) -> list[str]:
-    """The last parts of names (`query`), else what follows the layer's number (`attention.self.query`), else the
-    whole names: whatever matches the layers `adapted` and none else of `linear`."""
+    """Targets that match the layers `adapted` and no others of `linear`: the last parts of names (`query`), else what
+    follows the block's number (`attention.self.query`), else whole names."""
     for before in (r"^.*\.", r"^.*\.\d+\."):
         targets = dict.fromkeys(re.sub(before, "", name) for name in adapted)
         if {name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)} == set(adapted):
@@ -168,10 +168,7 @@ def _targets(adapted: Collection[str], linear: Collection[str]) -> list[str]:
 def _placed(
     adapter: ExternalAdapter, config: PretrainedConfig, options: ImportOptions
 ) -> tuple[dict[str, ExternalLayer], ExternalLayer | None]:
-    """The updates of the encoder's own layers by their names there, and that of the head's first layer.
-
-    PEFT's "all-linear" adapts BERT's pooler too, which is the head's first layer.
-    """
+    """The adapters of the encoder's layers by name, and that of the head's first layer ("all-linear" on BERT)."""
     stock = stock_shapes(config)
     linear = {name: module for name, module in stock.named_modules() if isinstance(module, nn.Linear)}
     renamed = {_name_in(name, linear, adapter.source): layer for name, layer in adapter.layers.items()}
@@ -195,7 +192,7 @@ def _placed(
 
 
 def _name_in(name: str, linear: Mapping[str, Any], source: str) -> str:
-    """The stock model's name of a layer, whatever stands before it in the file (`module.`, `model.`)."""
+    """The stock model's name of a layer, without a prefix that the file adds (`module.`, `model.`)."""
     parts = name.split(".")
     found = [".".join(parts[start:]) for start in range(len(parts))]
     match = next((candidate for candidate in found if candidate in linear), None)

@@ -17,11 +17,11 @@ DEFAULT_COUNT = 256
 
 @dataclass(frozen=True)
 class Sentences:
-    """Texts (or pairs of them), their labels where they are of the model's task, and where they come from."""
+    """Texts (or pairs), their labels if they are of the model's task, and their source."""
 
     texts: tuple[Text, ...]
     labels: tuple[float, ...]
-    """Class ids or scores; none where the texts are not of the model's task."""
+    """Class ids or scores; empty if the texts are not of the model's task."""
     source: str
 
 
@@ -37,7 +37,7 @@ def sentences_of(data: SentenceDataModule, count: int) -> Sentences:
 def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
     """Sentences of the validation split of the checkpoint's data, without a network.
 
-    Where that is on the hub, or has gone, the embedded sentences stand in.
+    The embedded sentences are used instead if that is on the hub or was deleted.
     """
     settings = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     labels = {"label_names": checkpoint["hyper_parameters"]["label_names"]}

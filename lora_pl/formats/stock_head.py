@@ -41,7 +41,7 @@ def stock_head_state(head: nn.Module, config: PretrainedConfig, dtype: torch.dty
         if name.startswith(f"{own}.")
     }
     if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise UserError("export.dtype", f"the head's weights are out of the range of {dtype}; take float32 or bfloat16")
+        raise UserError("export.dtype", f"the head's weights are out of the range of {dtype}; use float32 or bfloat16")
     return state
 
 
@@ -76,7 +76,7 @@ def head_notes(head: nn.Module) -> tuple[str, ...]:
         return ()
     return (
         "Load it in float32 or bfloat16. Its head is linear, written as out(tanh(dense(h))) with dense = 2^-16 I, for "
-        "which float16 has no room: there, take `lora_pl export --format hf --dtype float16`.\n",
+        "which float16 has no room; for float16 use `lora_pl export --format hf --dtype float16`.\n",
     )
 
 

@@ -250,7 +250,7 @@ def test_a_base_of_16_bits_computes_the_same_to_its_rounding(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_copies_are_apart(kind):
+def test_copies_are_independent(kind):
     features, encoder = made(kind)
     ids = sentences([5, 3])
     way = packed if kind in PACKED else padded

@@ -57,6 +57,8 @@ def test_regression_head_and_full_fine_tuning(make_model, tmp_path):
         found = export_checkpoint(path, tmp_path / str(index) / "hf", sentences=16)["hf"]
         assert found.largest_logit_change < rounding(TINY_TERMS, scale=5)
         assert found.flipped == 0
+        title = next(line for line in (tmp_path / str(index) / "hf" / "README.md").open() if line.startswith("# "))
+        assert ("LoRA merged" in title) == (model.hparams["method"] == "lora")
 
 
 def test_a_head_that_the_architecture_cannot_hold_is_refused(make_model, tmp_path):

@@ -87,7 +87,7 @@ def test_declares_its_parameters_in_order(variant):
     assert [p for p in layer.parameters() if p.requires_grad] == list(own.values())
 
 
-def test_peft_names_every_parameter_and_tells_variants_apart(variant):
+def test_peft_names_every_parameter_and_chooses_its_variant(variant):
     own = VARIANTS[variant]
     if own.peft_settings is None:
         pytest.skip("PEFT does not have this variant")
