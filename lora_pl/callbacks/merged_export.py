@@ -21,7 +21,7 @@ class MergedExport(Callback):
     The trained model stays as it is: the export is made from the checkpoint and the base's own source.
 
     Args:
-        folder: Where to; by default `merged` beside the checkpoint. What an earlier run left there is replaced.
+        folder: By default `merged` beside the checkpoint. What an earlier run left there is replaced.
         format: hf, peft, onnx or adapter.
         dtype: The type of the written weights.
         sentences: How many validation sentences to compare on; 0: all.
@@ -53,6 +53,6 @@ class MergedExport(Callback):
         if isinstance(data, SentenceDataModule):
             try:
                 return sentences_of(data, self.sentences)
-            except UserError:  # gone since it was read
+            except UserError:  # deleted since it was read
                 pass
         return embedded_sentences(bool(pl_module.hparams["pairs"]), self.sentences)

@@ -30,9 +30,7 @@ def run(args: list[str]) -> None:
 def make_parser() -> Parser:
     """The verb's options: the fields of `ImportOptions`."""
     parser = Parser(prog="lora_pl import", description="Make a checkpoint of an adapter that another program trained.")
-    parser.add_argument(
-        "source", nargs="?", help="A folder or an archive of PEFT's or of an adapter export, or a file of tensors."
-    )
+    parser.add_argument("source", nargs="?", help="A folder of PEFT or of an adapter export, or a file of tensors.")
     parser.add_argument("--output", type=str | None, help="The checkpoint; by default checkpoints/NAME/best.ckpt.")
     parser.add_class_arguments(ImportOptions, None)
     return parser

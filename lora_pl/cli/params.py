@@ -11,7 +11,7 @@ from lora_pl.cli.parser import Parser
 from lora_pl.data.tasks import get_task
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import module_names
-from lora_pl.encoder.head import HeadKind, needs_pooler, new_head, take_pooler
+from lora_pl.encoder.head import HeadKind, new_head
 from lora_pl.encoder.loading import build_encoder, load_config
 from lora_pl.errors import UsageError
 from lora_pl.lora import LoRAConfig, inject_lora, mark_only_lora_as_trainable
@@ -47,19 +47,19 @@ def make_parser() -> Parser:
 def counts_at_rank(config: Any, lora: LoRAConfig, head: HeadKind, outputs: int) -> ParameterCounts:
     """The counts of an encoder of the configuration's shape, made on the meta device."""
     with torch.device("meta"):
-        encoder = build_encoder(config, with_pooler=needs_pooler(head, config))
+        encoder = build_encoder(config)
         model = torch.nn.ModuleDict({"encoder": encoder, "head": new_head(head, config, outputs)})
-        take_pooler(encoder)
         inject_lora(encoder, module_names(lora, config))
     mark_only_lora_as_trainable(model, also=(model["head"],))
     return count_parameters(model["encoder"], model["head"])
 
 
 def pooler_parameters(config: Any) -> int:
-    """The parameters of the pooler that `AutoModel` adds by default and that is left out here."""
+    """The parameters of the pooler that `AutoModel` adds by default and that lora_pl leaves out."""
+    from transformers import AutoModel
+
     with torch.device("meta"):
-        with_pooler, without = (build_encoder(config, with_pooler=pooler) for pooler in (True, False))
-    return int(with_pooler.num_parameters() - without.num_parameters())
+        return int(AutoModel.from_config(config).num_parameters() - build_encoder(config).num_parameters())
 
 
 def _table(counts: dict[int, ParameterCounts], encoder: str) -> Any:

@@ -18,7 +18,8 @@ from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
 from lora_pl.data.tasks import CUSTOM, Task, get_task
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
-from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens, takes_packed_rows
+from lora_pl.encoder.architectures import architecture_of
+from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
 
@@ -161,7 +162,7 @@ class SentenceDataModule(LightningDataModule):
     def batching(self) -> Batching:
         """packed or padded as asked for, but padded if the encoder takes nothing else."""
         given: Batching = self.hparams["batching"]
-        if given == "packed" and not takes_packed_rows(load_config(self.encoder)):
+        if given == "packed" and not architecture_of(load_config(self.encoder)).packed:
             say(f"batching: {self.encoder} can't be packed, so batches are padded to their longest sentence")
             return "padded"
         return given

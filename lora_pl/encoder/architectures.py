@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
@@ -21,8 +19,8 @@ class StockHead:
 
     .. math:: z = \mathrm{out}(\mathrm{dropout}(\mathrm{norm}(f(\mathrm{dense}(\mathrm{dropout}(h))))))
 
-    Dropout on h and the norm are there where the row names them. Layers are named as in the stock model's state, and
-    probabilities by settings of the configuration, of which the first that is not None holds.
+    Dropout on h and the norm exist if the row names them. Layers are named as in the stock model's state, probabilities
+    by settings of the configuration, of which the first that is not None counts.
     """
 
     dense: str = "classifier.dense"
@@ -35,62 +33,49 @@ class StockHead:
     """f's name in Transformers, or the setting that holds it."""
     dropout: tuple[str, ...] = ("classifier_dropout", "hidden_dropout_prob")
     input_dropout: tuple[str, ...] = ()
-    """On h; empty where there is none."""
+    """On h."""
     dense_bias: str | None = None
-    """The setting that says whether `dense` has a bias; None where it always has."""
+    """The setting that says whether `dense` has a bias; None if it always has."""
     pretrained: tuple[str, ...] = ()
-    """The layers that start as the base's weights have them, where they do (BERT's pooler)."""
+    """The layers that the base's weights may hold (BERT's pooler)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What the configuration must say for the stock model to read the first token."""
 
     @property
     def layers(self) -> dict[str, str]:
-        """`{"dense", "out_proj"}` and, where there is one, `"norm"`: the stock model's name of each."""
+        """The stock model's names of `dense`, `out_proj` and, if there is one, `norm`."""
         return {"dense": self.dense, "out_proj": self.out_proj, **({"norm": self.norm} if self.norm else {})}
 
     @property
     def can_be_linear(self) -> bool:
-        """Whether some weights make it linear in h: tanh is the identity on small numbers, others are not."""
+        """Whether some weights make it linear in h, as tanh is the identity on small numbers."""
         return self.activation == "tanh" and self.norm is None
 
     def activation_name(self, config: PretrainedConfig) -> str:
         """f's name in Transformers' table of activations."""
         return str(getattr(config, self.activation, self.activation))
 
-    def activation_of(self, config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
-        """f."""
-        from transformers.activations import ACT2FN
-
-        function: Callable[[Tensor], Tensor] = ACT2FN[self.activation_name(config)]
-        return function
-
     def probability(self, config: PretrainedConfig, names: tuple[str, ...]) -> float:
         """The first of the settings `names` that is not None, else 0."""
         return next((float(p) for name in names if (p := getattr(config, name, None)) is not None), 0.0)
 
-    def has_dense_bias(self, config: PretrainedConfig) -> bool:
-        """Whether `dense` has a bias."""
-        return self.dense_bias is None or bool(getattr(config, self.dense_bias))
-
 
 @dataclass(frozen=True)
 class LastBlock:
-    """Where the last block's rows that nothing reads can end: what follows attention works row by row."""
+    """Where the last block can drop the rows that nothing reads: what follows attention works row by row."""
 
     layers: str = "encoder.layer"
     """The list of blocks."""
-    attention: str = "attention"
-    """A block's attention, its output layer included."""
     output: str = "attention.output"
-    """What is given (attention's output, residual) and is followed by nothing but work on rows."""
+    """What takes (attention's output, residual), below a block."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How an encoder is built, as far as anything here asks.
+    """How an encoder is built.
 
-    A packed architecture attends through Transformers' AttentionInterface and takes `position_ids`. Where a layer
-    attends locally, Transformers itself hands its window to the attention function (`sliding_window`).
+    A packed architecture attends through Transformers' AttentionInterface, which hands a layer's local window to the
+    attention function (`sliding_window`), and takes `position_ids`.
     """
 
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -98,23 +83,23 @@ class Architecture:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By the name of a linear layer that computes several roles at once: their names, in equal parts of its rows."""
     positions_after_padding: bool = False
-    """Whether positions are pad_token_id + 1, pad_token_id + 2, ...: the table's first rows are then never used."""
+    """Whether positions are pad_token_id + 1, pad_token_id + 2, ..."""
     dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    """The configuration's settings for all dropout in the encoder."""
+    """The configuration's settings of all dropout in the encoder."""
     packed: bool = False
     """Whether sentences may lie in one row without padding."""
     last_block: LastBlock | None = None
-    """None where every row must go through the last block."""
+    """None if every row must go through the last block."""
     head: StockHead | None = None
     shares_batches: bool = True
-    """Whether sentences of several adapters may lie in one batch: all that an adapted layer sees is sentences' rows."""
+    """Whether a batch may mix adapters: its adapted layers see nothing but rows of sentences."""
 
     def first_position(self, config: PretrainedConfig) -> int:
         """The position id of a sentence's first token."""
         return int(config.pad_token_id) + 1 if self.positions_after_padding else 0
 
     def has_token_types(self, config: PretrainedConfig) -> bool:
-        """Whether the second text of a pair is told apart by `token_type_ids`."""
+        """Whether `token_type_ids` mark the second text of a pair."""
         return int(getattr(config, "type_vocab_size", 0)) > 1
 
 
@@ -188,7 +173,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             dropout=("cls_dropout", "hidden_dropout_prob"),
             input_dropout=("pooler_dropout",),
         ),
-        shares_batches=False,  # query and key are applied to the relative positions, too
+        shares_batches=False,  # query and key are also applied to the relative positions
     ),
     "mpnet": Architecture(
         roles={"query": "attn.q", "key": "attn.k", "value": "attn.v"} | BLOCK_ROLES | {"attention_output": "attn.o"},
@@ -202,33 +187,37 @@ OTHERS = Architecture(dropouts=tuple(dict.fromkeys(name for row in ARCHITECTURES
 
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
-    """The row of the configuration's `model_type`, or what holds of any encoder."""
+    """The row of the configuration's `model_type`, `OTHERS` if there is none."""
     return ARCHITECTURES.get(config.model_type, OTHERS)
 
 
 def stock_head(config: PretrainedConfig) -> StockHead:
-    """The architecture's own head; a UserError where it is not known."""
+    """The architecture's own head.
+
+    Raises:
+        UserError: model.head: it is not known.
+    """
     head = architecture_of(config).head
     if head is None:
         known = ", ".join(name for name, row in ARCHITECTURES.items() if row.head)
         raise UserError(
-            "model.head", f"architecture is known for {known}, not for {config.model_type}; take --model.head linear"
+            "model.head", f"architecture is known for {known}, not for {config.model_type}; use --model.head linear"
         )
     return head
 
 
 def require_shared_batches(config: PretrainedConfig) -> None:
-    """Raise a UserError where an adapted layer sees what belongs to no sentence, and so to no adapter."""
+    """Raise a UserError: model.encoder: an adapted layer sees what belongs to no sentence, and so to no adapter."""
     if not architecture_of(config).shares_batches:
         raise UserError(
             "model.encoder",
-            f"{config.model_type} applies its layers to relative positions too, which all sentences of a batch share: "
-            "several adapters can't share one; load each checkpoint as a LoRAClassifier",
+            f"{config.model_type} also applies its layers to relative positions, which all sentences of a batch share, "
+            "so adapters can't share a batch; load each checkpoint as a LoRAClassifier",
         )
 
 
 def module_names(lora: LoRAConfig, config: PretrainedConfig) -> LoRAConfig:
-    """`lora` with every role's name (`query`, `mlp_up`) replaced by the target that matches its layers."""
+    """`lora` with every role (`query`, `mlp_up`) replaced by the target that matches its layers."""
     names = architecture_of(config).roles
     return replace(
         lora,

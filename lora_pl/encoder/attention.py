@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "lora_pl_packed"
-"""What the attention goes by in a configuration's `attn_implementation`."""
+"""The attention's name in a configuration's `attn_implementation`."""
 
 
 def use_packed_attention(encoder: PreTrainedModel) -> None:
-    """Let `encoder(..., packing=Packing(lengths))` take a packed row; without `packing` it works as before."""
+    """Let `encoder(..., packing=Packing(lengths))` take a packed row; without `packing` nothing changes."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -40,19 +40,21 @@ def packed_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling) v within each sentence of the row, and within the window where there is one.
+    """softmax(q k^T * scaling) v within each sentence of a packed row, and within the window if there is one.
+
+    Without `packing` the input is padded: PyTorch's own attention computes it, with `attention_mask` and `kwargs`.
 
     Args:
         module: The attention layer.
         query: (1, heads, tokens, head size), as key and value.
         key: See query.
         value: See query.
-        attention_mask: Used where there is no packing; it holds the window then.
+        attention_mask: For padded input; it contains the window.
         scaling: By default 1 / sqrt(head size).
         dropout: On the attention's probabilities.
-        packing: The row's sentences; without it the input is padded, and PyTorch's own attention takes it.
-        sliding_window: As Transformers passes it: a token attends to those less than this many places away.
-        kwargs: Passed on to PyTorch's own attention.
+        packing: The row's sentences.
+        sliding_window: A token attends to those less than this many places away.
+        kwargs: For padded input.
 
     Returns:
         (1, tokens, heads, head size), and no probabilities.
@@ -94,10 +96,10 @@ def _by_kernel(
 
 
 class _GroupedAttention(torch.autograd.Function):
-    """Attention in groups of sentences of like length, padded within attention only.
+    """Attention in groups of sentences of similar length, padded within attention only.
 
     Query, key and value are (tokens x heads, head size). Written by hand because padding and its reverse are
-    permutations but for the padding itself: both directions are plain gathers, where autograd would scatter and add.
+    permutations except for the padding itself: plain gathers both ways, where autograd would scatter and add.
     """
 
     @staticmethod

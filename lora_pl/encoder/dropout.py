@@ -15,11 +15,11 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class BulkDropout(nn.Dropout):
-    """`nn.Dropout` with PyTorch's own kernel replaced on the CPU, where it draws element by element.
+    """`nn.Dropout` without PyTorch's kernel on the CPU, which draws element by element.
 
     Four elements share a 64-bit draw, and the mask is applied to the numbers' bits: some ten times as fast. Each
-    element is dropped with probability p (to 2^-15) independently of all others, and what is kept is scaled by
-    1 / (1 - p). The draws depend on torch's own generator alone, so seeds and restored states hold.
+    element is dropped with probability p (to 2^-15) independently of all others, and the others are scaled by
+    1 / (1 - p). The draws depend on torch's own generator alone, so seeds and restored states work.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def use_bulk_dropout(model: nn.Module) -> None:
 
 
 def draws_in_bulk(x: Tensor) -> bool:
-    """Whether x is of a device and a dtype that `drop` has its own way for."""
+    """Whether `drop` has its own implementation for x's device and dtype."""
     return x.device.type == "cpu" and x.is_floating_point() and x.element_size() in INTEGERS
 
 
@@ -54,7 +54,7 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
 
 def drop_again(x: Tensor, mask: Tensor, p: float) -> Tensor:
-    """x under a mask that `drop` gave, which is also the backward of `drop`."""
+    """x under a mask of `drop`; applied to a gradient, the backward of `drop`."""
     if draws_in_bulk(x):
         return _apply(x, mask, (1 << BITS) / _kept(p))
     return cast(Tensor, torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - p)))

@@ -14,15 +14,15 @@ OF_PRECISION = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def resolve_dtype(name: BaseDtype, precision: str) -> torch.dtype:
-    """The dtype by name; auto is the type that Lightning's `precision` computes products in."""
+    """The dtype by name; auto is the one in which Lightning's `precision` computes products."""
     return OF_PRECISION.get(precision, torch.float32) if name == "auto" else DTYPES[name]
 
 
 def cast_frozen(encoder: nn.Module, dtype: torch.dtype) -> None:
-    """Convert every frozen parameter to `dtype`, once, instead of at each use; norms stay fp32."""
+    """Convert every frozen parameter to `dtype` once, instead of at each use; norms stay in fp32."""
     for module in encoder.modules():
         kept = torch.float32 if isinstance(module, nn.LayerNorm) else dtype
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad and parameter.is_floating_point():
-                # a copy in any case: a single tensor left would keep the whole weight file in memory
+                # always a copy: a single tensor left would keep the whole weight file in memory
                 parameter.data = parameter.data.to(kept, copy=True)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class FirstTokenFeatures:
     """Runs an encoder and reads the last hidden state of every sentence's first token (`<s>`, `[CLS]`).
 
-    On a packed row nothing is computed that these features do not depend on: no padding token, and in the last layer
-    no more than keys and values for the tokens that are not first. The encoder's dropout is drawn in bulk.
+    On a packed row nothing is computed that these features do not depend on: no padding, and in the last layer only
+    keys and values of the tokens that are not first. The encoder's dropout is drawn in bulk.
 
     Args:
-        encoder: Its attention is switched to one that takes packed rows too, where the architecture allows it.
+        encoder: Its attention is switched to one that takes packed rows too, if the architecture allows it.
     """
 
     def __init__(self, encoder: PreTrainedModel) -> None:
@@ -42,11 +42,11 @@ class FirstTokenFeatures:
         """(1, tokens), (1, tokens) -> (sentences, hidden).
 
         Raises:
-            UserError: sentences of this architecture can't lie in one row.
+            UserError: data.batching: this architecture takes no packed rows.
         """
         if not self._packed:
             kind = self.encoder.config.model_type
-            raise UserError("data.batching", f"{kind} takes no packed rows; take --data.batching padded")
+            raise UserError("data.batching", f"{kind} takes no packed rows; use --data.batching padded")
         # a mask of four dimensions is taken as it is, and attention over a packed row reads none
         inputs = {"attention_mask": input_ids.new_empty(1, 1, 1, 0), "packing": packing}
         positions = packing.positions + self._first_position
@@ -57,15 +57,6 @@ class FirstTokenFeatures:
         """(batch, length), (batch, length), (batch, length) -> (batch, hidden)."""
         return self._run(input_ids, token_type_ids, attention_mask=attention_mask)[:, 0]
 
-    def products(self, tokens: int, sentences: int) -> int:
-        """Multiply-adds of all linear layers in a forward pass over a packed row.
-
-        Attention's products of queries and keys are left out: they are some 2% on SST-2's short sentences.
-        """
-        total = _linear_weights(self.encoder)
-        after_attention = self._last_layer.weights if self._last_layer else 0
-        return tokens * (total - after_attention) + sentences * after_attention
-
     def _run(self, input_ids: Tensor, token_type_ids: Tensor, **inputs: Any) -> Tensor:
         if self._has_types:
             inputs["token_type_ids"] = token_type_ids
@@ -74,17 +65,16 @@ class FirstTokenFeatures:
 
 
 class _LastLayer:
-    """Lets the last layer's rows that nothing reads end after attention.
+    """Drops the last layer's rows that nothing reads.
 
-    What follows attention works row by row, so the first tokens' rows alone are handed on. A pair of hooks: the layer
-    is given the packing, its attention's output block is given the rows.
+    What follows attention works row by row, so only the first tokens' rows are handed on. A pair of hooks: the layer
+    gets the packing, its attention's output block the rows.
     """
 
     def __init__(self, encoder: nn.Module, names: LastBlock) -> None:
         self._packing: Packing | None = None
         *_, layer = encoder.get_submodule(names.layers).children()
-        attention, output = (layer.get_submodule(name) for name in (names.attention, names.output))
-        self.weights = _linear_weights(layer) - _linear_weights(attention) + _linear_weights(output)
+        output = layer.get_submodule(names.output)
         layer.register_forward_pre_hook(self._remember, with_kwargs=True)
         output.register_forward_pre_hook(self._select)
 
@@ -97,7 +87,3 @@ class _LastLayer:
             return None
         starts = self._packing.starts
         return tuple(rows.index_select(1, starts) for rows in args)
-
-
-def _linear_weights(module: nn.Module) -> int:
-    return sum(child.weight.numel() for child in module.modules() if isinstance(child, nn.Linear))

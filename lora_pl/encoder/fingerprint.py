@@ -1,4 +1,4 @@
-"""Telling one base from another that goes by the same name."""
+"""Fingerprints of a base, which tell it from another of the same name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def base_fingerprints(name: str, encoder: nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """What a checkpoint says of its base: `{"encoder", "weights", "vocabulary"}`."""
+    """`{"encoder", "weights", "vocabulary"}`, by which a checkpoint recognizes its base."""
     return {
         "encoder": canonical_name(name),
         "weights": weights_fingerprint(encoder),

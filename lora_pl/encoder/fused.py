@@ -1,7 +1,4 @@
-"""Linear layers that compute several roles at once, split into one linear layer per role, and joined again.
-
-A split layer's roles are adapted, merged and counted like any other linear layer; files hold the joined layer.
-"""
+"""Linear layers that compute several roles at once: one linear layer per role in memory, the fused layer in files."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ class SplitLinear(nn.ModuleDict):
     r"""y = x [W_1; W_2; ...]^T + [b_1; b_2; ...], with every W_i, b_i in a linear layer of its own.
 
     Args:
-        linear: The fused layer, with rows in equal parts; the parts are copies.
+        linear: The fused layer; its parts have equally many rows, and are copies.
         names: The parts' names, in the order of their rows.
     """
 
@@ -44,7 +41,7 @@ def split_fused(model: nn.Module, fused: Mapping[str, Sequence[str]]) -> None:
 
 
 def parts_of(name: str, fused: Mapping[str, Sequence[str]]) -> Sequence[str]:
-    """The parts of the layer `name` by the key of `fused` that it ends in, none where it is not fused."""
+    """The parts of the layer `name` by the key of `fused` that it ends in; empty if it is not fused."""
     return next((names for ending, names in fused.items() if f".{name}".endswith(f".{ending}")), ())
 
 

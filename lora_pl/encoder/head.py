@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from lora_pl.encoder.architectures import stock_head
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 HeadKind = Literal["linear", "architecture"]
 
@@ -26,17 +27,16 @@ class LinearHead(nn.Linear):
 
 
 class ArchitectureHead(nn.Module):
-    """z = out_proj(dropout(norm(f(dense(dropout(h)))))): see `StockHead`. (batch, hidden) -> (batch, outputs).
-
-    The layers that `StockHead.pretrained` names start as the base's weights have them, where they do.
-    """
+    """z = out_proj(dropout(norm(f(dense(dropout(h)))))): see `StockHead`. (batch, hidden) -> (batch, outputs)."""
 
     def __init__(self, config: PretrainedConfig, outputs: int) -> None:
         super().__init__()
+        from transformers.activations import ACT2FN
+
         stock, size = stock_head(config), config.hidden_size
         self.input_dropout = nn.Dropout(stock.probability(config, stock.input_dropout))
-        self.dense = nn.Linear(size, size, bias=stock.has_dense_bias(config))
-        self.activation = stock.activation_of(config)
+        self.dense = nn.Linear(size, size, bias=stock.dense_bias is None or getattr(config, stock.dense_bias))
+        self.activation = ACT2FN[stock.activation_name(config)]
         self.norm = nn.LayerNorm(size, eps=config.norm_eps, bias=config.norm_bias) if stock.norm else nn.Identity()
         self.dropout = nn.Dropout(stock.probability(config, stock.dropout))
         self.out_proj = nn.Linear(size, outputs)
@@ -50,29 +50,16 @@ class ArchitectureHead(nn.Module):
         return z
 
 
-def needs_pooler(kind: HeadKind, config: PretrainedConfig) -> bool:
-    """Whether layers of the head start as the base's weights have them: the encoder's `pooler`."""
-    return kind == "architecture" and bool(stock_head(config).pretrained)
-
-
 def new_head(
-    kind: HeadKind, config: PretrainedConfig, outputs: int, pooler: nn.Module | None = None
+    kind: HeadKind, config: PretrainedConfig, outputs: int, pretrained: Mapping[str, nn.Module] | None = None
 ) -> LinearHead | ArchitectureHead:
-    """The head as it is drawn, with the layers of `pooler` that its row calls pretrained."""
+    """A head drawn at random; layers of an architecture head start from those in `pretrained`."""
     if kind == "linear":
         return LinearHead(config, outputs)
     head = ArchitectureHead(config, outputs)
-    for name in stock_head(config).pretrained if pooler else ():
-        head.get_submodule(name).load_state_dict(pooler.get_submodule(name).state_dict())  # type: ignore[union-attr]
+    for name, layer in (pretrained or {}).items():
+        head.get_submodule(name).load_state_dict(layer.state_dict())
     return head
-
-
-def take_pooler(encoder: PreTrainedModel) -> nn.Module | None:
-    """The pooler, moved out of the encoder; None where there is none."""
-    pooler: nn.Module | None = getattr(encoder, "pooler", None)
-    if pooler is not None:
-        encoder.pooler = None
-    return pooler
 
 
 def _initialize(linear: nn.Linear, config: PretrainedConfig) -> None:

@@ -1,4 +1,4 @@
-"""An encoder and its tokenizer, by name. Transformers is imported on first use, not with this module."""
+"""An encoder and its tokenizer, by name. Transformers is imported on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.fused import split_fused
 from lora_pl.encoder.source import is_folder_name, local_path
-from lora_pl.errors import UserError
+from lora_pl.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ def load_config(name: str) -> PretrainedConfig:
     """The encoder's configuration.
 
     Raises:
-        UserError: the name leads nowhere, or the model is a decoder or has one.
+        UserError: model.encoder: the name leads nowhere, or the model is a decoder or has one.
     """
     from transformers import AutoConfig
 
@@ -39,19 +39,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return _from_pretrained(AutoTokenizer.from_pretrained, name)
 
 
-def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = None) -> PreTrainedModel:
-    """The pretrained encoder in fp32 and in train mode, without a pooler unless it is asked for.
+def load_encoder(name: str, dropout: float | None = None) -> PreTrainedModel:
+    """The pretrained encoder in fp32 and in train mode, without a pooler.
 
-    Fused projections come as a `SplitLinear`, so that each role is a linear layer of its own.
+    Fused projections become a `SplitLinear`, so that each role is a linear layer of its own.
 
     Args:
         name: A hub name, a folder, or package://NAME/PATH.
-        with_pooler: Whether to load the layers of the stock head that its weights hold, as `encoder.pooler`.
-        dropout: In all places of the encoder; by default what its configuration says.
+        dropout: The probability of every dropout in the encoder; by default its configuration's.
 
     Raises:
-        UserError: the name leads nowhere, the hub can't be reached, or the folder's weights can't be read or do not
-            cover the encoder (Transformers would fill the gaps at random).
+        UserError: model.encoder (the name leads nowhere, the hub can't be reached, the weights can't be read or do not
+            cover the encoder) or model.dropout (where this architecture's dropout is set is not known).
     """
     from transformers import AutoModel
 
@@ -65,48 +64,48 @@ def load_encoder(name: str, with_pooler: bool = False, dropout: float | None = N
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            **_pooler_argument(config, with_pooler),
+            **_without_pooler(config),
         )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-    if missing:
+    if missing:  # Transformers fills the gaps at random
         raise UserError(
             "model.encoder", f"{name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ..."
         )
-    split_fused(encoder, architecture_of(config).fused)
     if any(key.startswith("pooler.") for key in report["missing_keys"]):
         encoder.pooler = None  # drawn, not pretrained
-    if with_pooler and not hasattr(encoder, "pooler"):
-        encoder.pooler = _pretrained_layers(name, config)
+    split_fused(encoder, architecture_of(config).fused)
     # Transformers hands models over in eval mode, which would train without dropout
     return encoder.train()
 
 
-def holds_pooler(name: str) -> bool:
-    """Whether the encoder's weights hold the stock head's pretrained layers; else they would be drawn at random."""
-    return _pretrained_layers(name, load_config(name)) is not None
-
-
-def _pretrained_layers(name: str, config: PretrainedConfig) -> nn.ModuleDict | None:
-    """The stock head's pretrained layers by `StockHead`'s names for them, None where the weights hold none."""
+def pretrained_head_layers(name: str) -> dict[str, nn.Module]:
+    """The layers of the stock head that the weights hold (BERT's pooler), by `StockHead.pretrained`; all or none."""
     from transformers import AutoModelForSequenceClassification
 
+    config = load_config(name)
     head = stock_head(config)
     layers = {own: head.layers[own] for own in head.pretrained}
-    load, arguments = AutoModelForSequenceClassification.from_pretrained, {"config": config, "dtype": torch.float32}
+    if not layers:
+        return {}
     # the rest of the stock head is drawn at random, and not used
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        model, report = _from_pretrained(load, name, output_loading_info=True, **arguments)
+        model, report = _from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained,
+            name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
     if any(key.startswith(f"{layer}.") for key in report["missing_keys"] for layer in layers.values()):
-        return None
-    return nn.ModuleDict({own: model.get_submodule(layer) for own, layer in layers.items()})
+        return {}
+    return {own: model.get_submodule(layer) for own, layer in layers.items()}
 
 
-def build_encoder(config: PretrainedConfig, with_pooler: bool = False) -> PreTrainedModel:
-    """An encoder of the configuration's shape with random weights, on torch's current default device."""
+def build_encoder(config: PretrainedConfig) -> PreTrainedModel:
+    """An encoder of the configuration's shape with random weights, without a pooler, on torch's default device."""
     from transformers import AutoModel
 
-    arguments = _pooler_argument(config, with_pooler)
-    encoder = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False, **arguments)
+    encoder = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False, **_without_pooler(config))
     split_fused(encoder, architecture_of(config).fused)
     return encoder
 
@@ -115,11 +114,6 @@ def max_tokens(config: PretrainedConfig) -> int:
     """The longest sequence, special tokens included, that the encoder has positions for."""
     positions = int(getattr(config, "max_position_embeddings", 512))
     return positions - architecture_of(config).first_position(config)
-
-
-def takes_packed_rows(config: PretrainedConfig) -> bool:
-    """Whether sentences may lie in one row without padding."""
-    return architecture_of(config).packed
 
 
 def _require_bidirectional(name: str, config: PretrainedConfig) -> None:
@@ -143,18 +137,13 @@ def _set_dropout(config: PretrainedConfig, p: float) -> None:
         setattr(config, name, p)
 
 
-def _pooler_argument(config: PretrainedConfig, with_pooler: bool) -> dict[str, bool]:
-    accepted = inspect.signature(_model_class(config).__init__).parameters
-    return {"add_pooling_layer": with_pooler} if "add_pooling_layer" in accepted else {}
-
-
-def _model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
     from transformers import MODEL_MAPPING
 
     if type(config) not in MODEL_MAPPING:
         raise UserError("model.encoder", f"no text encoder is known for the model type {config.model_type!r}")
-    model: type[PreTrainedModel] = MODEL_MAPPING[type(config)]
-    return model
+    accepted = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}
 
 
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
@@ -164,20 +153,11 @@ def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     except UserError:
         raise
     except Exception as error:  # the hub's and the file formats' errors share no base class
-        raise UserError("model.encoder", _why_not(name, path, error)) from error
-
-
-def _why_not(name: str, path: str, error: Exception) -> str:
-    if path == name and not is_folder_name(name):
-        return (
-            f"the hub's {name!r} could not be loaded ({_first_line(error)}); without a network take the "
-            "embedded encoder and sentences (--config configs/demo.yaml, --data.source sample) or give a folder"
-        )
-    return f"{name} could not be loaded: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        said = f"{name} could not be loaded: {first_line(error)}"
+        if path == name and not is_folder_name(name):
+            said += "; without a network use the embedded encoder and sentences (--config configs/demo.yaml, "
+            said += "--data.source sample) or give a folder"
+        raise UserError("model.encoder", said) from error
 
 
 @contextlib.contextmanager

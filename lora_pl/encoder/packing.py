@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GROUP_COST = 60_000
-"""What a further group costs, in entries of the padded attention matrices (all heads), by measurement."""
+"""The measured cost of a further group, in entries of the padded attention matrices of all heads."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sentences of like length, padded to the longest of them."""
+    """Sentences of similar length, padded to the longest of them."""
 
     sentences: int
     heads: int
@@ -71,7 +71,7 @@ class Grouping:
 
 
 class Packing:
-    """The sentences of one packed row, given by their lengths.
+    """The sentences of one packed row.
 
     Args:
         lengths: Tokens per sentence, in the row's order.
@@ -109,11 +109,11 @@ class Packing:
         return self._tensor(np.arange(len(starts)) - starts)[None]
 
     def grouping(self, heads: int, window: int | None = None) -> Grouping:
-        """The groups for attention with `heads` heads, made once and then kept.
+        """The groups for attention, computed once per number of heads and window.
 
         Args:
             heads: Attention heads.
-            window: A token attends to those less than this many places away; None: to the whole sentence.
+            window: A token attends to those less than this many places away; by default to the whole sentence.
         """
         if window is not None and window >= self.longest:
             window = None

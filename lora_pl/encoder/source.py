@@ -18,7 +18,7 @@ def local_path(name: str) -> str:
     """What Transformers' `from_pretrained` takes for `name`: a folder's path or the hub's name.
 
     Raises:
-        UserError: the folder or the package is missing, or holds no `config.json`.
+        UserError: model.encoder: the folder or the package is missing, or holds no `config.json`.
     """
     if name.startswith(PACKAGE_SCHEME):
         folder = _package_folder(name)
@@ -30,14 +30,14 @@ def local_path(name: str) -> str:
         what = "has no config.json" if folder.is_dir() else "is no folder"
         raise UserError(
             "model.encoder",
-            f"{name} {what}; expected a hub name such as roberta-base, a folder that save_pretrained wrote, "
-            f"or {PACKAGE_SCHEME}NAME/PATH",
+            f"{name} {what}; expected a hub name such as roberta-base, a folder written by save_pretrained, or "
+            f"{PACKAGE_SCHEME}NAME/PATH",
         )
     return str(folder)
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether the name can only be a folder's, or a folder of this name is there."""
+    """Whether the name can only be a folder's, or such a folder exists."""
     if name.startswith(PACKAGE_SCHEME):
         return False
     # hub names are `name` or `owner/name`

@@ -1,14 +1,14 @@
-"""What an exported model says, beside what the model says that it was made of."""
+"""An exported model's logits beside those of the model in the checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lora_pl.errors import UserError
+from lora_pl.formats.export import Export
 from lora_pl.formats.sentences import Sentences
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.metrics import SplitMetrics
@@ -30,10 +30,6 @@ class Comparison:
     """The task's, of the model before the export."""
     exported_metrics: dict[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Primitive values only."""
-        return asdict(self)
-
     def __str__(self) -> str:
         text = (
             f"largest logit change {self.largest_logit_change:.1e} (tolerance {self.tolerance:.0e}), "
@@ -44,26 +40,26 @@ class Comparison:
         return text
 
 
-def compare(
-    model: LoRAClassifier, expected: Tensor, got: Tensor, sentences: Sentences, relative: float, reader: str
-) -> Comparison:
-    """Compare logits (sentences, outputs) of `model` with those of its export.
+def compare(export: Export, expected: Tensor, got: Tensor, sentences: Sentences, relative: float) -> Comparison:
+    """Compare the model's logits (sentences, outputs) with those `got` from its export.
 
     The tolerance is `relative` times the largest logit, and at least `relative`: rounding grows with the numbers.
 
     Raises:
-        UserError: a logit is not finite or changed by more than the tolerance.
+        UserError: export.differs: a logit is inf or NaN or changed by more than the tolerance.
     """
     expected, got = expected.float(), got.float()
     tolerance = relative * max(1.0, expected.abs().max().item())
     flipped = 0 if expected.shape[1] == 1 else int((expected.argmax(-1) != got.argmax(-1)).sum())
     largest = (expected - got).abs().max().item()
     comparison = Comparison(
-        len(expected), sentences.source, largest, flipped, tolerance, reader,
-        _metrics(model, expected, sentences), _metrics(model, got, sentences),
+        len(expected), sentences.source, largest, flipped, tolerance, export.reader,
+        _metrics(export.model, expected, sentences), _metrics(export.model, got, sentences),
     )  # fmt: skip
-    if not largest <= tolerance:  # not finite either
-        raise UserError("export.differs", f"the exported model is not the one given: {comparison}; nothing was written")
+    if not largest <= tolerance:  # NaN too
+        raise UserError(
+            "export.differs", f"the export differs from the checkpoint's model: {comparison}; nothing was written"
+        )
     return comparison
 
 

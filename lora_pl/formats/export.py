@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -28,52 +30,64 @@ class ExportOptions:
     """The type of the written weights."""
     merge_dtype: MergeDtype = "float32"
     """The type in which W0 + (alpha / r) B A is summed, before it is rounded once to dtype."""
-    int8: bool = False
-    """For onnx: a second file with weights and products in 8 bits."""
+    flags: frozenset[str] = frozenset()
+    """Those of `Export.flags` that are on."""
 
 
 class Export(ABC):
-    """Writes one model into a folder as one format, and reads it back as its users will.
+    """Writes one model into a folder, and reads it back as its users will.
+
+    A format is a subclass and a row of `FORMATS`. Packages beside lora_pl's own are imported inside its methods.
 
     Args:
-        model: In fp32 on the CPU, with its adapters apart; it stays as it is.
+        model: In fp32 on the CPU, unmerged; it is left as it is.
         options: How the weights are written.
+
+    Raises:
+        UserError: export.format, export.dtype, export.flags or model.head: what the format can't hold, and the
+            alternatives.
     """
 
     name: ClassVar[str]
-    relative_tolerances: ClassVar[dict[str, float]] = {"float32": 1e-5}
+    """The key in `FORMATS`, and the extra that installs `needed`."""
+    program: ClassVar[str]
+    """The package that reads the folder."""
+    needed: ClassVar[tuple[str, ...]] = ()
+    """The packages without which nothing can be written."""
+    is_merged: ClassVar[bool] = True
+    """Whether the adapters are merged into the base's weights."""
+    flags: ClassVar[Mapping[str, str]] = {}
+    """Options of this format alone, off by default, and their help."""
+    relative_tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-5}
     """By dtype: the largest change of a logit, relative to the largest logit, that rounding explains."""
 
-    def __init__(self, model: LoRAClassifier, options: ExportOptions) -> None:
+    def __init__(self, model: LoRAClassifier, options: ExportOptions = ExportOptions()) -> None:
         self.model, self.options = model, options
         self.dtype, self.merge_dtype = DTYPES[options.dtype], getattr(torch, options.merge_dtype)
-        if options.dtype not in self.relative_tolerances:
-            raise UserError(
-                "dtype",
-                f"the format {self.name} is written in {' or '.join(self.relative_tolerances)}, got {options.dtype}",
-            )
-        if options.int8 and self.name != "onnx":
-            raise UserError("int8", f"the format {self.name} has no 8-bit form; take --format onnx")
         self.require_representable()
 
-    @abstractmethod
     def require_representable(self) -> None:
-        """Raise a UserError, with the reason and the ways on, for a model that the format can't hold."""
+        """Raise a UserError for a model or options that the format can't hold."""
+        missing = [name for name in self.needed if not find_spec(name)]
+        if missing:
+            install = f"pip install 'lora_pl[{self.name}]'"
+            raise UserError("export.format", f"{self.name} needs {', '.join(missing)}; install them with {install}")
+        dtype, dtypes = self.options.dtype, list(self.relative_tolerances)
+        if dtype not in dtypes:
+            raise UserError("export.dtype", f"the format {self.name} expects {' or '.join(dtypes)}, got {dtype}")
+        unknown = self.options.flags - self.flags.keys()
+        if unknown:
+            raise UserError("export.flags", f"the format {self.name} has no option {', '.join(sorted(unknown))}")
 
     @property
-    def relative_tolerance(self) -> float:
-        """Of the options' dtype."""
-        return self.relative_tolerances[self.options.dtype]
-
-    @property
-    @abstractmethod
     def reader(self) -> str:
         """The program that `logits` reads with, and its version."""
+        return f"{self.program} {import_module(self.program).__version__}"
 
     @property
     @abstractmethod
     def usage(self) -> str:
-        """Three lines of Python that use the export; {folder} stands for its path."""
+        """Python that uses the export; {folder} stands for its path."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -82,12 +96,12 @@ class Export(ABC):
 
     @abstractmethod
     def write(self, folder: Path) -> None:
-        """Fill the folder."""
+        """Fill the folder; its record is there already."""
 
     @abstractmethod
     def logits(self, folder: Path, texts: Sequence[Text]) -> Tensor:
-        """(texts, outputs), computed from nothing but the folder (and the base, where the format has none)."""
+        """(texts, outputs), computed from the folder alone (and from the base, if the folder leaves it out)."""
 
     def extra_files(self, folder: Path, texts: Sequence[Text]) -> dict[str, Tensor]:
-        """The logits of further files in the folder, by their names."""
+        """The logits of further models in the folder, by file name; they are reported, not held to the tolerance."""
         return {}

@@ -1,8 +1,8 @@
-"""The head that comes with an adapter from elsewhere."""
+"""The head that comes with an external adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import HeadKind, new_head
 from lora_pl.errors import UserError
-from lora_pl.formats.external import ExternalAdapter
+from lora_pl.formats.external import ExternalAdapter, some
 from lora_pl.formats.stock_head import linear_head_of, require_first_token
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class ImportedHead:
 
     kind: HeadKind
     state: Mapping[str, Tensor]
-    """Where `dense` is not in it, it is the base's own (BERT's pooler)."""
+    """Without `dense` if that is the base's own (BERT's pooler)."""
 
     @property
     def is_whole(self) -> bool:
@@ -44,63 +44,50 @@ def head_of(adapter: ExternalAdapter, config: PretrainedConfig) -> ImportedHead:
     """The head among the adapter's tensors.
 
     Raises:
-        UserError: a tensor of the head is missing, of another size than the encoder, or there are tensors that belong
-            to no head.
+        UserError: adapter.head: a tensor is missing, of another size, or belongs to no head; model.head: the base's own
+            head reads more than the first token.
     """
     stock = stock_head(config)
-    layers = [*stock.layers.values(), LINEAR]
-    tensors = {_bare(name, layers): tensor.float() for name, tensor in adapter.head.items()}
+    tensors = {_bare(name, [*stock.layers.values(), LINEAR]): tensor.float() for name, tensor in adapter.head.items()}
     linear = adapter.linear_head or (stock.out_proj != LINEAR and f"{LINEAR}.weight" in tensors)
-    kind: HeadKind = "linear" if linear else "architecture"
     if not linear and adapter.base is None:  # lora_pl's own records name their base; their heads read the first token
         require_first_token(config)
-    expected = _expected(kind, config)
-    pretrained = () if linear else tuple(f"{stock.layers[own]}." for own in stock.pretrained)
-    optional = {name for name in expected if name.startswith(pretrained)}
-    _require_names(adapter.source, tensors, set(expected), optional)
-    state = {expected[name]: tensor for name, tensor in tensors.items()}
-    _require_sizes(adapter.source, state, _shapes(kind, config))
-    if not linear and len(state) == len(expected):
+    kind: HeadKind = "linear" if linear else "architecture"
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in new_head(kind, config, 1).state_dict().items()}
+    names: dict[str, str] = {}
+    for own in shapes:
+        layer, _, part = own.rpartition(".")
+        names[own] = f"{stock.layers.get(layer, LINEAR)}.{part}"
+    optional = {names[own] for own in shapes if own.partition(".")[0] in stock.pretrained}
+    problems = list(_problems(tensors, {names[own]: shape for own, shape in shapes.items()}, optional))
+    if problems:
+        raise UserError("adapter.head", f"{adapter.source}: {'; '.join(problems)}")
+    if not linear and len(tensors) == len(shapes):
         as_linear = linear_head_of(tensors, config)
         if as_linear is not None:
             return ImportedHead("linear", as_linear)
-    return ImportedHead(kind, state)
+    return ImportedHead(kind, {own: tensors[name] for own, name in names.items() if name in tensors})
 
 
-def _expected(kind: HeadKind, config: PretrainedConfig) -> dict[str, str]:
-    """By the stock model's name of each tensor of the head: lora_pl's own."""
-    if kind == "linear":
-        return {f"{LINEAR}.{name}": name for name in _shapes(kind, config)}
-    layers = stock_head(config).layers
-    return {f"{layers[layer]}.{part}": f"{layer}.{part}"
-            for layer, part in (name.split(".") for name in _shapes(kind, config))}  # fmt: skip
-
-
-def _shapes(kind: HeadKind, config: PretrainedConfig) -> dict[str, torch.Size]:
-    """The tensors of lora_pl's head with one output, by their names."""
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in new_head(kind, config, 1).state_dict().items()}
-
-
-def _bare(name: str, layers: Sequence[str]) -> str:
+def _bare(name: str, layers: Iterable[str]) -> str:
     """`module.classifier.weight` -> `classifier.weight`: without what stands before the layer."""
     part = name.rpartition(".")[2]
     found = (f"{layer}.{part}" for layer in layers if f".{name}".endswith(f".{layer}.{part}"))
     return next(found, name)
 
 
-def _require_names(source: str, got: Mapping[str, Tensor], expected: set[str], optional: set[str]) -> None:
-    missing, unexpected = sorted(expected - got.keys() - optional), sorted(got.keys() - expected)
-    problems = [f"no tensors of the head: {', '.join(missing)}"] if missing else []
-    if unexpected:
-        problems.append(f"unknown tensors: {', '.join(unexpected[:4])}")
-    if problems:
-        raise UserError("import.head", f"{source}: {'; '.join(problems)}")
-
-
-def _require_sizes(source: str, state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    for name, tensor in state.items():
+def _problems(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], optional: Collection[str]
+) -> Iterator[str]:
+    missing = [name for name in shapes if name not in tensors and name not in optional]
+    unknown = [name for name in tensors if name not in shapes]
+    if missing:
+        yield f"no tensors of the head: {', '.join(missing)}"
+    if unknown:
+        yield f"unknown tensors: {some(unknown)}"
+    for name, shape in shapes.items():
         # the first size of the last layer is the number of classes, of the others it follows from the second
-        if tensor.dim() != len(shapes[name]) or tensor.shape[1:] != shapes[name][1:]:
-            expected = ", ".join(["...", *map(str, shapes[name][1:])])
-            raise UserError("import.head", f"{source}: expected ({expected}) for {name}, got {tuple(tensor.shape)}")
+        got = tensors[name].shape if name in tensors else shape
+        if len(got) != len(shape) or got[1:] != shape[1:]:
+            yield f"expected ({', '.join(['...', *map(str, shape[1:])])}) for {name}, got {tuple(got)}"

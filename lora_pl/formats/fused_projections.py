@@ -1,104 +1,89 @@
-"""Adapters of fused projections as other programs hold them: one of the whole layer for those of its parts."""
+"""Adapters of fused projections: other programs hold one adapter of the whole layer for those of its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lora_pl.encoder.fused import SplitLinear, parts_of, split_layers
 from lora_pl.formats.external import ExternalLayer
-from lora_pl.lora import VARIANTS, Adapter, LoRAConfig
+from lora_pl.lora import LoRAConfig
 
 
-def join_parts(encoder: nn.Module, layers: Mapping[str, ExternalLayer], variant: str) -> dict[str, ExternalLayer]:
+def join_parts(encoder: nn.Module, layers: Mapping[str, ExternalLayer]) -> dict[str, ExternalLayer]:
     r"""`layers` by name, with those of each `SplitLinear`'s parts joined under the fused layer's name.
 
     .. math:: A = [A_1; A_2; \dots], \quad B = \mathrm{diag}(B_1, B_2, \dots), \quad \alpha / r = \alpha_1 / r_1
 
-    of rank r = r_1 + r_2 + ...; a part without an adapter has rows of zero in B, and starts what the variant has
-    besides. If a part's alpha / r differs from the first's, the ratio goes into its B.
+    of rank r = r_1 + r_2 + ...; a part without an adapter gets rows of zero in B, and further parameters as they start.
+    If a part's alpha / r differs from the first's, the ratio goes into its B.
     """
     joined = dict(layers)
     for prefix, split in split_layers(encoder).items():
         parts = [joined.pop(f"{prefix}.{name}", None) for name in split]
         if any(parts):
-            joined[prefix] = _joined(parts, split, VARIANTS[variant])
+            joined[prefix] = _joined(parts, split)
     return joined
 
 
-def split_parts(
-    fused: Mapping[str, Sequence[str]], layers: Mapping[str, ExternalLayer], variant: str
-) -> dict[str, ExternalLayer]:
+def _joined(parts: Sequence[ExternalLayer | None], split: SplitLinear) -> ExternalLayer:
+    given = [part for part in parts if part]
+    variant, scaling, r = given[0].variant, given[0].scaling, sum(part.r for part in given)
+    linears = [cast(nn.Linear, linear) for linear in split.values()]
+    sizes = {"r": r, "out": sum(split.rows), "in": linears[0].in_features}
+    tensors = {name: torch.zeros([sizes[axis] for axis in axes]) for name, axes in variant.axes.items()}
+    start = {"r": 0, "out": 0, "in": 0}
+    for part, linear in zip(parts, linears, strict=True):
+        end = {"r": start["r"] + (part.r if part else 0), "out": start["out"] + linear.out_features, "in": sizes["in"]}
+        with torch.random.fork_rng(devices=[]):
+            own = part or ExternalLayer.of(variant(linear, LoRAConfig(r=1)))
+        for name, axes in variant.axes.items():
+            if part or "r" not in axes:
+                place = tuple(slice(start[axis], end[axis]) for axis in axes)
+                ratio = own.scaling / scaling if axes == ("out", "r") else 1.0
+                tensors[name][place] = own.tensors[name] * ratio
+        start = {**end, "in": 0}
+    return ExternalLayer(variant, tensors, scaling * r)
+
+
+def split_parts(fused: Mapping[str, Sequence[str]], layers: Mapping[str, ExternalLayer]) -> dict[str, ExternalLayer]:
     """The reverse of `join_parts`: adapters of fused layers as those of their parts.
 
     A part keeps its rows of B without the columns that are zero there, and A's rows for the others; alpha / r is kept.
-    A part whose rows are all zero has no adapter, unless B is zero as a whole or the variant trains more than A and B.
+    A part whose rows are all zero gets no adapter, unless B is zero as a whole or the variant has further parameters.
 
     Args:
-        fused: Of the architecture's row.
+        fused: That of the architecture.
         layers: By name.
-        variant: The name in `VARIANTS`.
     """
     split: dict[str, ExternalLayer] = {}
     for name, layer in layers.items():
         parts = parts_of(name, fused)
-        own = _split(layer, parts, VARIANTS[variant]) if parts else {}
-        split |= {f"{name}.{part}": one for part, one in own.items()} if parts else {name: layer}
+        own = {f"{name}.{part}": one for part, one in _split(layer, parts).items()}
+        split |= own if parts else {name: layer}
     return split
 
 
-def _joined(parts: Sequence[ExternalLayer | None], split: SplitLinear, variant: type[Adapter]) -> ExternalLayer:
-    given = [part for part in parts if part]
-    r, scaling = sum(part.r for part in given), given[0].scaling
-    ends = {"r": 0, "out": 0}
-    tensors: dict[str, Tensor] = {}
-    for part, linear in zip(parts, split.values(), strict=True):
-        assert isinstance(linear, nn.Linear)
-        sizes = {"r": r, "out": sum(split.rows), "in": linear.in_features}
-        starts = dict(ends)
-        ends = {"r": ends["r"] + (part.r if part else 0), "out": ends["out"] + linear.out_features}
-        for name, axes in variant.axes.items():
-            whole = tensors.setdefault(name, torch.zeros([sizes[axis] for axis in axes]))
-            place = tuple(slice(starts.get(axis), ends.get(axis)) for axis in axes)
-            if part:
-                whole[place] = part.tensors[name] * (part.scaling / scaling if axes == ("out", "r") else 1.0)
-            elif "r" not in axes:
-                whole[place] = _start(variant, linear)[name]
-    return ExternalLayer(tensors, r, scaling * r)
-
-
-def _start(variant: type[Adapter], linear: nn.Linear) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        return {name: tensor.detach() for name, tensor in variant(linear, LoRAConfig(r=1)).tensors().items()}
-
-
-def _split(layer: ExternalLayer, parts: Sequence[str], variant: type[Adapter]) -> dict[str, ExternalLayer]:
+def _split(layer: ExternalLayer, parts: Sequence[str]) -> dict[str, ExternalLayer]:
+    variant = layer.variant
     updates = [name for name, axes in variant.axes.items() if axes == ("out", "r")]
-    keeps_all = any("r" not in axes for axes in variant.axes.values())
-    is_zero = not any(layer.tensors[name].any() for name in updates)
+    has_more = any("r" not in axes for axes in variant.axes.values())
+    keeps_all = has_more or not any(layer.tensors[name].any() for name in updates)
     split = {}
     for number, part in enumerate(parts):
-        rows = {
-            name: layer.tensors[name].chunk(len(parts))[number] if axes[0] == "out" else layer.tensors[name]
-            for name, axes in variant.axes.items()
+        rows: dict[str, Tensor] = {
+            name: tensor.chunk(len(parts))[number] if "out" in variant.axes[name] else tensor
+            for name, tensor in layer.tensors.items()
         }
-        used = torch.stack([rows[name].any(0) for name in updates]).any(0)
-        if is_zero or (keeps_all and not used.any()):
-            used = torch.ones_like(used)
-        if used.any():
-            split[part] = _with_columns(layer, rows, used, variant)
+        used = torch.stack([rows[name].any(0) for name in updates]).any(0)  # (r,)
+        kept = torch.arange(layer.r) if keeps_all and not used.any() else used.nonzero().squeeze(1)
+        if len(kept):
+            tensors = {
+                name: rows[name].index_select(axes.index("r"), kept) if "r" in axes else rows[name]
+                for name, axes in variant.axes.items()
+            }
+            split[part] = ExternalLayer(variant, tensors, layer.scaling * len(kept))
     return split
-
-
-def _with_columns(
-    layer: ExternalLayer, rows: Mapping[str, Tensor], used: Tensor, variant: type[Adapter]
-) -> ExternalLayer:
-    """The rank's dimensions that are `used` (r,)."""
-    kept = used.nonzero().squeeze(1)
-    tensors = {
-        name: rows[name].index_select(axes.index("r"), kept) if "r" in axes else rows[name]
-        for name, axes in variant.axes.items()
-    }
-    return ExternalLayer(tensors, len(kept), layer.scaling * len(kept))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,16 +10,15 @@ from torch import Tensor
 
 from lora_pl.data.texts import Text
 from lora_pl.encoder.loading import load_config, quiet_transformers
-from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
+from lora_pl.formats.merging import merged_state
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
 from lora_pl.formats.stock_model import (
     HERE,
     read_logits,
     save_tokenizer,
+    stock_class,
     stock_config,
-    stock_encoder_state,
-    stock_shapes,
 )
 
 WEIGHTS = "model.safetensors"
@@ -28,31 +27,27 @@ WEIGHTS = "model.safetensors"
 class HuggingFaceExport(Export):
     """`AutoModelForSequenceClassification` and `pipeline("text-classification")` load the folder.
 
-    Module types, names and parameter counts are those of the architecture's own classification model, so that nothing
-    is slower than the base.
+    Module types, names and parameter counts are those of the architecture's own classification model: nothing is slower
+    than the base.
     """
 
     name: ClassVar[str] = "hf"
-    relative_tolerances: ClassVar[dict[str, float]] = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
+    program: ClassVar[str] = "transformers"
+    relative_tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
 
     def require_representable(self) -> None:
-        """Refuse a linear head where the architecture's own head has another activation than tanh."""
+        """Refuse a linear head too if the architecture's own head can't be linear."""
+        super().require_representable()
         require_representable(self.model.head, load_config(self.model.hparams["encoder"]))
-
-    @property
-    def reader(self) -> str:
-        """Transformers."""
-        import transformers
-
-        return f"transformers {transformers.__version__}"
 
     @property
     def usage(self) -> str:
         """By the pipeline."""
+        example = '{"text": "...", "text_pair": "..."}' if self.model.pairs else '"A fine film."'
         return (
             "from transformers import pipeline\n\n"
             'classify = pipeline("text-classification", model="{folder}", truncation=True)\n'
-            f"classify({self._example})"
+            f"classify({example})"
         )
 
     @property
@@ -60,24 +55,15 @@ class HuggingFaceExport(Export):
         """On a linear head in a stock model."""
         return () if self.options.dtype == "float16" else head_notes(self.model.head)
 
-    @property
-    def _example(self) -> str:
-        return '{"text": "...", "text_pair": "..."}' if self.model.pairs else '"A fine film."'
-
     def write(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer."""
         from safetensors.torch import save_file
 
         config = stock_config(self.model, self.dtype)
-        shapes = stock_shapes(config)
-        merged = stock_encoder_state(self.model, self.dtype, self.merge_dtype)
-        state = {f"{shapes.base_model_prefix}.{name}": tensor for name, tensor in merged.items()}
+        prefix = stock_class(config).base_model_prefix
+        merged = merged_state(self.model.encoder, self.dtype, self.merge_dtype)
+        state = {f"{prefix}.{name}": tensor for name, tensor in merged.items()}
         state |= stock_head_state(self.model.head, config, self.dtype)
-        expected = {name: tensor.shape for name, tensor in shapes.state_dict().items()}
-        if {name: tensor.shape for name, tensor in state.items()} != expected:
-            raise UserError(
-                "model.encoder", f"{type(shapes).__name__} is not built of this encoder and one head on top"
-            )
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(folder)
         save_tokenizer(self.model, str(folder))

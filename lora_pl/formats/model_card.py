@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def write_record(folder: Path, export: Export, comparisons: dict[str, Comparison
         "base": model.base.fingerprints,
         "hyper_parameters": dict(model.hparams),
         "dtype": export.options.dtype,
-        "comparisons": {name: comparison.to_dict() for name, comparison in comparisons.items()},
+        "comparisons": {name: asdict(comparison) for name, comparison in comparisons.items()},
         "versions": versions(),
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -69,7 +70,9 @@ def _metadata(model: LoRAClassifier) -> str:
 
 def _title(export: Export) -> str:
     encoder = export.model.hparams["encoder"].rstrip("/").rpartition("/")[2]
-    return f"{encoder} on {export.model.task.name}, LoRA" + ("" if export.name in ("peft", "adapter") else " merged")
+    merged = " merged" if export.is_merged else ""
+    how = {"lora": f"LoRA{merged}", "head": "a head", "full": "fine-tuned"}[export.model.hparams["method"]]
+    return f"{encoder} on {export.model.task.name}, {how}"
 
 
 def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:

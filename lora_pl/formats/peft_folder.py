@@ -19,25 +19,15 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
-REPRESENTED = frozenset(
-    {
-        *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"),
-        *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora"),
-        *("modules_to_save", "bias", "init_lora_weights"),
-        *(field for variant in VARIANTS.values() for field in variant.peft_settings),
-    }
-)
-WITHOUT_EFFECT = frozenset(
-    {
-        "auto_mapping",
-        "inference_mode",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-    }
-)
+REPRESENTED = {
+    *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora"),
+    *("modules_to_save", "bias", "init_lora_weights"),
+}
+WITHOUT_EFFECT = {
+    *("auto_mapping", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "revision"),
+    "runtime_config",
+}
 """These don't change what a trained adapter computes on linear layers."""
 INITS = (True, False, "gaussian", "eva", "orthogonal")
 """The initializations that leave the base's weights as they are; PiSSA, OLoRA, LoftQ, ... change them."""
@@ -47,65 +37,71 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     """The adapter of a folder that PEFT saved, from its files' contents.
 
     Raises:
-        UserError: a file is damaged, or holds what lora_pl can't represent.
+        UserError: adapter.damaged, adapter.shape or adapter.missing (tensors), or adapter.unsupported (what lora_pl
+            can't represent).
     """
     config = parse_config(files[CONFIG], source)
     tensors = parse_safetensors(files[WEIGHTS], source)
     outside = [name for name in tensors if not name.startswith(PREFIX)]
     if outside:
-        raise UserError("import.damaged", f"{source}: expected names that begin with {PREFIX}, got {outside[0]}")
+        raise UserError("adapter.damaged", f"{source}: expected names that begin with {PREFIX}, got {outside[0]}")
     plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    variant = _variant(config)
-    assert variant is not None  # parse_config has refused the others
-    layers, head = split_layers(source, plain, VARIANTS[variant].peft_names, variant)
+    variant = next(variant for variant in VARIANTS.values() if variant.peft_settings == _variant_settings(config))
+    layers, head = split_layers(source, plain, variant, variant.peft_names)
     scaled = {name: _scaled(config, name, layer, source) for name, layer in layers.items()}
     settings, base = _from_record(files, source)
     settings = {"encoder": config.get("base_model_name_or_path"), **settings}
     settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
-    return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config, variant=variant)
+    return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config)
 
 
 def _scaled(config: Mapping[str, Any], name: str, layer: ExternalLayer, source: str) -> ExternalLayer:
     r, alpha = layer_settings(config, name)
     if r != layer.r:
         raise UserError(
-            "import.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
+            "adapter.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
         )
     return replace(layer, alpha=alpha)
 
 
 def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], Mapping[str, str] | None]:
-    """What lora_pl's own record beside the adapter says, where there is one."""
+    """What lora_pl's own record beside the adapter says, if there is one."""
     if RECORD not in files:
         return {}, None
     record = parse_record(files[RECORD], source)
     kept = ("encoder", "task", "label_names", "pairs", "max_length")
-    return {key: record["hyper_parameters"][key] for key in kept}, record["base"]
+    return {key: value for key, value in record["hyper_parameters"].items() if key in kept}, record["base"]
 
 
 def parse_config(data: bytes, source: str) -> dict[str, Any]:
-    """The configuration, checked.
+    """The configuration of a LoRA adapter.
 
     Raises:
-        UserError: it is no JSON object, not LoRA's, or says something that lora_pl can't represent: each such field
-            is named, none is ignored.
+        UserError: adapter.damaged (no JSON object) or adapter.unsupported: every field that lora_pl can't represent is
+            named, none is ignored.
     """
     try:
         config = json.loads(data)
         if not isinstance(config, dict):
             raise ValueError("no object")
     except ValueError as error:
-        raise UserError("import.damaged", f"{source}: {CONFIG} is damaged: {error}") from error
+        raise UserError("adapter.damaged", f"{source}: {CONFIG} is damaged: {error}") from error
     if config.get("peft_type") != "LORA":
         raise UserError(
-            "import.unsupported", f"{source}: expected a LoRA adapter (peft_type LORA), got {config.get('peft_type')!r}"
+            "adapter.unsupported",
+            f"{source}: expected peft_type LORA, got {config.get('peft_type')!r}",
         )
     if config.get("task_type") not in (None, "SEQ_CLS", "FEATURE_EXTRACTION"):
-        raise UserError("import.unsupported", f"{source}: expected task_type SEQ_CLS, got {config['task_type']!r}")
+        raise UserError("adapter.unsupported", f"{source}: expected task_type SEQ_CLS, got {config['task_type']!r}")
+    try:
+        for pattern in (*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())):
+            re.compile(pattern)
+    except re.error as error:
+        raise UserError("adapter.damaged", f"{source}: {CONFIG} has a damaged pattern: {error}") from error
     problems = list(_unrepresentable(config))
     if problems:
         raise UserError(
-            "import.unsupported", f"{source}: {CONFIG} has what lora_pl can't represent: {', '.join(problems)}"
+            "adapter.unsupported", f"{source}: {CONFIG} has what lora_pl can't represent: {', '.join(problems)}"
         )
     return config
 
@@ -121,56 +117,51 @@ def layer_settings(config: Mapping[str, Any], name: str) -> tuple[int, float]:
 
 
 def targeted(config: Mapping[str, Any], linear_layers: Iterable[str]) -> list[str]:
-    """The layers of the stock model that PEFT adapts by this configuration, outside of what it saves whole."""
-    return [name for name in linear_layers if _is_target(config, name)]
+    """The layers that PEFT adapts by this configuration, without those that it saves whole.
+
+    Empty if `layers_to_transform` selects blocks: a layer without tensors is then not noticed.
+    """
+    if config.get("layers_to_transform") not in (None, []):
+        return []
+    whole = [re.compile(rf"(^|.*\.){module}($|\..*)") for module in config.get("modules_to_save") or ()]
+    return [
+        name
+        for name in linear_layers
+        if _named(config.get("target_modules"), name)
+        and not _named(config.get("exclude_modules"), name)
+        and not any(pattern.match(name) for pattern in whole)
+    ]
 
 
 def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:
     for field, value in config.items():
-        if field not in REPRESENTED | WITHOUT_EFFECT and value:
+        if field not in REPRESENTED | WITHOUT_EFFECT | _variant_fields() and value:
             yield f"{field} = {str(value)[:60]}"
     if config.get("bias", "none") != "none":
         yield f"bias = {config['bias']} (biases trained too)"
     if config.get("init_lora_weights", True) not in INITS:
         yield f"init_lora_weights = {config['init_lora_weights']} (changes the base's weights)"
-    if _variant(config) is None:
-        yield " and ".join(f"{field} = {value}" for field, value in _variant_settings(config).items())
+    settings = _variant_settings(config)
+    if settings not in [variant.peft_settings for variant in VARIANTS.values()]:
+        yield " and ".join(f"{field} = {value}" for field, value in settings.items())
     for field in ("r", "lora_alpha"):
         value = config.get(field)
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
             yield f"{field} = {value} (expected a number > 0)"
 
 
-def _variant(config: Mapping[str, Any]) -> str | None:
-    """The variant with just these settings."""
-    given = _variant_settings(config)
-    return next((name for name, variant in VARIANTS.items() if variant.peft_settings == given), None)
+def _variant_fields() -> set[str]:
+    return {field for variant in VARIANTS.values() for field in variant.peft_settings or ()}
 
 
 def _variant_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    known = {field for variant in VARIANTS.values() for field in variant.peft_settings}
-    return {field: value for field, value in config.items() if field in known and value}
+    """Those fields that choose the variant."""
+    return {field: config[field] for field in _variant_fields() if config.get(field)}
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
     found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name))
     return next(found, default)
-
-
-def _is_target(config: Mapping[str, Any], name: str) -> bool:
-    if _named(config.get("exclude_modules"), name):
-        return False
-    if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in config.get("modules_to_save") or ()):
-        return False
-    if not _named(config.get("target_modules"), name):
-        return False
-    layers = config.get("layers_to_transform")
-    if layers is None or layers == [] or isinstance(config.get("target_modules"), str):
-        return True
-    pattern = config.get("layers_pattern") or r"[^.]*"
-    prefixes = [pattern] if isinstance(pattern, str) else pattern
-    found = next((m for p in prefixes if (m := re.match(rf"(?:^|.*?\.){p}\.(\d+)\.", name))), None)
-    return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
 
 
 def _named(targets: Any, name: str) -> bool:

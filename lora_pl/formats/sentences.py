@@ -1,4 +1,4 @@
-"""Real sentences on which an exported model is compared with the one that it was made of."""
+"""The sentences on which an export is compared with the checkpoint's model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.sources import HUB, SAMPLE, read_split
 from lora_pl.data.tasks import get_task
-from lora_pl.data.texts import Text
+from lora_pl.data.texts import Text, as_text
 from lora_pl.errors import UserError
 
 DEFAULT_COUNT = 256
@@ -17,11 +17,11 @@ DEFAULT_COUNT = 256
 
 @dataclass(frozen=True)
 class Sentences:
-    """Texts (or pairs of them), their labels where they are of the model's task, and where they come from."""
+    """Texts (or pairs), their labels if they are of the model's task, and their source."""
 
     texts: tuple[Text, ...]
     labels: tuple[float, ...]
-    """Class ids or scores; none where the texts are not of the model's task."""
+    """Class ids or scores; empty if the texts are not of the model's task."""
     source: str
 
 
@@ -37,7 +37,7 @@ def sentences_of(data: SentenceDataModule, count: int) -> Sentences:
 def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
     """Sentences of the validation split of the checkpoint's data, without a network.
 
-    Where that is on the hub, or has gone, the embedded sentences stand in.
+    The embedded sentences are used instead if that is on the hub or was deleted.
     """
     settings = dict(checkpoint.get("datamodule_hyper_parameters", {}))
     labels = {"label_names": checkpoint["hyper_parameters"]["label_names"]}
@@ -59,5 +59,4 @@ def embedded_sentences(pairs: bool, count: int) -> Sentences:
 
 
 def _rows(columns: Sequence[Sequence[str]], count: int) -> tuple[Text, ...]:
-    rows = list(zip(*columns, strict=True))[: count or None]
-    return tuple(row[0] if len(row) == 1 else row for row in rows)
+    return tuple(as_text(row) for row in list(zip(*columns, strict=True))[: count or None])

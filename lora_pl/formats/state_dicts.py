@@ -14,26 +14,27 @@ from typing import Any
 from lora_pl.data.tasks import GLUE_TASKS
 from lora_pl.errors import UserError
 from lora_pl.formats.external import ExternalAdapter, split_layers
+from lora_pl.lora.adapter import LoRA
 
 LORALIB = {"lora_A": "lora_A", "lora_B": "lora_B"}
 ORIGINAL = {"lora_A": "A", "lora_B": "B"}
-"""What they call the parameters of LoRA."""
+"""Their names of LoRA's parameters."""
 
 
 def read_state_dict(state: Mapping[str, Any], source: str) -> ExternalAdapter:
     """The adapter in a state dict.
 
     Raises:
-        UserError: it is of none of the layouts, or damaged.
+        UserError: adapter.unknown (none of the layouts), or see `split_layers`.
     """
     if isinstance(state.get("lora"), dict) or _has(state, ORIGINAL):
         return _read_original(state, source)
     if _has(state, LORALIB):
-        layers, head = split_layers(source, state, LORALIB)
+        layers, head = split_layers(source, state, LoRA, LORALIB)
         return ExternalAdapter(source, layers, head)
     raise UserError(
-        "import.unknown",
-        f"{source}: no adapter was recognized; expected tensors named ...lora_A and ...lora_B (loralib) or ...A and "
+        "adapter.unknown",
+        f"{source}: no known adapter; expected tensors named ...lora_A and ...lora_B (loralib) or ...A and "
         "...B (the original repository), or a folder with adapter_config.json (PEFT)",
     )
 
@@ -43,13 +44,13 @@ def _has(state: Mapping[str, Any], names: Mapping[str, str]) -> bool:
 
 
 def _read_original(state: Mapping[str, Any], source: str) -> ExternalAdapter:
-    """With rank, alpha, task and length where the file says them."""
+    """With rank, alpha, task and length if the file says them."""
     config = state.get("config", {}) if "lora" in state else {}
-    layers, head = split_layers(source, state.get("lora", state), ORIGINAL, alpha=config.get("alpha"))
+    layers, head = split_layers(source, state.get("lora", state), LoRA, ORIGINAL, config.get("alpha"))
     wrong = [name for name, layer in layers.items() if layer.r != config.get("r", layer.r)]
     if wrong:
         raise UserError(
-            "import.shape", f"{source}: config says r = {config['r']}, but {wrong[0]} has r = {layers[wrong[0]].r}"
+            "adapter.shape", f"{source}: config says r = {config['r']}, but {wrong[0]} has r = {layers[wrong[0]].r}"
         )
     return ExternalAdapter(source, layers, head, _settings(config), linear_head=True)
 

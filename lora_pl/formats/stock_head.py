@@ -31,8 +31,7 @@ def stock_head_state(head: nn.Module, config: PretrainedConfig, dtype: torch.dty
     identity on numbers that small, and powers of two are exact.
 
     Raises:
-        UserError: the architecture's head is not `out_proj(tanh(dense(h)))`, so that no choice of its weights gives a
-            linear head, or 2^k W is out of the dtype's range.
+        UserError: model.head (see `require_representable`), or export.dtype (2^k W is out of the dtype's range).
     """
     tensors = _linear_as_tanh(head, config, dtype) if isinstance(head, LinearHead) else head.state_dict()
     state = {
@@ -42,12 +41,12 @@ def stock_head_state(head: nn.Module, config: PretrainedConfig, dtype: torch.dty
         if name.startswith(f"{own}.")
     }
     if not all(tensor.isfinite().all() for tensor in state.values()):
-        raise UserError("export.dtype", f"the head's weights are out of the range of {dtype}; take float32 or bfloat16")
+        raise UserError("export.dtype", f"the head's weights are out of the range of {dtype}; use float32 or bfloat16")
     return state
 
 
 def require_representable(head: nn.Module, config: PretrainedConfig) -> None:
-    """Raise a UserError, with the reason and the ways on, where the stock head can't be the given one."""
+    """Raise a UserError: model.head: the head is linear and no weights make the stock head linear."""
     stock = stock_head(config)
     if isinstance(head, LinearHead) and not stock.can_be_linear:
         between = f"a {stock.activation_name(config)}" + (" and a norm" if stock.norm else "")
@@ -60,7 +59,7 @@ def require_representable(head: nn.Module, config: PretrainedConfig) -> None:
 
 
 def require_first_token(config: PretrainedConfig) -> None:
-    """Raise a UserError where the base's own configuration makes a stock head read more than the first token."""
+    """Raise a UserError: model.head: the base's configuration makes its own head read more than the first token."""
     for setting, needed in stock_head(config).settings.items():
         given = getattr(config, setting)
         if given != needed:
@@ -72,17 +71,17 @@ def require_first_token(config: PretrainedConfig) -> None:
 
 
 def head_notes(head: nn.Module) -> tuple[str, ...]:
-    """What a user must know of a linear head that `stock_head_state` wrote in fp32 or bf16."""
+    """For the card: what holds of a linear head that `stock_head_state` wrote in fp32 or bf16."""
     if not isinstance(head, LinearHead):
         return ()
     return (
         "Load it in float32 or bfloat16. Its head is linear, written as out(tanh(dense(h))) with dense = 2^-16 I, for "
-        "which float16 has no room: there, take `lora_pl export --format hf --dtype float16`.\n",
+        "which float16 has no room; for float16 use `lora_pl export --format hf --dtype float16`.\n",
     )
 
 
 def linear_head_of(state: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor] | None:
-    """`{"weight", "bias"}` of the linear head that `stock_head_state` wrote, None where the head is none of those."""
+    """`{"weight", "bias"}` of a linear head that `stock_head_state` wrote, None for any other head."""
     stock = stock_head(config)
     if not stock.can_be_linear:
         return None

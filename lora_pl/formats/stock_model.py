@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lora_pl.data.texts import Text
+from lora_pl.data.texts import Text, as_row
 from lora_pl.encoder.architectures import stock_head
-from lora_pl.encoder.fused import joined_state
 from lora_pl.encoder.loading import load_config, load_tokenizer
 from lora_pl.errors import UserError
-from lora_pl.formats.merging import merged_state
 from lora_pl.model.classifier import LoRAClassifier
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ HERE = {"local_files_only": True, "trust_remote_code": False}
 
 
 def stock_config(model: LoRAClassifier, dtype: torch.dtype) -> PretrainedConfig:
-    """The base's own configuration with the model's classes, and with what makes its head read the first token."""
+    """The base's configuration with the model's classes and the settings that make its head read the first token."""
     config = load_config(model.hparams["encoder"])
     config.update(stock_head(config).settings)
     names = model.label_names or ["LABEL_0"]
@@ -35,18 +33,6 @@ def stock_config(model: LoRAClassifier, dtype: torch.dtype) -> PretrainedConfig:
     config.architectures = [stock_class(config).__name__]
     config.dtype = dtype
     return config
-
-
-def stock_encoder_state(
-    model: LoRAClassifier, dtype: torch.dtype, arithmetic: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
-    """The merged encoder's tensors by Transformers' names: see `merged_state`."""
-    return joined_state(model.encoder, merged_state(model.encoder, dtype, arithmetic))
-
-
-def outputs_of(model: LoRAClassifier) -> int:
-    """How many logits the head gives: one per class, one for a regression."""
-    return len(model.label_names) or 1
 
 
 def stock_class(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -92,8 +78,8 @@ def read_logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> Mapping[str, Tensor]:
     """A padded batch, by the names of the model's inputs."""
-    columns = [[text] if isinstance(text, str) else list(text) for text in texts]
-    batch = tokenizer(*map(list, zip(*columns, strict=True)), padding=True, truncation=True, return_tensors="pt")
+    columns = zip(*map(as_row, texts), strict=True)
+    batch = tokenizer(*map(list, columns), padding=True, truncation=True, return_tensors="pt")
     tensors: Mapping[str, Tensor] = dict(batch)
     return tensors
 

@@ -24,26 +24,26 @@ class Factors(NamedTuple):
     b: Tensor
     """(out, k)"""
     gain: Tensor | None = None
-    """None where it is 1, (out,), or (rows, out) where the rows of x go through several adapters."""
+    """None stands for 1; (out,), or (rows, out) if the rows of x go through several adapters."""
 
 
 class Adapter(nn.Module, ABC):
-    """The trained parameters of one adapted layer, fp32 on its device whatever its dtype.
+    """The trained parameters of one adapted layer, in fp32 on the layer's device.
 
-    A variant declares its parameters, its settings in PEFT, and the factors of its update; freezing, counting, states,
-    merging, `AdapterBank`, import and export know it through these alone.
+    A variant declares its parameters and the factors of its update. Freezing, counting, states, merging, `AdapterBank`,
+    import and export use nothing else; PEFT's names and settings are there where PEFT has the variant too.
 
     Args:
-        base: The layer, which stays as it is.
+        base: The layer, left as it is.
         config: Rank, alpha, dropout and initialization.
     """
 
-    peft_names: ClassVar[Mapping[str, str]]
-    """The parameters, in the order of the optimizer, and PEFT's names for them below a layer."""
-    peft_settings: ClassVar[Mapping[str, Any]] = {}
-    """The fields of PEFT's `LoraConfig` that choose this variant."""
     axes: ClassVar[Mapping[str, tuple[str, ...]]]
-    """What each parameter's dimensions are: `r`, `in` or `out`."""
+    """The parameters' names, in the order of the optimizer, and their dimensions: `r`, `in` or `out`."""
+    peft_settings: ClassVar[Mapping[str, Any] | None] = None
+    """The fields of PEFT's `LoraConfig` that choose this variant; None where PEFT does not have it."""
+    peft_names: ClassVar[Mapping[str, str]] = {}
+    """PEFT's names of the parameters, below a layer."""
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Adapter(nn.Module, ABC):
 
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
-        """The rank of stored parameters, by their names here."""
+        """The rank of stored parameters."""
         name, axes = next((name, axes) for name, axes in cls.axes.items() if "r" in axes)
         return tensors[name].shape[axes.index("r")]
 
@@ -63,12 +63,12 @@ class Adapter(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The parameters' own."""
+        """The parameters'."""
         return next(self.parameters()).dtype
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """The parameters by name, in the declared order."""
-        return {name: self.get_parameter(name) for name in self.peft_names}
+        return {name: self.get_parameter(name) for name in self.axes}
 
     def delta_weight(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """W - W_0, (out, in), in `dtype`, where W is the weight of the one linear layer that computes the same."""
@@ -89,8 +89,9 @@ class LoRA(Adapter):
     A (r, in) starts as `config.init` says, B (out, r) at zero, so that the layer starts as its base exactly.
     """
 
-    peft_names: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"lora_A": ("r", "in"), "lora_B": ("out", "r")}
+    peft_settings: ClassVar[Mapping[str, Any] | None] = {}
+    peft_names: ClassVar[Mapping[str, str]] = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__(base, config)

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from lora_pl.lora.bank_layer import BankLinear, Current
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.injection import layers_to_adapt, linear_layers, replace_module
+from lora_pl.lora.injection import layers_to_adapt, linear_layers
 from lora_pl.lora.layer import lora_layers
 from lora_pl.lora.routing import Routing
+from lora_pl.lora.state import copy_state
 
 
 class AdapterBank:
-    """Named adapters of any ranks, alphas and targets on the linear layers of one model, which keep one weight each.
+    """Named adapters of any rank, alpha, targets and variant over the shared weights of one model.
 
     Within `route`, every sentence of a forward goes through its own adapter, or through the base alone:
 
     .. math:: y_t = x_t W_0^T + b + s_{k(t)} (x_t A_{k(t)}^T) B_{k(t)}^T, \\qquad s_k = \\alpha_k / r_k
 
-    or as another variant says; variants mix. k(t) is the adapter of the sentence that token t belongs to. The product
-    with W_0 is computed once for all sentences; A of all routed adapters lie one below the other, and each token keeps
-    its own adapter's part of the thin product. No adapter's result or gradient depends on another's sentences.
+    for LoRA itself, where k(t) is the adapter of the sentence that token t belongs to. The product with W_0 is computed
+    once for all sentences; the A of all routed adapters are stacked, and each token keeps its own adapter's columns of
+    the thin product. No adapter's result or gradient depends on another's sentences.
 
     Example:
         >>> bank = AdapterBank(nn.Sequential(nn.Linear(8, 8)))
@@ -36,10 +36,10 @@ class AdapterBank:
         torch.Size([1, 6, 8])
 
     Args:
-        model: Its layers are replaced as adapters need them. It is used as it was, but for `route`.
+        model: Its layers are replaced as adapters need them.
 
     Raises:
-        LoRAError: LoRA is injected in the model already.
+        LoRAError: model: LoRA is injected already.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,7 +62,7 @@ class AdapterBank:
         return {name: module for name, module in self.model.named_modules() if isinstance(module, BankLinear)}
 
     def add(self, name: str, config: LoRAConfig, state: Mapping[str, Tensor] | None = None) -> None:
-        """Put in an adapter, drawn as `inject_lora` draws it, or with the tensors of `state`.
+        """Add an adapter, drawn as `inject_lora` draws it, or with the tensors of `state`.
 
         Args:
             name: What `route` calls it.
@@ -71,11 +71,11 @@ class AdapterBank:
                 full name (`encoder.layer.0.attention.self.query.lora_A`).
 
         Raises:
-            LoRAError: the name is taken, a target or a pattern matches nothing, r exceeds a layer's size, or `state`
-                does not fit. The bank is then as it was.
+            LoRAError: adapter (the name is taken), target_modules, rank_pattern or alpha_pattern (nothing matches), r
+                (above a layer's size), or state (does not fit). The bank is then unchanged.
         """
         if name in self.configs:
-            raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or replace it")
+            raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or remove it first")
         for target in layers_to_adapt(self._linear, config):
             self._layer(target).add(name, config.of_layer(target))
         self.configs[name] = config
@@ -92,47 +92,27 @@ class AdapterBank:
         for place, layer in self.layers.items():
             layer.remove(name)
             if not layer.adapters:
-                replace_module(self.model, place, self._linear[place].train(layer.training))
+                self.model.set_submodule(place, self._linear[place].train(layer.training))
         del self.configs[name]
 
-    def replace(self, name: str, config: LoRAConfig, state: Mapping[str, Tensor] | None = None) -> None:
-        """`remove`, then `add`; where the new one does not fit, the old one stays."""
-        self._require(name)
-        old_config, old_state = self.configs[name], self.state_dict(name)
-        self.remove(name)
-        try:
-            self.add(name, config, state)
-        except LoRAError:
-            self.add(name, old_config, old_state)
-            raise
-
     def state_dict(self, name: str) -> dict[str, Tensor]:
-        """An adapter's tensors by full name, as `adapter_state_dict` gives them; they share the bank's memory."""
+        """An adapter's tensors, as `adapter_state_dict` gives them; they share the bank's memory."""
         return {key: parameter.detach() for key, parameter in self._named(name).items()}
 
-    @torch.no_grad()
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Copy `state` into an adapter, the reverse of `state_dict`.
 
         Raises:
-            LoRAError: keys that are missing, unexpected or of another shape, or inf or NaN (which would spread
+            LoRAError: state: keys that are missing, unexpected or of another shape, or inf or NaN (which would spread
                 to other adapters' sentences); nothing is copied then.
         """
-        own = self._named(name)
-        wrong = [key for key in {**own, **state} if key not in own or key not in state]
-        wrong += [key for key in own if key in state and state[key].shape != own[key].shape]
-        wrong += [key for key in own if key in state and not torch.isfinite(state[key]).all()]
+        wrong = [key for key, tensor in state.items() if not tensor.isfinite().all()]
         if wrong:
-            raise LoRAError(
-                "state",
-                f"the tensors do not fit the adapter {name!r} ({self.configs[name]}): missing, unexpected, of another "
-                f"shape, or with inf or NaN: {', '.join(wrong)}",
-            )
-        for key, parameter in own.items():
-            parameter.copy_(state[key])
+            raise LoRAError("state", f"the tensors of the adapter {name!r} hold inf or NaN: {', '.join(wrong)}")
+        copy_state(self._named(name), state)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
-        """What is trained of an adapter."""
+        """An adapter's parameters."""
         return list(self._named(name).values())
 
     @contextmanager
@@ -141,9 +121,8 @@ class AdapterBank:
 
         Args:
             adapters: A name per segment, in any order; a name may come several times.
-            lengths: Tokens per segment. A segment is a sentence, or several neighbours of one adapter where the
-                model works on tokens alone: a layer that sees one row per segment (a row of first tokens, or a
-                padded batch of one sentence each) needs a sentence per segment.
+            lengths: Tokens per segment. A segment is a sentence. Neighbours with the same adapter may form one segment
+                if no layer sees a row per sentence (first tokens alone, or a padded batch).
         """
         for name in set(adapters) - {None}:
             self._require(str(name))
@@ -158,7 +137,7 @@ class AdapterBank:
         layer = self.model.get_submodule(place)
         if not isinstance(layer, BankLinear):
             layer = BankLinear(self._linear[place], self._current)
-            replace_module(self.model, place, layer)
+            self.model.set_submodule(place, layer)
         return layer
 
     def _named(self, name: str) -> dict[str, nn.Parameter]:

@@ -21,10 +21,9 @@ from lora_pl.lora.variants import VARIANTS
 
 @dataclass
 class Current:
-    """What the layers of a bank share."""
+    """The routing of the current forward, shared by the layers of a bank."""
 
     routing: Routing | None = None
-    """That of the current forward."""
 
 
 class BankLinear(nn.Linear):
@@ -61,25 +60,25 @@ class BankLinear(nn.Linear):
         """(..., in) -> (..., out), in the dtype that the base layer alone would give.
 
         Raises:
-            LoRAError: outside of `AdapterBank.route`, which says whose adapter is meant.
+            LoRAError: adapter: called outside of `AdapterBank.route`.
         """
         routing = self.current.routing
         if routing is None:
             raise LoRAError(
-                "adapter", "this model holds a bank of adapters; run it within `with bank.route(adapters, lengths)`"
+                "adapter", "this model holds a bank of adapters; call it within `with bank.route(adapters, lengths)`"
             )
         used = {name: self.adapter(name) for name in routing.used if name in self}
         if not used:
             return F.linear(x, self.weight, self.bias)
         columns = tuple((name, adapter.r) for name, adapter in used.items())
-        foreign = routing.foreign(tuple(x.shape[:-1]), columns, x.device)
+        mask = routing.mask(tuple(x.shape[:-1]), columns, x.device)
         drops = self.training and any(adapter.lora_dropout.p for adapter in used.values())
         dropout = partial(self._dropped, used=used, routing=routing) if drops else None
         factors = {name: adapter.factors(self.weight, adapter.dtype) for name, adapter in used.items()}
-        return adapted_linear(x, self.weight, self.bias, self._joined(x, factors, routing), dropout, foreign)
+        return adapted_linear(x, self.weight, self.bias, self._joined(x, factors, routing), dropout, mask)
 
     def _joined(self, x: Tensor, factors: Mapping[str, Factors], routing: Routing) -> Factors:
-        """(sum of k, in) and (out, sum of k): all adapters in one product; the gain is that of each row's own."""
+        """a (sum of k, in) and b (out, sum of k) of all adapters, and the gain of each row's own."""
         if len(factors) == 1:
             (own,) = factors.values()
             a, b = own.a, own.b
@@ -90,7 +89,7 @@ class BankLinear(nn.Linear):
         return Factors(a, b, self._gain_of_rows(x, gains, routing) if gains else None)
 
     def _gain_of_rows(self, x: Tensor, gains: Mapping[str, Tensor], routing: Routing) -> Tensor:
-        """(rows, out): the gain of each row's own adapter; 1 for those without one, and for the base alone."""
+        """(rows, out): the gain of each row's own adapter; 1 for adapters without one and for the base alone."""
         one = torch.ones_like(next(iter(gains.values())))
         table = torch.stack([one, *(gains.get(name, one) for name in routing.used)])
         # the base alone has the number -1
@@ -103,10 +102,6 @@ class BankLinear(nn.Linear):
         of_rows = p[routing.of_rows(tuple(x.shape[:-1]), x.device)].view(*x.shape[:-1], 1)
         kept = torch.rand(x.shape, device=x.device) >= of_rows
         return x * kept / (1 - of_rows).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        """Sizes and the number of adapters."""
-        return f"{super().extra_repr()}, adapters={len(self.adapters)}"
 
 
 def _key(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The hyper-parameters of LoRA."""
+"""What `inject_lora` puts where."""
 
 import re
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ Init = Literal["gaussian", "kaiming_uniform"]
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """What `inject_lora` puts where (Hu et al., 2021, Section 4.1).
+    """Hyper-parameters of LoRA (Hu et al., 2021, Section 4.1).
 
     Raises:
-        LoRAError: a field outside its range; the field is the error's key.
+        LoRAError: FIELD: a value out of range, or a pattern that is no regular expression.
     """
 
     r: int = 4
@@ -32,16 +32,16 @@ class LoRAConfig:
     lora_dropout: float = 0.0
     """Probability of dropping an entry of the branch's input while training, in [0, 1)."""
     target_modules: tuple[str, ...] = ("query", "value")
-    """Linear layers to adapt: the last parts of their names (`query`, `attention.self.query`) or regular
-    expressions that match whole names."""
+    """Linear layers to adapt: the last parts of their names (`attention.self.query`) or regular expressions that match
+    whole names. All supported encoders know query, key, value, attention_output, mlp_up and mlp_down."""
     init: Init = "gaussian"
     """How A starts: `gaussian` (std 0.02) or `kaiming_uniform` (loralib's). B always starts at zero."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
-    """Ranks of single layers where they differ from r, by names as in target_modules; the first match holds."""
+    """Ranks of layers that differ from r, by names as in target_modules; the first match counts."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
-    """As rank_pattern, for lora_alpha."""
+    """The same for lora_alpha."""
     variant: Variant = "lora"
-    """LoRA itself, or a variant of it by name; all take r, alpha, dropout and targets."""
+    """LoRA itself or a variant of it; all take r, alpha, dropout and targets."""
 
     def __post_init__(self) -> None:
         targets = self.target_modules

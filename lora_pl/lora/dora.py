@@ -25,9 +25,9 @@ class DoRA(LoRA):
     with sums over r.
     """
 
-    peft_names: ClassVar[Mapping[str, str]] = {**LoRA.peft_names, "lora_magnitude_vector": "lora_magnitude_vector"}
-    peft_settings: ClassVar[Mapping[str, Any]] = {"use_dora": True}
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {**LoRA.axes, "lora_magnitude_vector": ("out",)}
+    peft_settings: ClassVar[Mapping[str, Any] | None] = {"use_dora": True}
+    peft_names: ClassVar[Mapping[str, str]] = {**LoRA.peft_names, "lora_magnitude_vector": "lora_magnitude_vector"}
 
     base_norm: Tensor
 

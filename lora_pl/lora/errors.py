@@ -10,7 +10,7 @@ class LoRAError(ValueError):
     """
 
     def __init__(self, key: str, message: str) -> None:
-        super().__init__(key, message)
+        super().__init__(key, message)  # both, for pickle
         self.key = key
 
     def __str__(self) -> str:

@@ -22,15 +22,15 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
         The names of the adapted layers, in the model's order.
 
     Raises:
-        LoRAError: a target or a pattern matches no layer, LoRA is injected already, or r exceeds a layer's size. The
-            model is then as it was.
+        LoRAError: model (LoRA is injected already), target_modules, rank_pattern or alpha_pattern (nothing matches), or
+            r (above a layer's size). The model is then unchanged.
     """
     if lora_layers(model):
         raise LoRAError("model", "LoRA is injected in this model already; call remove_lora(model) first")
     layers = linear_layers(model)
     names = layers_to_adapt(layers, config)
     for name in names:
-        replace_module(model, name, LoRALinear(layers[name], config.of_layer(name)))
+        model.set_submodule(name, LoRALinear(layers[name], config.of_layer(name)))
     return names
 
 
@@ -38,12 +38,15 @@ def remove_lora(model: nn.Module) -> list[str]:
     """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names."""
     layers = lora_layers(model)
     for name, layer in layers.items():
-        replace_module(model, name, _base_linear(layer))
+        layer.unmerge()
+        base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        base.weight, base.bias = layer.weight, layer.bias
+        model.set_submodule(name, base.train(layer.training))
     return list(layers)
 
 
 def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module] = ()) -> None:
-    """Freeze every parameter of `model` but those of its adapters and those in `also`."""
+    """Freeze every parameter of `model` except those of its adapters and those in `also`."""
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, Adapter):
@@ -53,12 +56,7 @@ def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module] = ()
 
 
 def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> list[str]:
-    """Those of the layers `linear` that `config` names, in their order.
-
-    Raises:
-        LoRAError: a target matches none of them, a pattern none of those that are adapted, or r exceeds a layer's
-            smaller side.
-    """
+    """The names of the layers `linear` that `config` adapts, in their order; errors are those of `inject_lora`."""
     for target in config.target_modules:
         _require_match("target_modules", target, "linear", linear)
     adapted = [name for name in linear if any(matches(name, target) for target in config.target_modules)]
@@ -82,16 +80,3 @@ def _require_match(field: str, pattern: str, kind: str, names: Iterable[str]) ->
     if not any(matches(name, pattern) for name in names):
         listed = ", ".join(dict.fromkeys(map(folded, names))) or "none"
         raise LoRAError(field, f"{pattern!r} matches no {kind} layer; there are: {listed}")
-
-
-def _base_linear(layer: LoRALinear) -> nn.Linear:
-    layer.unmerge()
-    base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    base.weight, base.bias = layer.weight, layer.bias
-    return base.train(layer.training)
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place `name` of `model`."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

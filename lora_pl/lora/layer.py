@@ -17,9 +17,9 @@ class LoRALinear(nn.Linear):
 
     .. math:: y = x W_0^T + b + \frac{\alpha}{r} \, (\mathrm{dropout}(x) A^T) B^T
 
-    or as another variant's `Adapter.factors` say. `weight` (out, in) and `bias` (out) are those of `base`, shared, not
-    copied. `adapter` holds what is trained, in fp32 on the base's device whatever the base's dtype; it starts such that
-    the layer computes what `base` does, exactly. `train()` and `eval()` switch the dropout and never touch a weight.
+    for LoRA itself. `weight` (out, in) and `bias` (out) are those of `base`, shared, not copied. `adapter` is trained,
+    in fp32 on the base's device; at first the layer computes exactly what `base` does. `train()` and `eval()` switch
+    the dropout and never touch a weight.
 
     Example:
         >>> layer = LoRALinear(nn.Linear(768, 768), LoRAConfig(r=4, lora_alpha=16))
@@ -60,14 +60,14 @@ class LoRALinear(nn.Linear):
         return adapted_linear(x, self.weight, self.bias, factors, dropout if self.training and dropout.p > 0 else None)
 
     def delta_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What merging adds to W0, (out, in), computed in `dtype`: (alpha / r) B A for LoRA."""
+        """What merging adds to W0, (out, in), in `dtype`: (alpha / r) B A for LoRA."""
         return self.adapter.delta_weight(self.frozen_weight, dtype)
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Set `weight` to the merged one: computed in fp32, rounded once to the weight's dtype.
+        """Merge the update into `weight`: computed in fp32, rounded once to the weight's dtype.
 
-        Does nothing where the update is merged already. W0 is kept aside, so `unmerge` is exact.
+        Does nothing if it is merged already. W0 is kept, so `unmerge` is exact.
         """
         if self.merged:
             return
@@ -78,7 +78,7 @@ class LoRALinear(nn.Linear):
         self.base_weight = base
 
     def unmerge(self) -> None:
-        """Set `weight` back to W0, bit for bit. Does nothing where nothing is merged."""
+        """Set `weight` back to W0, bit for bit. Does nothing if nothing is merged."""
         if self.base_weight is None:
             return
         self.weight = nn.Parameter(self.base_weight, requires_grad=self.weight.requires_grad)
@@ -109,7 +109,7 @@ def disable_lora(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def merged_lora(model: nn.Module) -> Iterator[None]:
-    """Within the context, every LoRALinear of `model` is merged; afterwards those are unmerged that were before."""
+    """Within the context, every LoRALinear of `model` is merged; afterwards those that were unmerged are so again."""
     unmerged = [layer for layer in lora_layers(model).values() if not layer.merged]
     for layer in unmerged:
         layer.merge()

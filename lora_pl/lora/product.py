@@ -19,11 +19,11 @@ def adapted_linear(
     bias: Tensor | None,
     factors: Factors,
     dropout: Callable[[Tensor], Tensor] | None = None,
-    foreign: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """y = gain * (x W0^T + (x a^T) b^T) + bias.
 
-    Where all is computed in one dtype and the factors alone are trained, product and update are one operation, whose
+    If everything is computed in one dtype and only the factors are trained, product and update are one operation, whose
     backward keeps x and x a^T (thin) and never forms a gradient of W's size.
 
     Args:
@@ -31,35 +31,29 @@ def adapted_linear(
         weight: W0, (out, in).
         bias: (out,).
         factors: a, b and gain.
-        dropout: What drops entries of x in x a^T alone; None where none are dropped.
-        foreign: (rows of x, k), bool: the entries of x a^T that count as zero, for rows that take a part of a and b
-            alone; None where every row takes all of them.
+        dropout: Applied to x in x a^T.
+        mask: (rows of x, k), bool: the entries of x a^T to set to zero, for rows that use only some columns of a and b.
 
     Returns:
         (..., out), in the dtype that the linear layer alone would give.
     """
     if dropout is None and _is_one_operation(x, weight, bias, factors):
-        x = x.to(_computed_dtype(x))
-        rows = _FrozenProduct.apply(x.flatten(0, -2), weight, bias, factors.a, factors.b, foreign)  # type: ignore[no-untyped-call]
+        device = x.device.type
+        x = x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
+        rows = _FrozenProduct.apply(x.flatten(0, -2), weight, bias, factors.a, factors.b, mask)  # type: ignore[no-untyped-call]
         y = cast(Tensor, rows).view(*x.shape[:-1], -1)
     else:
-        y = _two_products(x, weight, bias, factors, dropout, foreign)
+        y = _two_products(x, weight, bias, factors, dropout, mask)
     return y if factors.gain is None else _with_gain(y, bias, factors.gain)
 
 
 def _is_one_operation(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> bool:
-    """Whether gradients are asked for, of x and the factors alone, and all is computed in one dtype."""
+    """Whether x and the factors alone need gradients, and everything is computed in one dtype."""
     if not torch.is_grad_enabled() or not factors.a.requires_grad:
         return False
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return False
     return torch.is_autocast_enabled(x.device.type) or x.dtype == weight.dtype == factors.a.dtype
-
-
-def _computed_dtype(x: Tensor) -> torch.dtype:
-    """What a product with x is computed in: autocast's type where it is on, else x's own."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _two_products(
@@ -68,15 +62,15 @@ def _two_products(
     bias: Tensor | None,
     factors: Factors,
     dropout: Callable[[Tensor], Tensor] | None,
-    foreign: Tensor | None,
+    mask: Tensor | None,
 ) -> Tensor:
     y = F.linear(x, weight, bias)
     branch = x if dropout is None else dropout(x)
     if not torch.is_autocast_enabled(x.device.type):
         branch = branch.to(factors.a.dtype)
     thin = F.linear(branch, factors.a)  # (..., k)
-    if foreign is not None:
-        thin = thin.masked_fill(foreign.view(thin.shape), 0)
+    if mask is not None:
+        thin = thin.masked_fill(mask.view(thin.shape), 0)
     return y + F.linear(thin, factors.b).to(y.dtype)
 
 
@@ -93,23 +87,23 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, foreign: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, mask: Tensor | None
     ) -> Tensor:
         weight, own_a, own_b = (w.to(x.dtype) for w in (weight, a, b))
         thin = x @ own_a.t()  # (rows, k)
-        if foreign is not None:
-            thin.masked_fill_(foreign, 0)
-        ctx.save_for_backward(x, weight, thin, a, b, foreign)
+        if mask is not None:
+            thin.masked_fill_(mask, 0)
+        ctx.save_for_backward(x, weight, thin, a, b, mask)
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).addmm_(thin, own_b.t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, thin, a, b, foreign = ctx.saved_tensors
+        x, weight, thin, a, b, mask = ctx.saved_tensors
         own_a, own_b = (w.to(x.dtype) for w in (a, b))
         d_thin = dy @ own_b  # (rows, k)
-        if foreign is not None:
-            d_thin.masked_fill_(foreign, 0)
+        if mask is not None:
+            d_thin.masked_fill_(mask, 0)
         d_a = (d_thin.t() @ x).to(a.dtype)
         d_b = (dy.t() @ thin).to(b.dtype)
         d_x = (dy @ weight).addmm_(d_thin, own_a) if ctx.needs_input_grad[0] else None

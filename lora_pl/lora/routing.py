@@ -26,27 +26,24 @@ class Routing:
         self._adapter = np.asarray([-1 if name is None else index[name] for name in adapters], np.int64)
         self._lengths = np.asarray(lengths, np.int64)
         self._rows: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
-        self._foreign: dict[tuple[object, ...], Tensor | None] = {}
+        self._masks: dict[tuple[object, ...], Tensor | None] = {}
 
-    def foreign(
-        self, shape: tuple[int, ...], columns: tuple[tuple[str, int], ...], device: torch.device
-    ) -> Tensor | None:
-        """(rows, sum of ranks), bool: whether a column of the joined A belongs to another adapter than the row's.
+    def mask(self, shape: tuple[int, ...], columns: tuple[tuple[str, int], ...], device: torch.device) -> Tensor | None:
+        """(rows, sum of ranks), bool: whether a column belongs to another adapter than the row's; None if none does.
+
+        Computed once per kind of input, then kept for the other layers.
 
         Args:
-            shape: The input's but for the features: (1, tokens), (1, segments), (segments,) or (segments, length).
-            columns: The adapters that are joined, and their ranks.
-            device: Where it is wanted.
-
-        Returns:
-            None where every row takes every column. Made once per kind of input, then kept for the other layers.
+            shape: The input's without the features: (1, tokens), (1, segments), (segments,) or (segments, length).
+            columns: The joined adapters and their ranks.
+            device: The input's.
         """
         key = (shape, columns, device)
-        if key not in self._foreign:
+        if key not in self._masks:
             owner = np.repeat([self.used.index(name) for name, _ in columns], [rank for _, rank in columns])
-            foreign = self._of_rows(shape)[:, None] != owner[None]
-            self._foreign[key] = torch.from_numpy(foreign).to(device, non_blocking=True) if foreign.any() else None
-        return self._foreign[key]
+            mask = self._of_rows(shape)[:, None] != owner[None]
+            self._masks[key] = torch.from_numpy(mask).to(device, non_blocking=True) if mask.any() else None
+        return self._masks[key]
 
     def of_rows(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """(rows,): the number in `used` of each row's adapter, -1 for the base alone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, indices_of_like_length, make_batch
 from lora_pl.data.tokens import Tokens, tokenize
-from lora_pl.encoder.architectures import module_names
+from lora_pl.encoder.architectures import architecture_of, module_names
 from lora_pl.encoder.dropout import use_bulk_dropout
 from lora_pl.encoder.dtype import cast_frozen
 from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.fingerprint import base_fingerprints
-from lora_pl.encoder.head import ArchitectureHead, HeadKind, LinearHead, needs_pooler, new_head, take_pooler
-from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens, takes_packed_rows
+from lora_pl.encoder.head import ArchitectureHead, HeadKind, LinearHead, new_head
+from lora_pl.encoder.loading import load_encoder, load_tokenizer, max_tokens, pretrained_head_layers
 from lora_pl.encoder.packing import Packing
 from lora_pl.lora import LoRAConfig, inject_lora
 
@@ -34,7 +34,7 @@ class Base:
         name: A hub name, a folder, or package://NAME/PATH.
         encoder: In fp32, as loaded.
         tokenizer: The encoder's.
-        pooler: The pretrained layers that a head starts from.
+        pretrained: Layers that an architecture head starts from (BERT's pooler).
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class Base:
         name: str,
         encoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        pooler: nn.Module | None = None,
+        pretrained: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        self.encoder, self.tokenizer, self.config, self.pooler = encoder, tokenizer, encoder.config, pooler
+        self.encoder, self.tokenizer, self.config, self.pretrained = encoder, tokenizer, encoder.config, pretrained
         self.fingerprints = base_fingerprints(name, encoder, tokenizer)
         """`{"encoder", "weights", "vocabulary"}`: how a checkpoint identifies its base."""
         self.reader = FirstTokenFeatures(encoder)
-        self.batching: Batching = "packed" if takes_packed_rows(self.config) else "padded"
+        self.batching: Batching = "packed" if architecture_of(self.config).packed else "padded"
         """packed, or padded if the encoder can't be packed"""
         self.dtype = torch.float32
         """Of the frozen weights; norms are fp32."""
@@ -65,11 +65,10 @@ class Base:
         Raises:
             UserError: `model.encoder`: it can't be loaded; `model.head`: it has no head of this kind.
         """
-        with_pooler = needs_pooler(head, load_config(name))
-        with torch.random.fork_rng(devices=[]):  # Transformers draws a pooler that the weights lack
-            encoder = load_encoder(name, with_pooler=with_pooler, dropout=dropout)
-        pooler = take_pooler(encoder) if with_pooler else None
-        return cls(name, encoder.requires_grad_(False), load_tokenizer(name), pooler)
+        pretrained = pretrained_head_layers(name) if head == "architecture" else None
+        with torch.random.fork_rng(devices=[]):  # Transformers draws what the weights lack
+            encoder = load_encoder(name, dropout=dropout)
+        return cls(name, encoder.requires_grad_(False), load_tokenizer(name), pretrained)
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +83,7 @@ class Base:
 
     def new_head(self, kind: HeadKind, outputs: int) -> LinearHead | ArchitectureHead:
         """A head, drawn at random but for the pretrained layers it starts from."""
-        return new_head(kind, self.config, outputs, self.pooler)
+        return new_head(kind, self.config, outputs, self.pretrained)
 
     def resolve(self, lora: LoRAConfig) -> LoRAConfig:
         """`lora` with roles (query, value, ...) among its targets replaced by the names of the encoder's layers."""

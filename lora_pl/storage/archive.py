@@ -43,7 +43,7 @@ def read_archive(path: Path, kind: str = "checkpoint") -> Any:
     if not data:
         raise UserError(f"{kind}.damaged", f"{path}: the file is empty")
     if data[:1] == pickle.PROTO:
-        raise UserError(f"{kind}.refused", f"{path}: refused, a plain pickle could run code when loaded")
+        raise UserError(f"{kind}.refused", f"{path}: a plain pickle could run code; write it by torch.save")
     try:
         reason = _why_refused(data)
         content = None if reason else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

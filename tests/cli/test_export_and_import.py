@@ -18,7 +18,7 @@ def test_export_and_back(format, checkpoint, tmp_path):
     assert re.search(rf"{format}: largest logit change \S+ \(tolerance \S+\), 0 of 48 predictions flipped", done.stderr)
     assert "accuracy" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
-    assert "out is there already" in run_in_process(export, tmp_path).stderr
+    assert "export.taken: out" in run_in_process(export, tmp_path).stderr
     if format == "adapter":
         run_in_process(["import", "out"], tmp_path, check=True)
         imported = str(tmp_path / "checkpoints" / "out" / "best.ckpt")
@@ -64,8 +64,8 @@ def test_options(arguments, said, capsys):
 
 def test_files(capsys, checkpoint):
     assert "x.ckpt: no such checkpoint" in fails(capsys, "export", "--ckpt_path", "x.ckpt", "--output", "y")
-    assert "no such file" in fails(capsys, "import", "x.pt")
+    assert "adapter.missing: x.pt" in fails(capsys, "import", "x.pt")
     Path("taken").mkdir()
     Path("taken/file").touch()
-    assert "taken is there already" in fails(capsys, "export", "--ckpt_path", str(checkpoint), "--output", "taken")
+    assert "export.taken: taken" in fails(capsys, "export", "--ckpt_path", str(checkpoint), "--output", "taken")
     assert main(["export", "--ckpt_path", str(checkpoint), "--output", "no/such/folder"]) == 1

@@ -41,7 +41,7 @@ def adapted(encoder: nn.Module, *roles: str) -> list[str]:
     names = inject_lora(encoder, module_names(LoRAConfig(r=2, target_modules=roles), encoder.config))
     mark_only_lora_as_trainable(encoder)
     for layer in lora_layers(encoder).values():
-        nn.init.normal_(layer.lora_B, std=0.3)
+        nn.init.normal_(layer.adapter.lora_B, std=0.3)
     return names
 
 
@@ -211,7 +211,7 @@ def test_lora_on_query_and_value_trains_exactly_those(kind):
     names = list(lora_layers(encoder))
     assert len(names) == 2 * encoder.config.num_hidden_layers
     trained = {name for name, parameter in encoder.named_parameters() if parameter.grad is not None}
-    assert trained == {f"{name}.lora_{part}" for name in names for part in "AB"}
+    assert trained == {f"{name}.adapter.lora_{part}" for name in names for part in "AB"}
     assert all(parameter.grad.any() for parameter in encoder.parameters() if parameter.requires_grad)
 
 
@@ -250,7 +250,7 @@ def test_a_base_of_16_bits_computes_the_same_to_its_rounding(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_copies_are_apart(kind):
+def test_copies_are_independent(kind):
     features, encoder = made(kind)
     ids = sentences([5, 3])
     way = packed if kind in PACKED else padded

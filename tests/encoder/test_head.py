@@ -8,14 +8,14 @@ from transformers import (
 )
 
 from lora_pl.encoder.architectures import stock_head
-from lora_pl.encoder.head import ArchitectureHead, LinearHead, needs_pooler, new_head, take_pooler
-from lora_pl.encoder.loading import holds_pooler, load_config, load_encoder
+from lora_pl.encoder.head import ArchitectureHead, LinearHead, new_head
+from lora_pl.encoder.loading import load_config, load_encoder, pretrained_head_layers
 from lora_pl.errors import UserError
 from tests.encoder.test_architectures import KINDS, TERMS
 from tests.support import rounding
 
 
-def test_linear_head_is_the_seeds(tiny_encoder):
+def test_linear_head_is_the_original_repositorys(tiny_encoder):
     encoder = load_encoder(tiny_encoder())
     head = new_head("linear", encoder.config, 2)
     assert isinstance(head, LinearHead)
@@ -30,8 +30,8 @@ def test_architecture_head_computes_what_transformers_own_does(kind, tiny_encode
     config.update({**stock_head(config).settings, "num_labels": 3})
     stock = AutoModelForSequenceClassification.from_config(config).eval()
     stock.save_pretrained(tmp_path)
-    encoder = load_encoder(str(tmp_path), with_pooler=needs_pooler("architecture", config)).eval()
-    head = new_head("architecture", encoder.config, 3, take_pooler(encoder)).eval()
+    encoder = load_encoder(str(tmp_path)).eval()
+    head = new_head("architecture", encoder.config, 3, pretrained_head_layers(str(tmp_path))).eval()
     assert getattr(encoder, "pooler", None) is None
     for own, name in stock_head(config).layers.items():
         layer, theirs = head.get_submodule(own), stock.get_submodule(name)
@@ -51,11 +51,9 @@ def test_pretrained_layers_of_the_head_are_found_where_they_are(kind, tiny_encod
     encoder = AutoModel.from_config(config)
     encoder.pooler = None
     encoder.save_pretrained(tmp_path / "bare")
-    assert holds_pooler(str(tmp_path / "whole"))
-    assert not holds_pooler(str(tmp_path / "bare"))
-    bare = load_encoder(str(tmp_path / "bare"), with_pooler=True)
-    head = new_head("architecture", bare.config, 2, take_pooler(bare))
-    assert head.dense.weight.std() > 0
+    assert pretrained_head_layers(str(tmp_path / "whole")).keys() == set(stock_head(config).pretrained)
+    assert pretrained_head_layers(str(tmp_path / "bare")) == {}
+    assert new_head("architecture", config, 2, {}).dense.weight.std() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,9 @@
 import json
+from shutil import copytree
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.fingerprint import vocabulary_fingerprint, weights_fingerprint
@@ -55,55 +57,51 @@ def test_names(tmp_path, tiny_encoder):
     assert local_path(tiny_encoder()) == tiny_encoder()
 
 
+def refused(load, name) -> str:
+    with pytest.raises(UserError) as error:
+        load(str(name))
+    assert error.value.key == "model.encoder"
+    return str(error.value)
+
+
 @pytest.mark.parametrize(
-    ("name", "said"),
+    "name",
     [
-        ("./nowhere", "is no folder"),
-        ("package://no_such_package/x", "not installed"),
-        ("package://lora_pl/encoder/maxi", "is no folder"),
-        ("package://lora_pl/data", "has no config.json"),
-        ("no-such/encoder", "demo.yaml"),
+        "./nowhere",
+        "package://no_such_package/x",
+        "package://lora_pl/encoder/maxi",
+        "package://lora_pl/data",
+        "no-such/encoder",
     ],
 )
-def test_a_name_that_leads_nowhere(name, said):
-    with pytest.raises(UserError, match=said):
-        load_config(name)
+def test_a_name_that_leads_nowhere(name):
+    assert name.removeprefix("package://lora_pl/").partition("/")[0] in refused(load_config, name)
 
 
 def test_a_folder_without_weights_or_with_damaged_ones(tiny_encoder, tmp_path):
-    from shutil import copytree
-
     folder = tmp_path / "damaged"
     copytree(tiny_encoder(), folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="damaged"):
-        load_encoder(str(folder))
+    refused(load_encoder, folder)
     weights.unlink()
-    with pytest.raises(UserError, match="damaged"):
-        load_encoder(str(folder))
+    refused(load_encoder, folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
-    with pytest.raises(UserError, match="damaged"):
-        load_config(str(folder))
+    refused(load_config, folder)
 
 
 def test_weights_that_do_not_cover_the_encoder(tiny_encoder, tmp_path):
-    from shutil import copytree
-
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "gaps"
     copytree(tiny_encoder(), folder)
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"no weights for 1 tensors: encoder\.layer\.1\.output\.dense\.weight"):
-        load_encoder(str(folder))
+    assert "encoder.layer.1.output.dense.weight" in refused(load_encoder, folder)
 
 
 def test_a_model_that_is_no_text_encoder(tmp_path):
     from transformers import ViTConfig
 
     ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(UserError):
-        load_tokenizer(str(tmp_path))
+    refused(load_tokenizer, tmp_path)
+    refused(load_encoder, tmp_path)

@@ -1,4 +1,4 @@
-"""Adapters of fused layers, whole and in parts, for every variant."""
+"""Adapters of fused layers, whole and in parts, for every variant that other programs have."""
 
 import pytest
 import torch
@@ -9,25 +9,16 @@ from lora_pl.encoder.fused import split_fused
 from lora_pl.encoder.loading import load_encoder
 from lora_pl.formats.external import ExternalLayer
 from lora_pl.formats.fused_projections import join_parts, split_parts
-from lora_pl.lora import VARIANTS, Adapter, LoRAConfig, inject_lora, lora_layers
+from lora_pl.lora import VARIANTS, LoRAConfig, inject_lora, lora_layers
 from tests.encoder.test_architectures import TERMS
 from tests.encoder.test_fused import FUSED, block
 from tests.support import assert_equal_to_rounding, rounding
 
 WITH_FUSED = [kind for kind, row in ARCHITECTURES.items() if row.fused]
 IDS = torch.tensor([[0, 5, 6, 7, 9, 11, 2]])
-each_variant = pytest.mark.parametrize("variant", VARIANTS)
-
-
-def layers_of(model: nn.Module) -> dict[str, ExternalLayer]:
-    return {
-        name: ExternalLayer(
-            {own: tensor.detach() for own, tensor in layer.adapter.tensors().items()},
-            layer.adapter.r,
-            layer.adapter.lora_alpha,
-        )
-        for name, layer in lora_layers(model).items()
-    }
+each_variant = pytest.mark.parametrize(
+    "variant", [name for name, variant in VARIANTS.items() if variant.peft_settings is not None]
+)
 
 
 def moved(model: nn.Module, config: LoRAConfig) -> dict[str, ExternalLayer]:
@@ -36,13 +27,11 @@ def moved(model: nn.Module, config: LoRAConfig) -> dict[str, ExternalLayer]:
     for layer in lora_layers(model).values():
         for tensor in layer.adapter.tensors().values():
             nn.init.normal_(tensor, std=0.3)
-    return layers_of(model)
+    return {name: ExternalLayer.of(layer.adapter) for name, layer in lora_layers(model).items()}
 
 
-def merged(variant: str, linear: nn.Linear, layer: ExternalLayer) -> torch.Tensor:
-    adapter: Adapter = VARIANTS[variant](linear, LoRAConfig(r=layer.r, lora_alpha=layer.alpha))
-    adapter.load_state_dict(dict(layer.tensors))
-    return adapter.merged(linear.weight).detach()
+def merged(linear: nn.Linear, layer: ExternalLayer) -> torch.Tensor:
+    return layer.adapter(linear).merged(linear.weight).detach()
 
 
 @each_variant
@@ -62,14 +51,14 @@ def test_the_joined_adapter_is_the_parts_and_back(variant, targets, patterns):
     split_fused(model, FUSED)
     linear = {name: model.get_submodule(f"attn.qkv.{name}") for name in "qkv"}
     layers = moved(model, LoRAConfig(r=2, lora_alpha=4, variant=variant, target_modules=(*targets, "out"), **patterns))
-    joined = join_parts(model, layers, variant)
+    joined = join_parts(model, layers)
     assert joined.keys() == {"attn.qkv", "attn.out"}
-    rows = merged(variant, whole, joined["attn.qkv"]).chunk(3)
+    rows = merged(whole, joined["attn.qkv"]).chunk(3)
     for name, own in zip("qkv", rows, strict=True):
         layer = layers.get(f"attn.qkv.{name}")
-        expected = merged(variant, linear[name], layer) if layer else linear[name].weight.detach()
+        expected = merged(linear[name], layer) if layer else linear[name].weight.detach()
         assert_equal_to_rounding(own, expected, 20)
-    back = split_parts(FUSED, joined, variant)
+    back = split_parts(FUSED, joined)
     assert layers.keys() <= back.keys()
     for name, layer in back.items():
         if name in layers and not patterns:
@@ -77,7 +66,7 @@ def test_the_joined_adapter_is_the_parts_and_back(variant, targets, patterns):
             assert all(torch.equal(tensor, layers[name].tensors[own]) for own, tensor in layer.tensors.items())
         part = name.rpartition(".")[2]
         if part in linear:
-            assert_equal_to_rounding(merged(variant, linear[part], layer), rows["qkv".index(part)], 20)
+            assert_equal_to_rounding(merged(linear[part], layer), rows["qkv".index(part)], 20)
 
 
 @each_variant
@@ -86,20 +75,18 @@ def test_an_adapter_of_the_whole_layer_is_one_of_every_part(variant):
     adapter = VARIANTS[variant](whole, LoRAConfig(r=2, lora_alpha=8))
     for tensor in adapter.tensors().values():
         nn.init.normal_(tensor)
-    tensors = {name: tensor.detach() for name, tensor in adapter.tensors().items()}
-    split = split_parts(FUSED, {"attn.qkv": ExternalLayer(tensors, 2, 8.0)}, variant)
-    expected = merged(variant, whole, ExternalLayer(tensors, 2, 8.0)).chunk(3)
+    split = split_parts(FUSED, {"attn.qkv": ExternalLayer.of(adapter)})
+    expected = adapter.merged(whole.weight).detach().chunk(3)
     for rows, weight, layer in zip(expected, whole.weight.detach().chunk(3), split.values(), strict=True):
         linear = nn.Linear(5, 4)
         linear.weight = nn.Parameter(weight.clone())
-        assert_equal_to_rounding(merged(variant, linear, layer), rows, 20)
+        assert_equal_to_rounding(merged(linear, layer), rows, 20)
 
 
 @each_variant
 def test_an_update_that_is_still_zero_keeps_its_rank(variant):
-    tensors = VARIANTS[variant](nn.Linear(5, 12), LoRAConfig(r=2)).tensors()
-    fresh = ExternalLayer({name: tensor.detach() for name, tensor in tensors.items()}, 2, 8.0)
-    assert [layer.r for layer in split_parts(FUSED, {"attn.qkv": fresh}, variant).values()] == [2, 2, 2]
+    fresh = ExternalLayer.of(VARIANTS[variant](nn.Linear(5, 12), LoRAConfig(r=2)))
+    assert [layer.r for layer in split_parts(FUSED, {"attn.qkv": fresh}).values()] == [2, 2, 2]
 
 
 @each_variant
@@ -111,7 +98,7 @@ def test_real_peft_computes_the_joined_adapter(kind, patterns, variant, tiny_enc
 
     encoder = load_encoder(tiny_encoder(kind)).eval()
     config = LoRAConfig(r=2, variant=variant, target_modules=("query", "value"), **patterns)
-    joined = join_parts(encoder, moved(encoder, module_names(config, encoder.config)), variant)
+    joined = join_parts(encoder, moved(encoder, module_names(config, encoder.config)))
     (r,), (alpha,) = {layer.r for layer in joined.values()}, {layer.alpha for layer in joined.values()}
     settings = {"r": r, "lora_alpha": alpha, "target_modules": list(joined), **VARIANTS[variant].peft_settings}
     stock = AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32)
@@ -121,5 +108,5 @@ def test_real_peft_computes_the_joined_adapter(kind, patterns, variant, tiny_enc
     assert not peft.set_peft_model_state_dict(theirs, state).unexpected_keys
     expected = theirs(input_ids=IDS).last_hidden_state
     torch.testing.assert_close(encoder(input_ids=IDS).last_hidden_state, expected, rtol=0, atol=rounding(TERMS))
-    back = split_parts(architecture_of(encoder.config).fused, joined, variant)
+    back = split_parts(architecture_of(encoder.config).fused, joined)
     assert set(lora_layers(encoder)) <= back.keys()

@@ -8,7 +8,6 @@ from torch import nn
 from lora_pl import LoRAConfig
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.errors import UserError
-from lora_pl.formats.export import ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.importing import ImportOptions, import_adapter, load_external
 from lora_pl.formats.peft import PeftExport
@@ -18,6 +17,8 @@ from tests.formats.conftest import TEXTS, saved, texts_for
 from tests.support import TINY_TERMS, assert_equal_to_rounding
 
 peft = pytest.importorskip("peft")
+
+OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_settings is not None}
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ peft = pytest.importorskip("peft")
         ("modernbert", {"head": "architecture", "lora": LoRAConfig(target_modules=("value", "mlp_up"))}),
         ("deberta-v2", {"head": "architecture"}),
         ("mpnet", {"lora": LoRAConfig(target_modules=("query", "mlp_down"))}),
-        *(("roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant)}) for variant in VARIANTS),
+        *(("roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant)}) for variant in OF_PEFT),
     ],
 )
 def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_model, tmp_path):
@@ -41,7 +42,7 @@ def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_mod
     texts = texts_for(model)
     export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
     expected = model.logits(texts)
-    got = PeftExport(model, ExportOptions()).logits(tmp_path / "peft", texts)
+    got = PeftExport(model).logits(tmp_path / "peft", texts)
     assert_equal_to_rounding(got, expected, TINY_TERMS)
     # and back, as the very model
     again = load_external(tmp_path / "peft")
@@ -87,9 +88,9 @@ def trained_by_peft(kind, tiny_encoder, folder, labels=2, **settings):
         ("roberta", {"target_modules": ["query", "value"], "layers_to_transform": [1]}),
         ("distilbert", {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier", "classifier"]}),
         ("electra", {"target_modules": ["query", "value"]}),
-        *(("bert", {"target_modules": "all-linear", **variant.peft_settings}) for variant in VARIANTS.values()),
+        *(("bert", {"target_modules": "all-linear", **variant.peft_settings}) for variant in OF_PEFT.values()),
         *(("roberta", {"target_modules": ["query", "value"], "rank_pattern": {"value": 2}, "use_rslora": True,
-                       "alpha_pattern": {"query": 7}, **variant.peft_settings}) for variant in VARIANTS.values()),
+                       "alpha_pattern": {"query": 7}, **variant.peft_settings}) for variant in OF_PEFT.values()),
     ],
 )  # fmt: skip
 def test_an_adapter_that_peft_trained(kind, settings, tiny_encoder, tmp_path):
@@ -105,17 +106,15 @@ def test_an_adapter_that_peft_trained(kind, settings, tiny_encoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"bias": "lora_only"}, "bias = lora_only"),
-        ({"lora_bias": True}, "lora_bias = True"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights = pissa"),
-    ],
+    "settings",
+    [{"bias": "lora_only"}, {"lora_bias": True}, {"init_lora_weights": "pissa"}],
 )
-def test_what_cannot_be_represented_is_refused_by_name(settings, said, tiny_encoder, tmp_path):
+def test_what_cannot_be_represented_is_refused_by_name(settings, tiny_encoder, tmp_path):
     trained_by_peft("roberta", tiny_encoder, tmp_path / "theirs", target_modules=["query", "value"], **settings)
-    with pytest.raises(UserError, match=f"can't represent: .*{said}"):
+    with pytest.raises(UserError) as error:
         import_adapter(tmp_path / "theirs", tmp_path / "x.ckpt", ImportOptions(encoder=tiny_encoder()))
+    assert error.value.key == "adapter.unsupported"
+    assert all(f"{field} = {value}" in str(error.value) for field, value in settings.items())
     assert not (tmp_path / "x.ckpt").exists()
 
 
@@ -123,8 +122,10 @@ def test_a_head_that_was_not_saved_is_named(tiny_encoder, tmp_path):
     trained_by_peft("distilbert", tiny_encoder, tmp_path / "theirs", target_modules=["q_lin"])
     weights = tmp_path / "theirs" / "adapter_model.safetensors"
     save_file({name: t for name, t in load_file(weights).items() if "pre_classifier" not in name}, weights)
-    with pytest.raises(UserError, match=r"no tensors of the head: pre_classifier.bias, pre_classifier.weight"):
+    with pytest.raises(UserError) as error:
         load_external(tmp_path / "theirs", ImportOptions(encoder=tiny_encoder("distilbert")))
+    assert error.value.key == "adapter.head"
+    assert "pre_classifier.weight" in str(error.value)
 
 
 def test_a_pooler_that_the_base_does_not_hold_is_named(tiny_encoder, tmp_path):
@@ -134,5 +135,6 @@ def test_a_pooler_that_the_base_does_not_hold_is_named(tiny_encoder, tmp_path):
     bare = AutoModel.from_pretrained(tiny_encoder("bert"), add_pooling_layer=False)
     bare.save_pretrained(tmp_path / "bare")
     load_tokenizer(tiny_encoder("bert")).save_pretrained(tmp_path / "bare")
-    with pytest.raises(UserError, match="holds no pooler"):
+    with pytest.raises(UserError) as error:
         load_external(tmp_path / "theirs", ImportOptions(encoder=str(tmp_path / "bare")))
+    assert error.value.key == "adapter.base"

@@ -43,8 +43,9 @@ def test_in_fp16_it_is_linear_to_fp16s_own_rounding(tiny_encoder):
     assert (got - exact).abs().max() < 2**-11 * exact.abs().max()
     with torch.no_grad():
         head.weight[0, 0] = 100.0
-    with pytest.raises(UserError, match="float32 or bfloat16"):
+    with pytest.raises(UserError) as error:
         stock_head_state(head, config, torch.float16)
+    assert error.value.key == "export.dtype"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,17 +74,10 @@ def test_a_linear_head_is_written_and_recognized_or_refused(kind, tiny_encoder):
     assert torch.equal(found["bias"], head.bias)
 
 
-def test_the_refusal_names_the_reason_and_the_alternatives(tiny_encoder):
-    for kind, between in (("distilbert", "a relu"), ("modernbert", "a gelu and a norm")):
-        config = load_config(tiny_encoder(kind))
-        with pytest.raises(UserError, match=f"puts {between} .* export --format onnx or adapter, or train with"):
-            require_representable(LinearHead(config, 2), config)
-
-
 def test_a_stock_head_that_pools_otherwise_is_refused(tiny_encoder):
     config = load_config(tiny_encoder("modernbert"))
     tensors = stock_head_state(new_head("architecture", config, 2), config, torch.float32)
-    with pytest.raises(UserError, match="classifier_pooling: mean") as error:
+    with pytest.raises(UserError) as error:
         head_of(ExternalAdapter("the test", {}, tensors), config)
     assert error.value.key == "model.head"
     head_of(ExternalAdapter("lora_pl's own", {}, tensors, base={}), config)

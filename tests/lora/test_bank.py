@@ -110,7 +110,7 @@ def test_lies_over_the_frozen_weight_without_a_copy():
     assert isinstance(model[0], BankLinear)
     mark_only_lora_as_trainable(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trained == sum(p.numel() for name in bank.names for p in bank.parameters(name)) >= 5 * 27 + 3 * 13
+    assert trained == sum(p.numel() for name in bank.names for p in bank.parameters(name)) > 0
     for name in CONFIGS:
         bank.remove(name)
     assert type(model[0]) is nn.Linear
@@ -118,19 +118,19 @@ def test_lies_over_the_frozen_weight_without_a_copy():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_replace_and_load_by_name():
+def test_load_by_name_is_strict():
     bank, singles = banked()
-    bank.replace("one", CONFIGS["four.v2"], adapter_state_dict(singles["four.v2"]))
-    x = torch.randn(1, 2, 6)
-    with bank.route(["one"], [2]):
-        assert_equal_to_rounding(bank.model(x), singles["four.v2"](x), TERMS)
     kept = copy.deepcopy(bank.state_dict("half"))
-    with pytest.raises(LoRAError, match="do not fit the adapter 'half'"):  # and the old one stays
-        bank.replace("half", CONFIGS["half"], adapter_state_dict(singles["one"]))
-    assert all(torch.equal(tensor, kept[key]) for key, tensor in bank.state_dict("half").items())
     poisoned = {key: tensor * float("nan") for key, tensor in kept.items()}
-    with pytest.raises(LoRAError, match="inf or NaN"):
-        bank.load("half", poisoned)
+    for state in (adapter_state_dict(singles["one"]), poisoned):
+        with pytest.raises(LoRAError) as error:
+            bank.load("half", state)
+        assert error.value.key == "state"
+        assert all(torch.equal(tensor, kept[key]) for key, tensor in bank.state_dict("half").items())
+    with pytest.raises(LoRAError) as error:
+        bank.add("other", CONFIGS["half"], adapter_state_dict(singles["one"]))
+    assert error.value.key == "state"
+    assert bank.names == list(CONFIGS)
 
 
 @pytest.mark.parametrize(
@@ -155,14 +155,21 @@ def test_a_configuration_that_does_not_fit_changes_nothing(name, config, key):
 
 def test_mistakes_of_a_route_are_named():
     bank, _ = banked()
-    with pytest.raises(LoRAError, match="there is no 'other'"), bank.route(["other"], [1]):
-        pass
-    with pytest.raises(LoRAError, match=r"bank\.route"):
-        bank.model(torch.zeros(1, 1, 6))
-    with pytest.raises(LoRAError, match="do not fit an input"), bank.route(["one"], [3]):
-        bank.model(torch.zeros(1, 2, 6))
-    with pytest.raises(LoRAError, match="injected in this model already"):
-        AdapterBank(bank.model)
+
+    def run(names, lengths):
+        with bank.route(names, lengths):
+            bank.model(torch.zeros(1, 2, 6))
+
+    for key, mistake in (
+        ("adapter", lambda: run(["other"], [2])),
+        ("adapter", lambda: bank.model(torch.zeros(1, 2, 6))),
+        ("route", lambda: run(["one"], [3])),
+        ("route", lambda: run(["one"], [1, 1])),
+        ("model", lambda: AdapterBank(bank.model)),
+    ):
+        with pytest.raises(LoRAError) as error:
+            mistake()
+        assert error.value.key == key
 
 
 def test_dropout_is_each_adapters_own():
@@ -205,8 +212,7 @@ def test_a_packed_row_of_an_encoder_mixes_adapters_sentence_by_sentence(targets,
     with bank.route(names, lengths):
         together = features(reader, ids, lengths)
     parts = zip(names, lengths, ids.split(lengths, 1), strict=True)
-    apart = torch.cat([features(models[name], part, [length]) for name, length, part in parts])
-    terms = (
-        TINY_TERMS if dtype == torch.float32 else 4
-    )  # in bf16 what a layer adds to the row is rounded, twice a layer
-    assert_equal_to_rounding(together, apart, terms, dtype)
+    alone = torch.cat([features(models[name], part, [length]) for name, length, part in parts])
+    # in bf16 what a layer adds to the row is rounded, twice a layer
+    terms = TINY_TERMS if dtype == torch.float32 else 4
+    assert_equal_to_rounding(together, alone, terms, dtype)

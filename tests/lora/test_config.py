@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 
 import pytest
 
@@ -18,6 +19,8 @@ def test_a_field_out_of_range_is_named(field, value):
     with pytest.raises(LoRAError) as error:
         LoRAConfig(**{field: value})
     assert error.value.key == field
+    again = pickle.loads(pickle.dumps(error.value))  # as a worker process hands it over
+    assert (type(again), again.key, str(again)) == (LoRAError, field, str(error.value))
 
 
 def test_is_frozen_and_round_trips_through_primitive_values():

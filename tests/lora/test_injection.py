@@ -62,34 +62,27 @@ def test_targets_are_last_parts_or_whole_patterns(model, target, count):
     assert len(inject_lora(model, LoRAConfig(r=2, target_modules=(target,)))) == count
 
 
-def test_a_target_without_a_match_lists_what_there_is(model):
-    with pytest.raises(LoRAError, match=r"'quary'.*ABlayers\.\*\.query.*head"):
-        inject_lora(model, LoRAConfig(target_modules=("query", "quary")))
-    assert not lora_layers(model), "the model was left half-injected"
-
-
 def test_a_layer_whose_forward_may_not_be_called_is_no_target():
     attention = nn.ModuleDict({"mha": nn.MultiheadAttention(8, 2)})
-    with pytest.raises(LoRAError, match="there are: none"):
+    with pytest.raises(LoRAError) as error:
         inject_lora(attention, LoRAConfig(target_modules=("out_proj",)))
+    assert error.value.key == "target_modules"
 
 
 def test_double_injection_is_an_error(model):
     inject_lora(model, LoRAConfig())
-    with pytest.raises(LoRAError, match="already"):
-        inject_lora(model, LoRAConfig())
-
-
-def test_a_rank_above_the_layer_is_an_error(model):
-    with pytest.raises(LoRAError, match="at most 8.*got 9"):
-        inject_lora(model, LoRAConfig(r=9))
-    assert not lora_layers(model)
-
-
-@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
-def test_a_pattern_without_a_match_is_an_error(model, field):
     with pytest.raises(LoRAError) as error:
-        inject_lora(model, LoRAConfig(**{field: {"head": 2}}))
+        inject_lora(model, LoRAConfig())
+    assert error.value.key == "model"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("target_modules", ("query", "quary")), ("r", 9), ("rank_pattern", {"head": 2}), ("alpha_pattern", {"head": 2})],
+)
+def test_what_does_not_fit_the_model_is_an_error_and_changes_nothing(model, field, value):
+    with pytest.raises(LoRAError) as error:
+        inject_lora(model, LoRAConfig(**{field: value}))
     assert error.value.key == field
     assert not lora_layers(model)
 
@@ -147,8 +140,6 @@ def test_a_strict_load_lists_every_misfit_and_changes_nothing(model):
     state["ABlayers.0.query.lora_A"] = torch.zeros(2, 8)
     with pytest.raises(LoRAError) as error:
         load_adapter_state_dict(model, state)
-    message = str(error.value)
-    assert f"1 missing: {gone}" in message
-    assert "1 unexpected: ABlayers.7.query.lora_A" in message
-    assert "1 of another shape: ABlayers.0.query.lora_A (expected (4, 8), got (2, 8))" in message
+    assert error.value.key == "state"
+    assert all(name in str(error.value) for name in (gone, "ABlayers.7.query.lora_A", "ABlayers.0.query.lora_A"))
     assert not any((layer.adapter.lora_A == 1).all() for layer in lora_layers(model).values())
