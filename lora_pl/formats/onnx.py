@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_pl.data.texts import Text
-from lora_pl.encoder.fused import join_fused
-from lora_pl.encoder.loading import load_encoder
 from lora_pl.formats.export import Export
-from lora_pl.formats.merging import merged_state
+from lora_pl.formats.merging import MergedClassifier
 from lora_pl.formats.stock_model import HERE, encode, read_logits, save_tokenizer
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
@@ -46,7 +44,7 @@ class OnnxExport(Export):
 
     def write(self, folder: Path) -> None:
         """Write the graph and the tokenizer."""
-        model = _Classifier(self).eval()
+        model = MergedClassifier(self).eval()
         save_tokenizer(self.model, str(folder))
         # two texts of several tokens: a size of 1 would be taken for a constant
         texts = ["a fine film, if a little long", "dull"]
@@ -83,22 +81,6 @@ def _run(path: Path, texts: Sequence[Text]) -> Tensor:
         return torch.from_numpy(logits)
 
     return read_logits(model, tokenizer, texts)
-
-
-class _Classifier(nn.Module):
-    """The merged encoder and the head, as Transformers runs them: padded batches, PyTorch's own attention."""
-
-    def __init__(self, export: OnnxExport) -> None:
-        super().__init__()
-        self.encoder, self.head = load_encoder(export.model.hparams["encoder"]), export.model.head
-        join_fused(self.encoder)
-        self.encoder.load_state_dict(merged_state(export.model.encoder, export.dtype, export.merge_dtype))
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        logits: Tensor = self.head(hidden[:, 0])
-        return logits
 
 
 @contextlib.contextmanager
