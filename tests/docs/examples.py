@@ -1,0 +1,18 @@
+"""Runs the examples of docs/extending.md before tests are collected: `pytest -p tests.docs.examples`.
+
+Their rows are in the tables then, so that the tests over the tables run over them too.
+"""
+
+import re
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
+
+
+def code_blocks() -> list[str]:
+    """The page's Python, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+for number, block in enumerate(code_blocks(), 1):
+    exec(compile(block, f"{PAGE.name}, example {number}", "exec"), {"__name__": f"example_{number}"})
