@@ -4,7 +4,9 @@ Their rows are in the tables then, so that the tests over the tables run over th
 """
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 
@@ -15,4 +17,5 @@ def code_blocks() -> list[str]:
 
 
 for number, block in enumerate(code_blocks(), 1):
-    exec(compile(block, f"{PAGE.name}, example {number}", "exec"), {"__name__": f"example_{number}"})
+    module = sys.modules[f"example_{number}"] = ModuleType(f"example_{number}")  # a module, so that classes pickle
+    exec(compile(block, f"{PAGE.name}, example {number}", "exec"), vars(module))
