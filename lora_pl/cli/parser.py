@@ -15,7 +15,7 @@ from lora_pl.errors import UsageError, UserError
 # how jsonargparse says that an option is unknown (on the command line, in a file), is missing, or has a wrong value
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
 REQUIRED = re.compile(r"arguments are required: (?:--)?(?P<key>[\w.]+)")
-WRONG = re.compile(r"""(?:Parser key "|argument (?:-\w/)?--)(?P<key>[\w.]+)"?:\s*(?P<said>.*)""", re.DOTALL)
+WRONG = re.compile(r"""(?:Parser key "|argument (?:-\w/)?--)(?P<key>[\w.]+)"?[\w ]*:\s*(?P<said>.*)""", re.DOTALL)
 
 
 def verb_parser(verb: str, function: Callable[..., Any], skip: Collection[str] = ()) -> Parser:

@@ -150,7 +150,14 @@ class Run:
 
     def _reports(self, options: Mapping[str, Any], logs: bool) -> list[Callback]:
         progress = ProgressBar() if shows_bar(options) else EpochLines()
-        shown = [progress, ParameterReport(), PrecisionReport(), FiniteGradients(), Throughput(), RunSummary()]
+        shown: list[Callback] = [
+            progress,
+            ParameterReport(),
+            PrecisionReport(),
+            FiniteGradients(),
+            Throughput(),
+            RunSummary(),
+        ]
         return [*shown, HparamsRecord(), LearningRateMonitor("step")] if logs else shown
 
     def _configuration(

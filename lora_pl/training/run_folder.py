@@ -29,7 +29,7 @@ def require_name(name: str) -> None:
 
 
 def require_free(folder: Path, checkpoint: Path | None) -> None:
-    """Raise a UserError, `run_name`, if the folder has checkpoints and `checkpoint`, to resume from, is none of them."""
+    """Raise a UserError, `run_name`, if the folder has checkpoints but not `checkpoint`, which is resumed."""
     resumed = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
     if not resumed and not _get_rank() and any(folder.glob("*.ckpt")):
         raise UserError(
