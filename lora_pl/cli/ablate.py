@@ -86,11 +86,11 @@ class AblateCLI(ClassifierCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse as `fit` does, under the verb's own name."""
         self._subcommand_parsers["fit"].prog = "lora_pl ablate"
+        if "--resume" in args or "--force" in args:  # type: ignore[operator]
+            raise UsageError("resume", "rerun the same command to resume a study; leave out --resume and --force")
         super().parse_arguments(parser, args)
         if self._option("run_name"):
             raise UsageError("run_name", "trials are named by their settings; --output names the study's folder")
-        if self.resumes or self.forced:
-            raise UsageError("resume", "rerun the same command to resume a study; leave out --resume and --force")
 
     def instantiate_classes(self) -> None:
         """Nothing yet: each trial has its own objects."""
