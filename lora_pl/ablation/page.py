@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lora_pl.ablation.groups import Group, Series, references_of
+from lora_pl.ablation.groups import Series
 from lora_pl.ablation.section7 import amplification_rows
-from lora_pl.ablation.statistics import Comparison, compare, summarize, verdict
+from lora_pl.ablation.statistics import Comparison, compare, verdict
 from lora_pl.ablation.table import FAILED, ResultTable
 from lora_pl.errors import UserError
 
 PUBLISHED: tuple[dict[str, Any], ...] = tuple(
     {
+        "name": f"r = {r}, roberta-base, published",
         "encoder": "roberta-base",
         "task": "sst2",
         "r": r,
@@ -36,9 +35,13 @@ TableRow = dict[str, Any]
 
 
 def make_page(
-    table: ResultTable, series: list[Series], settings: dict[str, Any], images: dict[str, str], captions: dict[str, str]
+    table: ResultTable,
+    series: list[Series],
+    summary: dict[str, Any],
+    settings: dict[str, Any],
+    figures: list[dict[str, str]],
 ) -> str:
-    """`report.html.jinja`, filled in; `images` are PNGs in base64, by name, as their captions are."""
+    """`report.html.jinja`, filled in; each figure is `{"png": in base64, "caption"}`."""
     from jinja2 import Environment
 
     source = resources.files("lora_pl.ablation").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -48,22 +51,13 @@ def make_page(
         .render(
             conditions=_conditions(settings, table),
             failed=[_cells(row["trial"], row["error"]) for row in table.rows if row["status"] == FAILED],
-            results=[*_measured(series, references_of(table.rows)), *map(_published, PUBLISHED)],
+            results=[*map(_result, summary["measured"]), *map(_result, summary["published"])],
             series=[_compared(one) for one in series],
-            figures=[{"png": image, "caption": captions[name]} for name, image in images.items()],
+            figures=figures,
             **_amplification(table.path.parent, series),
         )
     )
     return page
-
-
-def named_groups(series: Sequence[Series], references: Sequence[Group]) -> Iterable[tuple[str, Group]]:
-    """Every group by a name of its own."""
-    for one in series:
-        for group in one.groups:
-            yield ", ".join(part for part in (group.name, one.name) if part), group
-    for group in references:
-        yield group.name, group
 
 
 def _conditions(settings: dict[str, Any], table: ResultTable) -> str:
@@ -80,22 +74,13 @@ def _conditions(settings: dict[str, Any], table: ResultTable) -> str:
     )
 
 
-def _measured(series: list[Series], references: list[Group]) -> Iterable[TableRow]:
-    for name, group in named_groups(series, references):
-        first = group.first
-        results = [_percent(group.results(which).values()) for which in ("last", "best")]
-        yield _cells(
-            name, f"{first['alpha']:g}" if group.rank else "", f"{first['learning_rate']:g}",
-            f"{first['trainable_lora']:,}", f"{first['trainable_head']:,}", *results, len(group.rows),
-        )  # fmt: skip
-
-
-def _published(row: dict[str, Any]) -> TableRow:
-    cells = _cells(
-        f"r = {row['r']}, {row['encoder']}, published", f"{row['alpha']:g}", f"{row['learning_rate']:g}",
-        f"{row['trainable_lora']:,}", f"{row['trainable_head']:,}", f"{100 * row['last']:.2f}", "", 1,
-    )  # fmt: skip
-    return {**cells, "published": True}
+def _result(row: dict[str, Any]) -> TableRow:
+    """A row of the summary."""
+    alpha = f"{row['alpha']:g}" if row["r"] else ""
+    counts = (f"{row[key]:,}" for key in ("trainable_lora", "trainable_head"))
+    results = (_percent(row.get(key), row.get(f"{key}_std")) for key in ("last", "best"))
+    cells = _cells(row["name"], alpha, f"{row['learning_rate']:g}", *counts, *results, row["seeds"])
+    return {**cells, "published": row in PUBLISHED}
 
 
 def _compared(series: Series) -> dict[str, Any]:
@@ -126,7 +111,7 @@ def _cells(*cells: object) -> TableRow:
     return {"cells": cells}
 
 
-def _percent(values: Iterable[float]) -> str:
-    found = summarize(list(values))
-    spread = "" if math.isnan(found.std) else f" ± {100 * found.std:.2f}"
-    return f"{100 * found.mean:.2f}{spread}"
+def _percent(value: float | None, deviation: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

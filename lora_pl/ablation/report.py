@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_pl.ablation import figures
+from lora_pl.ablation.figures import accuracy_by_rank, loss_curves, parameters_by_rank
 from lora_pl.ablation.groups import Group, Series, references_of, series_of
-from lora_pl.ablation.page import PUBLISHED, make_page, named_groups
+from lora_pl.ablation.page import PUBLISHED, make_page
 from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import SETTINGS
@@ -50,22 +50,26 @@ def write_report(folder: Path) -> Path:
         raise UserError("report", f"{folder} holds no finished trial; expected the folder of `lora_pl ablate`")
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     drawn = _figures(folder, series, references)
-    images = {name: _save(figure, folder / "figures" / name) for name, (figure, _) in drawn.items()}
-    captions = {name: caption for name, (_, caption) in drawn.items()}
-    text = json.dumps(summary(series, references, settings), indent=2)
+    figures = [
+        {"png": _save(figure, folder / "figures" / name), "caption": caption}
+        for name, (figure, caption) in drawn.items()
+    ]
+    summary = _summary(series, references, settings)
+    text = json.dumps(summary, indent=2)
     write_whole(folder / "summary.json", lambda beside: beside.write_text(text, encoding="utf-8"))
-    page = make_page(table, series, settings, images, captions)
+    page = make_page(table, series, summary, settings, figures)
     path = folder / "report.html"
     write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
     return path
 
 
-def summary(series: Sequence[Series], references: Sequence[Group], settings: dict[str, Any]) -> dict[str, Any]:
-    """What `summary.json` holds: a row per group with mean and deviation, and the published rows, marked as such."""
+def _summary(series: Sequence[Series], references: Sequence[Group], settings: dict[str, Any]) -> dict[str, Any]:
+    """`summary.json`: a row per group with mean and deviation, and the published rows."""
     shared = {"encoder": settings.get("model.encoder"), "task": settings.get("data.task") or "sst2"}
     shared["train_sentences"] = settings.get("data.train_sentences")
+    groups = [(", ".join(filter(None, (group.name, one.name))), group) for one in series for group in one.groups]
     rows = []
-    for name, group in named_groups(series, references):
+    for name, group in [*groups, *((group.name, group) for group in references)]:
         best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
         rows.append(
             {
@@ -90,18 +94,18 @@ def _figures(folder: Path, series: list[Series], references: list[Group]) -> dic
     metric = (series[0].groups[0] if series else references[0]).first["metric"]
     found = {
         "accuracy_by_rank": (
-            figures.accuracy_by_rank(series, references, metric),
+            accuracy_by_rank(series, references, metric),
             f"Validation {metric} after the last epoch. Small marks are runs, one per seed; large marks their mean "
             "with the t-based 95% interval of the mean.",
         )
     }
     if series:
         found["parameters_by_rank"] = (
-            figures.parameters_by_rank(series),
+            parameters_by_rank(series),
             "Trained parameters of LoRA by rank (both axes logarithmic): r (in + out) per adapted layer.",
         )
         found["loss_curves"] = (
-            figures.loss_curves(series[0], _curves(folder, series[0])),
+            loss_curves(series[0], _curves(folder, series[0])),
             f"Training loss{f' ({series[0].name})' if series[0].name else ''}, exponentially smoothed: mean over seeds "
             "and, shaded, lowest to highest.",
         )

@@ -37,8 +37,17 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
         UserError: `trainer.strategy`, it shards the model over devices.
     """
     found = {**TRAINER_DEFAULTS, **options}
-    _require_whole_model(found.get("strategy"))
-    found["precision"] = found.get("precision") or chosen_precision(found.get("accelerator"))
+    strategy = found.get("strategy")
+    name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
+    if SHARDED.search(name):
+        raise UserError(
+            "trainer.strategy",
+            f"{name} shards the model over devices, but checkpoints need whole adapters; take ddp, with a copy of the "
+            "frozen encoder on each device",
+        )
+    if not found.get("precision"):
+        found["precision"] = str(default_precision(str(found.get("accelerator") or "auto")))
+        say(f"precision {found['precision']}, the fastest this device supports; --trainer.precision overrides it")
     return found
 
 
@@ -54,13 +63,6 @@ def make_trainer(options: Mapping[str, Any]) -> Trainer:
         return Trainer(**found)
     except (ValueError, TypeError) as error:  # an unknown accelerator, strategy, ...
         raise UserError("trainer", first_line(error)) from error
-
-
-def chosen_precision(accelerator: Any) -> str:
-    """The fastest precision this device supports, reported."""
-    precision = str(default_precision(str(accelerator or "auto")))
-    say(f"precision {precision}, the fastest this device supports; --trainer.precision overrides it")
-    return precision
 
 
 def shows_bar(options: Mapping[str, Any]) -> bool:
@@ -79,13 +81,3 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _require_whole_model(strategy: Any) -> None:
-    name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
-    if SHARDED.search(name):
-        raise UserError(
-            "trainer.strategy",
-            f"{name} shards the model over devices, but checkpoints need whole adapters; take ddp, with a copy of the "
-            "frozen encoder on each device",
-        )

@@ -30,7 +30,8 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath=folder, filename=BEST, mode="max", auto_insert_metric_name=False, enable_version_counter=False
         )
-        self._noted: str | None = None
+        self.noted: str | None = None
+        """Where to save a new best; None if there is none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the metric from the model."""
@@ -46,25 +47,19 @@ class BestCheckpoint(ModelCheckpoint):
             {
                 **state_dict,
                 "dirpath": self.dirpath,
-                "best_model_path": path if scores else "",
-                "kth_best_model_path": path if scores else "",
+                **dict.fromkeys(("best_model_path", "kth_best_model_path"), path if scores else ""),
                 "best_k_models": {path: scores[0]} if scores else {},
             }
         )
 
     def write(self, trainer: Trainer) -> None:
         """Save a best that was noted since the last call."""
-        if self._noted is not None:
-            path, self._noted = self._noted, None
+        if self.noted is not None:
+            path, self.noted = self.noted, None
             super()._save_checkpoint(trainer, path)
 
-    @property
-    def is_noted(self) -> bool:
-        """Whether `write` has something to save."""
-        return self._noted is not None
-
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        self._noted = filepath
+        self.noted = filepath
         self._last_global_step_saved = trainer.global_step
 
 
@@ -168,7 +163,7 @@ class SavePoints(Callback):
         self.signals.remove()
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if self._validated or self.best.is_noted:
+        if self._validated or self.best.noted is not None:
             return True
         if trainer.global_step == self._saved_step:
             return False
