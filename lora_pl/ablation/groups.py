@@ -34,7 +34,7 @@ class Series:
     """One setting at several ranks."""
 
     name: str
-    """What sets it apart from the study's other series; empty where there is one."""
+    """How it differs from the other series; empty if there is one series."""
     groups: tuple[Group, ...]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -153,15 +153,16 @@ def section7_figures(folder: Path, series: Series) -> dict[str, tuple[Figure, st
         return {}
     small, large = groups[-2:]
     ones, others = (_checkpoints(folder, group) for group in (small, large))
+    next_seeds = list(zip(ones, [*others[1:], others[0]], strict=False))
     maps: list[tuple[str, Any]] = []
     for side in ("A", "B"):
         d = next(iter(adapter_directions(others[0], side).values())).shape[1]
         maps += [
-            (f"{side}: {small.name} and {large.name}", _mean(_next_seeds(ones, others, side))),
+            (f"{side}: {small.name} and {large.name}", _mean(_similarities(next_seeds, side))),
             (f"{side}: two seeds of {large.name}", _mean(_similarities(itertools.pairwise(others), side))),
             (f"{side}: random, d = {d}", random_similarity(d, large.rank, large.rank).numpy()),
         ]
-    by_layer = _next_seeds(ones, others, "A")
+    by_layer = _similarities(next_seeds, "A")
     layers = [(_short(layer), _mean([{layer: found[layer]} for found in by_layer])) for layer in by_layer[0]]
     between = f"{small.name} (i) and {large.name} (j), each with the next seed's"
     return {
@@ -199,11 +200,7 @@ def _checkpoints(folder: Path, group: Group) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _next_seeds(ones: list[Path], others: list[Path], side: Side) -> list[dict[str, Tensor]]:
-    return _similarities(zip(ones, [*others[1:], others[0]], strict=False), side)
-
-
-def _similarities(pairs: Any, side: Side) -> list[dict[str, Tensor]]:
+def _similarities(pairs: Iterable[tuple[Path, Path]], side: Side) -> list[dict[str, Tensor]]:
     return [layer_similarities(one, other, side) for one, other in pairs]
 
 

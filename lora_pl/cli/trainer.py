@@ -79,19 +79,12 @@ class ClassifierCLI(LightningCLI):
         for name, of_data in LINKED.items():
             parser.link_arguments("data", f"model.{name}", compute_fn=of_data, apply_on="instantiate")
         if self.verb == "fit":
-            parser.add_argument(
-                "--run_name", type=str | None, help="Names the run's folders; by default configuration and time."
-            )
-            parser.add_argument(
-                "--resume", action="store_true", help="Start the run, or resume it from its newest checkpoint."
-            )
-            parser.add_argument(
-                "--force", action="store_true", help="Resume although options differ from the saved run."
-            )
-            parser.add_argument("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
-            parser.add_argument(
-                "--save_every_minutes", type=float | None, default=10, help="Minutes between checkpoints."
-            )
+            add = parser.add_argument
+            add("--run_name", type=str | None, help="Names the run's folders; by default configuration and time.")
+            add("--resume", action="store_true", help="Start the run, or resume it from its newest checkpoint.")
+            add("--force", action="store_true", help="Resume although options differ from the saved run.")
+            add("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
+            add("--save_every_minutes", type=float | None, default=10, help="Minutes between checkpoints.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
