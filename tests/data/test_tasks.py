@@ -2,9 +2,9 @@ import csv
 
 import pytest
 import torch
+
 from lora_pl.data.glue_files import read_glue_file
 from lora_pl.data.own_files import read_own_file
-
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS, Regression, get_task
 from lora_pl.errors import UserError
 from lora_pl.model.metrics import SplitMetrics

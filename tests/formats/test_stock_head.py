@@ -1,6 +1,5 @@
 import pytest
 import torch
-from lora_pl.formats.foreign import ForeignAdapter
 from torch.nn import functional as F
 
 from lora_pl.encoder.architectures import stock_head
@@ -8,6 +7,7 @@ from lora_pl.encoder.head import LinearHead, new_head
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UserError
 from lora_pl.formats.external_head import head_of
+from lora_pl.formats.foreign import ForeignAdapter
 from lora_pl.formats.stock_head import (
     linear_head_of,
     require_representable,
