@@ -1,7 +1,8 @@
-"""The figures of a study's report, readable in grey and by the colour-blind."""
+"""The figures of a study's report, readable in grey and with any colour vision."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from lora_pl.ablation.record import Curve
 
-# Okabe and Ito's colours, apart in lightness too; each series has a marker and a line of its own besides
+# Okabe and Ito's colours, which differ in lightness too, each with a marker and a line style
 STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 REFERENCE_LINES = {"head": ("#666666", ":"), "full": ("#000000", "--")}
 BASE_LAW = 36_864
@@ -23,7 +24,7 @@ BASE_LAW = 36_864
 
 
 def accuracy_by_rank(series: Sequence[Series], references: Sequence[Group], metric: str) -> Figure:
-    """The last epoch's metric: each run a dot, the mean with its 95% interval over seeds, and the references."""
+    """The last epoch's metric: a dot per run, the mean over seeds with its 95% interval, and the references."""
     figure, axes = _figure()
     ranks = sorted({group.rank for one in series for group in one.groups})
     for number, one in enumerate(series):
@@ -46,7 +47,8 @@ def parameters_by_rank(series: Sequence[Series]) -> Figure:
     axes.plot(
         ranks, law, color="#000000", linestyle="--", marker="x", label=f"{BASE_LAW:,} r (roberta-base, query and value)"
     )
-    for (color, marker, line), targets, groups in zip(STYLES, *_by_targets(series), strict=False):
+    by_targets = {one.groups[0].first["targets"]: one.groups for one in series}
+    for (color, marker, line), (targets, groups) in zip(STYLES, by_targets.items(), strict=False):
         counts = [group.first["trainable_lora"] for group in groups]
         per_rank = counts[0] // groups[0].rank
         label = f"{per_rank:,} r (this encoder, {targets.replace(',', ' and ')})"
@@ -66,11 +68,11 @@ def parameters_by_rank(series: Sequence[Series]) -> Figure:
 
 
 def loss_curves(series: Series, curves: Mapping[str, Curve]) -> Figure:
-    """The training loss of one series: the mean over seeds at each rank, smoothed; the band is lowest to highest."""
+    """The smoothed training loss of one series: mean over seeds at each rank; the band is lowest to highest."""
     import numpy as np
 
     figure, axes = _figure()
-    for (color, _, line), group in zip(_cycle(len(series.groups)), series.groups, strict=True):
+    for (color, _, line), group in zip(itertools.cycle(STYLES), series.groups, strict=False):
         runs = [curves[row["trial"]] for row in group.rows if curves.get(row["trial"])]
         if not runs:
             continue
@@ -85,7 +87,7 @@ def loss_curves(series: Series, curves: Mapping[str, Curve]) -> Figure:
 
 
 def similarity_maps(maps: Sequence[tuple[str, Any]], columns: int) -> Figure:
-    """Heat maps of phi(i, j), titled, on one scale; with numbers in the cells where the maps are few."""
+    """Titled heat maps of phi(i, j) on one scale; with numbers in the cells where there are few maps."""
     import matplotlib.figure
 
     rows = -(-len(maps) // columns)
@@ -102,21 +104,14 @@ def similarity_maps(maps: Sequence[tuple[str, Any]], columns: int) -> Figure:
         axes.set_xlabel("j", fontsize=8)
         axes.set_ylabel("i", fontsize=8)
         if max(shape) <= 8 and len(maps) <= 6:
-            _numbers(axes, values, top)
+            for i, j in itertools.product(*map(range, values.shape)):
+                color = "white" if values[i, j] < 0.55 * top else "black"
+                text = f"{values[i, j]:.2f}".removeprefix("0")
+                axes.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
     for axes in grid.flat[len(maps) :]:
         axes.set_visible(False)
     figure.colorbar(image, ax=grid, label="similarity", fraction=0.03)
     return figure
-
-
-def _numbers(axes: Axes, values: Any, top: float) -> None:
-    for (i, j), value in _entries(values):
-        color = "white" if value < 0.55 * top else "black"
-        axes.text(j, i, f"{value:.2f}".removeprefix("0"), ha="center", va="center", fontsize=6, color=color)
-
-
-def _entries(values: Any) -> list[tuple[tuple[int, int], float]]:
-    return [((i, j), float(values[i, j])) for i in range(values.shape[0]) for j in range(values.shape[1])]
 
 
 def _draw_series(axes: Axes, series: Series, ranks: list[int], number: int, count: int) -> None:
@@ -140,7 +135,7 @@ def _draw_series(axes: Axes, series: Series, ranks: list[int], number: int, coun
 
 
 def _draw_reference(axes: Axes, group: Group, low: float, high: float) -> None:
-    """A line, or where it would press all else together a note of its height."""
+    """A line; or a note in the legend where the line would squeeze the axis."""
     color, line = REFERENCE_LINES[group.method]
     found = summarize([100 * value for value in group.results().values()])
     told = f"{group.name}: {found.mean:.2f}, mean of {found.n}"
@@ -150,22 +145,9 @@ def _draw_reference(axes: Axes, group: Group, low: float, high: float) -> None:
         axes.plot([], [], color=color, linestyle=line, linewidth=1.3, label=f"{told} (off the scale)")
 
 
-def _by_targets(series: Sequence[Series]) -> tuple[list[str], list[tuple[Group, ...]]]:
-    found = {one.groups[0].first["targets"]: one.groups for one in series}
-    return list(found), list(found.values())
-
-
-def _cycle(count: int) -> list[tuple[str, str, str]]:
-    return [STYLES[index % len(STYLES)] for index in range(count)]
-
-
 def _smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """The exponential average, as TensorBoard smooths."""
-    smooth, last = [], values[0]
-    for value in values:
-        last = weight * last + (1 - weight) * value
-        smooth.append(last)
-    return smooth
+    """The exponential moving average."""
+    return list(itertools.accumulate(values, lambda last, value: weight * last + (1 - weight) * value))
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -15,14 +15,14 @@ from lora_pl.model.classifier import Method
 
 AlphaRule = Literal["fixed", "proportional", "rslora"]
 REFERENCES: tuple[Method, ...] = ("head", "full")
-"""What is trained without adapters, for comparison."""
+"""Trained without adapters, for comparison."""
 
 
 def alpha_of(rule: AlphaRule, rank: int, base: LoRAConfig) -> float:
     """The numerator alpha of the scaling alpha / r at `rank`.
 
-    fixed: that of `base`, so that the scaling falls with r. proportional: such that alpha / r is that of `base` at
-    every rank. rslora: such that the scaling is base alpha / sqrt(r) (Kalajdzievski, 2023).
+    fixed: alpha of `base`, so that the scaling falls with r. proportional: alpha / r of `base` at every rank.
+    rslora: a scaling of base alpha / sqrt(r) (Kalajdzievski, 2023).
     """
     if rule == "fixed":
         return base.lora_alpha
@@ -44,10 +44,9 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What its folder and its TensorBoard run are called."""
-        what = self.method
-        if self.method == "lora":
-            what = f"r{self.rank}-{self.alpha_rule}-{'+'.join(self.targets)}"  # type: ignore[assignment]
+        """The name of its folder and its TensorBoard run."""
+        lora = f"r{self.rank}-{self.alpha_rule}-{'+'.join(self.targets)}"
+        what = lora if self.method == "lora" else self.method
         return re.sub(r"[^\w+.-]", "_", f"{what}-lr{self.learning_rate:g}-s{self.seed}")
 
     @property
@@ -56,7 +55,7 @@ class Trial:
         return self.alpha / self.rank if self.rank else 0.0
 
     def settings(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a `LoRAClassifier` that make this trial of the study's own, `model`."""
+        """The trial's settings of a `LoRAClassifier`: those of the study, `model`, with its own."""
         own = {**model, "method": self.method, "learning_rate": self.learning_rate}
         if self.method == "lora":
             lora = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": list(self.targets)}
@@ -74,9 +73,9 @@ class Grid:
     alpha_rules: Sequence[AlphaRule]
     targets: Sequence[tuple[str, ...]]
     base: LoRAConfig
-    """What the rules for alpha start from."""
+    """For the rules of alpha."""
     references: dict[Method, float] = field(default_factory=dict)
-    """Methods to train for comparison, each with its learning rate."""
+    """Methods to train for comparison, with their learning rates."""
     reference_seeds: int | None = None
     """How many of the seeds they are trained with; by default all."""
 
@@ -91,7 +90,7 @@ class Grid:
         _require("ranks", bool(self.ranks or self.references), "at least one rank", "none")
 
     def trials(self) -> list[Trial]:
-        """All of them: seed by seed, so that a study that is stopped early has compared all ranks."""
+        """All trials, seed by seed, so that a study that is stopped early compares all ranks."""
         axes = list(itertools.product(self.targets, self.alpha_rules, self.learning_rates, self.ranks))
         found = []
         for number, seed in enumerate(self.seeds):

@@ -8,8 +8,6 @@ from typing import Literal
 
 from lora_pl.ablation.table import OK, Row
 
-Which = Literal["last", "best"]
-
 
 @dataclass(frozen=True)
 class Group:
@@ -21,7 +19,7 @@ class Group:
     rows: tuple[Row, ...]
     """The last epoch's row of each seed."""
 
-    def results(self, which: Which = "last") -> dict[int, float]:
+    def results(self, which: Literal["last", "best"] = "last") -> dict[int, float]:
         """The metric by seed, at the last epoch or at the seed's best."""
         return {row["seed"]: row[which] for row in self.rows}
 
@@ -36,20 +34,21 @@ class Series:
     """One setting at several ranks."""
 
     name: str
-    """What sets it apart from the study's other series; empty where there is one."""
+    """How it differs from the other series; empty if there is one series."""
     groups: tuple[Group, ...]
 
 
 def series_of(rows: Sequence[Row]) -> list[Series]:
     """The LoRA trials as a series of ranks for each combination of the other axes."""
-    axes = ("alpha_rule", "targets", "learning_rate")
+    axes = {"alpha_rule": "alpha {}", "targets": "on {}", "learning_rate": "learning rate {}"}
     lora = [row for row in _last_epochs(rows) if row["method"] == "lora"]
     varied = [axis for axis in axes if len({row[axis] for row in lora}) > 1]
     found = []
     for key in sorted({tuple(row[axis] for axis in axes) for row in lora}):
         own = [row for row in lora if tuple(row[axis] for axis in axes) == key]
-        name = ", ".join(_told(axis, own[0][axis]) for axis in varied)
-        groups = [_group(f"r = {rank}", [row for row in own if row["rank"] == rank]) for rank in _ranks(own)]
+        name = ", ".join(axes[axis].format(own[0][axis]) for axis in varied)
+        ranks = sorted({row["rank"] for row in own})
+        groups = [_group(f"r = {rank}", [row for row in own if row["rank"] == rank]) for rank in ranks]
         found.append(Series(name, tuple(groups)))
     return found
 
@@ -67,15 +66,6 @@ def _group(name: str, rows: list[Row]) -> Group:
     return Group(name, rows[0]["method"], rows[0]["rank"], tuple(sorted(rows, key=lambda row: row["seed"])))
 
 
-def _ranks(rows: Sequence[Row]) -> list[int]:
-    return sorted({row["rank"] for row in rows})
-
-
 def _last_epochs(rows: Sequence[Row]) -> list[Row]:
     last = {row["trial"]: row for row in rows if row["status"] == OK}  # rows go by epoch
     return list(last.values())
-
-
-def _told(axis: str, value: object) -> str:
-    names = {"alpha_rule": "alpha {}", "targets": "on {}", "learning_rate": "learning rate {}"}
-    return names[axis].format(value)

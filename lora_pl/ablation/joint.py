@@ -1,8 +1,8 @@
-"""Several trials over one frozen encoder, trained together."""
+"""Joint trials: several trials over one frozen encoder, trained together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import lightning
@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.encoder.architectures import require_shared_batches
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
 from lora_pl.model.classifier import LoRAClassifier
@@ -26,26 +25,18 @@ from lora_pl.storage.checkpoint import BASE_KEY
 
 
 class BrokenPackError(RuntimeError):
-    """A trial's loss is not finite; its trials are to be run one after another, where each fails for itself."""
-
-
-def trial_settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
-    """The hyper-parameters of a LoRA trial's own `LoRAClassifier`."""
-    own = {"r": trial.rank, "lora_alpha": trial.alpha, "target_modules": list(trial.targets)}
-    lora = LoRAConfig.of({**shared["lora"], **own})
-    return {**shared, "method": "lora", "lora": lora.to_dict(), "learning_rate": trial.learning_rate}
+    """The loss of a joint trial is inf or NaN; run one by one, the trial at fault fails alone."""
 
 
 class JointTrials(TaskModule):
     """K LoRA trials in one forward: each with its own A, B, head, learning rate, clipping and metrics.
 
     The batches of all trials lie one after the other in one packed row; in the adapted layers each sentence goes
-    through its own trial's adapter. The loss is the sum over trials, so that each trial's gradients are those that it
-    has alone; AdamW works number by number, and each trial's numbers have a learning rate of their own.
+    through its own trial's adapter. The loss is the sum over trials, so that each trial has the gradients that it has
+    alone; AdamW is elementwise, with each trial's learning rate on its own parameters.
 
     Args:
-        like: A model whose settings all trials share, but for the trials' own. Its base becomes theirs: `like` itself
-            can't be used any more.
+        like: A model with the settings that all trials share. It gives its base away and can't be used afterwards.
         trials: LoRA trials, of any ranks, seeds, alphas, learning rates and targets.
     """
 
@@ -55,12 +46,11 @@ class JointTrials(TaskModule):
         self.task, self.base, self.trials = like.task, like.base, list(trials)
         self.encoder = self.base.encoder.requires_grad_(False).train()
         remove_lora(self.encoder)
-        require_shared_batches(self.base.config)
         self.bank = AdapterBank(self.encoder)
         self.heads, self.metrics = nn.ModuleList(), nn.ModuleList()
         self.step_losses = torch.empty(0)
         """(trials,): those of the last step."""
-        self.settings = [trial_settings(like.hparams, trial) for trial in trials]
+        self.settings = [_settings(like.hparams, trial) for trial in trials]
         """Each trial's hyper-parameters, as its own `LoRAClassifier` has them."""
         for trial, settings in zip(self.trials, self.settings, strict=True):
             self._draw(trial.seed, settings)
@@ -91,7 +81,7 @@ class JointTrials(TaskModule):
     def training_step(self, batches: list[Batch], batch_idx: int) -> Tensor:
         """The sum of the trials' losses on their own batches."""
         owners = [name for name, batch in zip(self.bank.names, batches, strict=True) for _ in batch.lengths]
-        parts = torch.split(self._routed(owners, joined(batches)), [len(batch) for batch in batches])
+        parts = torch.split(self._routed(owners, _joined(batches)), [len(batch) for batch in batches])
         losses = [
             self._measured(index, features, batch, "train")
             for index, (features, batch) in enumerate(zip(parts, batches, strict=True))
@@ -165,7 +155,7 @@ class JointData(LightningDataModule):
         """Load every trial's tokens."""
         with silence():
             for data in self.trials_data:
-                _require_packed(data)
+                require_packed(data)
                 data.trainer = self.trainer
                 data.setup(stage)
 
@@ -178,18 +168,22 @@ class JointData(LightningDataModule):
         return self.trials_data[0].val_dataloader()
 
 
-def _require_packed(data: SentenceDataModule) -> None:
+def require_packed(data: SentenceDataModule) -> None:
+    """Raise a UserError, `pack`, if the data or their encoder make no packed batches, as joint trials need them."""
     if data.batching != "packed":
-        raise UserError("pack", "joint trials lie in one packed row, but the batches are padded; take --pack 1")
+        raise UserError(
+            "pack", f"joint trials need packed batches, and those of {data.encoder} are padded; take --pack 1"
+        )
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
+def _settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
+    """The hyper-parameters of a trial's own `LoRAClassifier`."""
+    settings = trial.settings(shared)
+    return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict()}
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
     """Packed batches one after the other, as one packed batch."""
     ids, types = (torch.cat([getattr(batch, name) for batch in batches], 1) for name in ("input_ids", "token_type_ids"))
     labels = torch.cat([batch.labels for batch in batches])
-    return Batch(ids, types, labels, tuple(_lengths(batches)))
-
-
-def _lengths(batches: Sequence[Batch]) -> Iterator[int]:
-    for batch in batches:
-        yield from batch.lengths
+    return Batch(ids, types, labels, tuple(length for batch in batches for length in batch.lengths))

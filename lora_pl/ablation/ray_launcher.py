@@ -1,4 +1,4 @@
-"""Trials spread over processes or machines by Ray (the extra `ray`)."""
+"""Trials in several processes or on several machines, by Ray (the extra `ray`)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ from lora_pl.ablation.study import Outcome, RunUnit, Unit
 from lora_pl.errors import UserError
 
 RETRIES = 3
-"""How often a unit is run again whose worker was lost."""
+"""How often a unit is run again after its worker was lost."""
 
 
 @dataclass(frozen=True)
 class RayLauncher:
-    """A launcher that runs `workers` units at a time, each in a worker process of its own, in any order.
+    """Runs `workers` units at a time, each in its own worker process, in any order.
 
     It joins the cluster of the environment variable RAY_ADDRESS, whose machines must see the study's folder, the
-    encoder and the data under the same paths; without one it starts a local cluster and ends it afterwards. A unit
-    whose worker is lost is run again.
+    encoder and the data under the same paths; without it, it starts a local cluster. A unit whose worker is lost is
+    run again.
     """
 
     workers: int
 
     def __call__(self, units: Sequence[Unit], run: RunUnit) -> Iterator[list[Outcome]]:
-        """The outcomes of each unit, as it is finished."""
+        """Yield the outcomes of each unit as it finishes.
+
+        Raises:
+            UserError: `launcher`, ray is not installed.
+        """
         if find_spec("ray") is None:
             raise UserError("launcher", "ray is not installed; pip install 'lora_pl[ray]'")
         import ray

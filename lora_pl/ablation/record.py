@@ -1,19 +1,26 @@
-"""What a trial's epochs came to."""
+"""What the epochs of a trial, or of joint trials, came to."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.joint import JointData, JointTrials
 from lora_pl.ablation.table import Row
+from lora_pl.callbacks.hparams_record import write_hparams
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.metrics import SplitMetrics
 from lora_pl.model.parameters import count_parameters
+from lora_pl.storage.checkpoint import LAST, SUFFIX, WholeFileCheckpointIO
 
 CURVE_STEPS = 10
 """Steps per point of a loss curve."""
@@ -23,7 +30,7 @@ Curve = list[tuple[int, float]]
 
 @dataclass
 class TrialResult:
-    """A row per epoch, and the training loss as it went."""
+    """A row per epoch that ended with a validation, and the training loss."""
 
     epochs: list[Row] = field(default_factory=list)
     curve: Curve = field(default_factory=list)
@@ -38,11 +45,11 @@ class LossCurve:
         self._steps = 0
 
     def state(self) -> dict[str, Any]:
-        """All of it, in primitive values."""
+        """Primitive values, for `load`."""
         return {"points": list(self.points), "recent": [float(loss) for loss in self._recent], "steps": self._steps}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The reverse of `state`."""
+        """Restore a `state`."""
         self.points = [(step, loss) for step, loss in state["points"]]
         self._recent, self._steps = [torch.tensor(loss) for loss in state["recent"]], state["steps"]
 
@@ -56,13 +63,14 @@ class LossCurve:
 
 
 class EpochRecord(Callback):
-    """Keeps a row per epoch and a loss curve for each trial of one training: `results`, in their order."""
+    """Keeps the result of each trial of one training, in `results`: a row for each epoch with a validation."""
 
     def __init__(self, count: int) -> None:
         self._losses = [LossCurve() for _ in range(count)]
         self.results = [TrialResult(curve=losses.points) for losses in self._losses]
         self._sentences = [0] * count
         self._epoch_started = self._step_started = self._step_seconds = 0.0
+        self._validated = False
 
     def of_step(self, pl_module: LightningModule, outputs: Any, batch: Any) -> list[tuple[int, Tensor | None]]:
         """Sentences and loss of the step by trial; no loss where the batch was skipped."""
@@ -84,15 +92,22 @@ class EpochRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop it, and keep the losses."""
+        """Stop the step's clock, and keep the losses."""
         self._step_seconds += time.perf_counter() - self._step_started
         for index, (sentences, loss) in enumerate(self.of_step(pl_module, outputs, batch)):
             self._sentences[index] += sentences
             if loss is not None:
                 self._losses[index].add(loss)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch has figures."""
+        self._validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch; its validation is over by now."""
+        """Keep the epoch, if it was validated: its last validation is over by now."""
+        if not self._validated:
+            return
+        self._validated = False
         for index, result in enumerate(self.results):
             speed = self._sentences[index] / self._step_seconds if self._step_seconds else None
             row: Row = {"epoch": trainer.current_epoch + 1, "pack": len(self.results)}
@@ -101,19 +116,21 @@ class EpochRecord(Callback):
 
 
 class TrialRecord(EpochRecord):
-    """What a `LoRAClassifier`'s run comes to."""
+    """The record of a `LoRAClassifier`'s run."""
 
     def __init__(self) -> None:
         super().__init__(1)
 
     def state_dict(self) -> dict[str, Any]:
         """What there is so far, for a trial that is resumed."""
-        return {"epochs": list(self.results[0].epochs), "losses": self._losses[0].state()}
+        epochs = list(self.results[0].epochs)
+        return {"epochs": epochs, "losses": self._losses[0].state(), "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The reverse of `state_dict`."""
+        """Restore a `state_dict`."""
         self._losses[0].load(state_dict["losses"])
         self.results = [TrialResult(list(state_dict["epochs"]), self._losses[0].points)]
+        self._validated = state_dict.get("validated", False)
 
     def of_step(self, pl_module: LightningModule, outputs: Any, batch: Any) -> list[tuple[int, Tensor | None]]:
         """Lightning's own outputs."""
@@ -123,12 +140,72 @@ class TrialRecord(EpochRecord):
         """The model's own counts, and what it has logged."""
         assert isinstance(pl_module, LoRAClassifier)
         counts = count_parameters(pl_module.encoder, pl_module.head)
-        return {
-            "trainable_lora": counts.lora,
-            "trainable_head": counts.head,
-            "trainable": counts.trainable,
-            "train_loss": float(cast(SplitMetrics, pl_module.metrics["train/"]).compute()["loss"]),
-            "validation_loss": float(trainer.callback_metrics["val/loss"]),
-            "metric": pl_module.monitor.removeprefix("val/"),
-            "validation": float(trainer.callback_metrics[pl_module.monitor]),
-        }
+        train = cast(SplitMetrics, pl_module.metrics["train/"]).compute()
+        val = {name: float(trainer.callback_metrics[name]) for name in ("val/loss", pl_module.monitor)}
+        return _row(pl_module.monitor, (counts.lora, counts.head, counts.trainable), float(train["loss"]), val)
+
+
+class JointRecord(EpochRecord):
+    """As `TrialRecord`, for joint trials; writes each trial's log and, at the end, its `last.ckpt`.
+
+    Args:
+        folder: Where the trials have their folders.
+        trials: The joint trials.
+        logs: Whether to write TensorBoard runs.
+        checkpoints: Whether to write checkpoints.
+    """
+
+    def __init__(self, folder: Path, trials: Sequence[Trial], logs: bool = True, checkpoints: bool = True) -> None:
+        super().__init__(len(trials))
+        self.folder, self.trials, self.checkpoints = folder, trials, checkpoints
+        named = [trial.name for trial in trials] if logs else []
+        self._loggers = [TensorBoardLogger(folder, name=name, version="", default_hp_metric=False) for name in named]
+
+    def of_step(self, pl_module: LightningModule, outputs: Any, batch: Any) -> list[tuple[int, Tensor | None]]:
+        """The losses that the joint step has kept."""
+        losses = cast(JointTrials, pl_module).step_losses
+        return [(len(own), loss) for own, loss in zip(batch, losses, strict=True)]
+
+    def of_epoch(self, trainer: Trainer, pl_module: LightningModule, index: int) -> Row:
+        """A trial's own; also written to its log."""
+        joint = cast(JointTrials, pl_module)
+        lora = sum(parameter.numel() for parameter in joint.bank.parameters(joint.bank.names[index]))
+        head = sum(parameter.numel() for parameter in joint.heads[index].parameters())
+        train, val = (
+            {f"{stage}/{name}": value for name, value in joint.epoch_metrics(index, stage).items()}
+            for stage in ("train", "val")
+        )
+        if self._loggers:
+            self._loggers[index].log_metrics({**train, **val}, step=trainer.global_step)
+        return _row(joint.monitor, (lora, head, lora + head), train["train/loss"], val)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log every trial's settings."""
+        joint = cast(JointTrials, pl_module)
+        for logger, settings, data in zip(self._loggers, joint.settings, _data(trainer), strict=False):
+            write_hparams(logger, {"model": settings, "data": data}, joint.monitor)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the logs and write the checkpoints."""
+        for logger in self._loggers:
+            logger.finalize("success")
+        for index, (trial, data) in enumerate(zip(self.trials, _data(trainer), strict=True)):
+            if self.checkpoints:
+                path = self.folder / trial.name / f"{LAST}{SUFFIX}"
+                checkpoint = cast(JointTrials, pl_module).trial_checkpoint(index, data)
+                WholeFileCheckpointIO().save_checkpoint(checkpoint, path)
+
+
+def _row(monitor: str, trainable: tuple[int, int, int], train_loss: float, val: dict[str, float]) -> Row:
+    return {
+        **dict(zip(("trainable_lora", "trainable_head", "trainable"), trainable, strict=True)),
+        "train_loss": train_loss,
+        "validation_loss": val["val/loss"],
+        "metric": monitor.removeprefix("val/"),
+        "validation": val[monitor],
+    }
+
+
+def _data(trainer: Trainer) -> list[dict[str, Any]]:
+    data: JointData = trainer.datamodule  # type: ignore[attr-defined]
+    return [dict(own.hparams) for own in data.trials_data]

@@ -1,4 +1,4 @@
-"""The report of a study: figures, a summary, and one HTML page that holds all of it."""
+"""The report of a study: figures, a summary, and one HTML page with all of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_pl.ablation.figures import accuracy_by_rank, loss_curves, parameters_by_rank
 from lora_pl.ablation.groups import Group, Series, references_of, series_of
-from lora_pl.ablation.page import make_page, named_groups
-from lora_pl.ablation.published import PUBLISHED
+from lora_pl.ablation.page import PUBLISHED, make_page
 from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import SETTINGS
@@ -26,42 +26,50 @@ if TYPE_CHECKING:
 
     from lora_pl.ablation.record import Curve
 
-EXTRA = "pip install 'lora_pl[ablation]'"
+
+SHARED = ("alpha", "alpha_rule", "targets", "learning_rate", "trainable_lora", "trainable_head", "trainable", "metric")
+"""What all rows of a group have in common."""
 
 
 def write_report(folder: Path) -> Path:
     """Write `report.html`, `summary.json` and `figures/*.{png,svg}` of the study in `folder`; the page's path.
 
     Raises:
-        UserError: there is no study, no trial of it is finished, or the extra that draws is not installed.
+        UserError: `report`, no trial in the folder is finished; `report.extra`, matplotlib or scipy is missing.
     """
     missing = [name for name in ("matplotlib", "scipy") if find_spec(name) is None]
     if missing:
-        raise UserError("report", f"{' and '.join(missing)} is not installed; {EXTRA}")
+        raise UserError(
+            "report.extra",
+            f"{' and '.join(missing)} is not installed; pip install 'lora_pl[ablation]', then "
+            f"lora_pl ablate report {folder}",
+        )
     table = ResultTable(folder)
-    series = series_of(table.rows)
-    if not series and not references_of(table.rows):
-        raise UserError("report", f"{folder}: no finished trial; expected the folder of `lora_pl ablate`")
+    series, references = series_of(table.rows), references_of(table.rows)
+    if not series and not references:
+        raise UserError("report", f"{folder} holds no finished trial; expected the folder of `lora_pl ablate`")
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    figures = _figures(folder, series, references_of(table.rows))
-    images = {name: _save(figure, folder / "figures" / name) for name, (figure, _) in figures.items()}
-    captions = {name: caption for name, (_, caption) in figures.items()}
-    write_whole(
-        folder / "summary.json",
-        lambda beside: _write_json(summary(series, references_of(table.rows), settings), beside),
-    )
-    page = make_page(table, series, settings, images, captions)
+    drawn = _figures(folder, series, references)
+    figures = [
+        {"png": _save(figure, folder / "figures" / name), "caption": caption}
+        for name, (figure, caption) in drawn.items()
+    ]
+    summary = _summary(series, references, settings)
+    text = json.dumps(summary, indent=2)
+    write_whole(folder / "summary.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    page = make_page(table, series, summary, settings, figures)
     path = folder / "report.html"
     write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
     return path
 
 
-def summary(series: Sequence[Series], references: Sequence[Group], settings: dict[str, Any]) -> dict[str, Any]:
-    """What `summary.json` holds: a row per group with mean and deviation, and the published rows, marked as such."""
+def _summary(series: Sequence[Series], references: Sequence[Group], settings: dict[str, Any]) -> dict[str, Any]:
+    """`summary.json`: a row per group with mean and deviation, and the published rows."""
     shared = {"encoder": settings.get("model.encoder"), "task": settings.get("data.task") or "sst2"}
     shared["train_sentences"] = settings.get("data.train_sentences")
+    groups = [(", ".join(filter(None, (group.name, one.name))), group) for one in series for group in one.groups]
     rows = []
-    for name, group in named_groups(series, references):
+    for name, group in [*groups, *((group.name, group) for group in references)]:
         best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
         rows.append(
             {
@@ -69,11 +77,9 @@ def summary(series: Sequence[Series], references: Sequence[Group], settings: dic
                 "name": name,
                 "method": group.method,
                 "r": group.rank,
-                **{key: group.first[key] for key in ("alpha", "alpha_rule", "targets", "learning_rate")},
-                **{key: group.first[key] for key in ("trainable_lora", "trainable_head", "trainable")},
+                **{key: group.first[key] for key in SHARED},
                 "epochs": group.first["epoch"],
                 "seeds": last.n,
-                "metric": group.first["metric"],
                 "best": _clean(best.mean),
                 "best_std": _clean(best.std),
                 "last": _clean(last.mean),
@@ -85,23 +91,21 @@ def summary(series: Sequence[Series], references: Sequence[Group], settings: dic
 
 
 def _figures(folder: Path, series: list[Series], references: list[Group]) -> dict[str, tuple[Figure, str]]:
-    from lora_pl.ablation import figures
-
     metric = (series[0].groups[0] if series else references[0]).first["metric"]
     found = {
         "accuracy_by_rank": (
-            figures.accuracy_by_rank(series, references, metric),
+            accuracy_by_rank(series, references, metric),
             f"Validation {metric} after the last epoch. Small marks are runs, one per seed; large marks their mean "
             "with the t-based 95% interval of the mean.",
         )
     }
     if series:
         found["parameters_by_rank"] = (
-            figures.parameters_by_rank(series),
+            parameters_by_rank(series),
             "Trained parameters of LoRA by rank (both axes logarithmic): r (in + out) per adapted layer.",
         )
         found["loss_curves"] = (
-            figures.loss_curves(series[0], _curves(folder, series[0])),
+            loss_curves(series[0], _curves(folder, series[0])),
             f"Training loss{f' ({series[0].name})' if series[0].name else ''}, exponentially smoothed: mean over seeds "
             "and, shaded, lowest to highest.",
         )
@@ -130,7 +134,3 @@ def _save(figure: Figure, path: Path) -> str:
 
 def _clean(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _write_json(content: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")

@@ -1,134 +1,214 @@
-"""The paper's Section 7 for the adapters of a study."""
+"""Section 7 of the paper (Hu et al., 2021): which directions adapters learn, and how they relate to W0's."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
+from torch import Tensor
+
+from lora_pl.ablation.figures import similarity_maps
 from lora_pl.ablation.groups import Group, Series
+from lora_pl.errors import UserError
+from lora_pl.lora import lora_layers
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.storage.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
 
-    from lora_pl.ablation.adapters import Side
-    from lora_pl.ablation.subspace import Amplification
+Side = Literal["A", "B"]
+
+
+def directions(matrix: Tensor) -> Tensor:
+    """The right singular vectors of A (r, in), or of B^T (r, out), strongest first, as rows."""
+    _, _, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return cast(Tensor, vh)
+
+
+def subspace_similarity(u: Tensor, v: Tensor) -> Tensor:
+    r"""How far the first i directions of `u` lie in the space of the first j of `v` (Section 7.2, Equation 4).
+
+    .. math:: \phi(i, j) = \frac{\lVert U_i V_j^T \rVert_F^2}{\min(i, j)} \in [0, 1]
+
+    1 where the smaller space lies within the larger one, 0 where they are orthogonal, max(i, j) / d on average where
+    one of them is random.
+
+    Args:
+        u: Orthonormal rows (r, d), strongest first, as `directions` gives them.
+        v: The same of another adapter, (r', d).
+
+    Returns:
+        (r, r'): entry [i - 1, j - 1] is phi(i, j).
+    """
+    overlap = (u @ v.T).square().cumsum(0).cumsum(1)
+    i, j = torch.arange(1, len(u) + 1)[:, None], torch.arange(1, len(v) + 1)[None, :]
+    return overlap / torch.minimum(i, j)
+
+
+def random_similarity(d: int, r: int, other_r: int, draws: int = 20, seed: int = 0) -> Tensor:
+    """The mean of `subspace_similarity` of Gaussian matrices (r, d) and (r', d): what chance gives, (r, r')."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [[torch.randn(rows, d, generator=generator).double() for rows in (r, other_r)] for _ in range(draws)]
+    return torch.stack([subspace_similarity(*map(directions, pair)) for pair in pairs]).mean(0)
+
+
+@dataclass(frozen=True)
+class Amplification:
+    """How delta W relates to W0 (Section 7.3, Table 7)."""
+
+    weight_norm: float
+    """||W0||_F."""
+    delta_norm: float
+    """||delta W||_F."""
+    by_delta: float
+    """||U^T W0 V^T||_F for the first r singular directions of delta W: what W0 has there."""
+    by_weight: float
+    """The same for W0's own first r directions."""
+    by_random: float
+    """The same for the directions of a random matrix."""
+
+    @property
+    def factor(self) -> float:
+        """||delta W||_F / ||U^T W0 V^T||_F: how much delta W adds to what W0 has in delta W's directions."""
+        return self.delta_norm / self.by_delta
+
+
+def amplification(weight: Tensor, delta: Tensor, r: int, seed: int = 0) -> Amplification:
+    r"""How far delta W amplifies directions that W0 already has (Section 7.3, Table 7).
+
+    .. math:: \lVert U^T W_0 V^T \rVert_F, \qquad U, V \text{ the first r left and right singular vectors of }
+        \Delta W, W_0 \text{ or a random matrix}
+
+    Args:
+        weight: W0, (out, in).
+        delta: delta W = (alpha / r) B A, (out, in).
+        r: How many directions, at most the smaller side.
+        seed: Draws the random matrix.
+    """
+    weight, delta = weight.double(), delta.double()
+    random = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)).double()
+    parts = []
+    for matrix in (delta, weight, random):
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        parts.append(float((u[:, :r].T @ weight @ vh[:r].T).norm()))
+    return Amplification(float(weight.norm()), float(delta.norm()), *parts)
+
+
+def adapter_directions(checkpoint: str | Path, side: Side = "A") -> dict[str, Tensor]:
+    """`directions` of A, or of B^T, of every layer of a checkpoint: (r, d) by layer.
+
+    Raises:
+        UserError: `checkpoint.adapter`, the checkpoint holds no adapter.
+    """
+    suffix = f".lora_{side}"
+    state: Mapping[str, Tensor] = read_checkpoint(checkpoint)["state_dict"]
+    found = {
+        key.removesuffix(suffix): directions(tensor if side == "A" else tensor.T)
+        for key, tensor in state.items()
+        if key.endswith(suffix)
+    }
+    if not found:
+        raise UserError("checkpoint.adapter", f"{checkpoint} holds no adapter; expected a checkpoint of method lora")
+    return found
+
+
+def layer_similarities(one: str | Path, other: str | Path, side: Side = "A") -> dict[str, Tensor]:
+    """`subspace_similarity` of two checkpoints' adapters, (r, r') by layer; Section 7.2.
+
+    Example:
+        >>> found = layer_similarities("a/last.ckpt", "b/last.ckpt")  # doctest: +SKIP
+        >>> torch.stack(list(found.values())).mean(0)  # doctest: +SKIP
+
+    Raises:
+        UserError: `checkpoint.adapter`, the checkpoints adapt different layers, or none.
+    """
+    first, second = (adapter_directions(path, side) for path in (one, other))
+    if differs := sorted(first.keys() ^ second.keys()):
+        raise UserError("checkpoint.adapter", f"{one} and {other} adapt different layers: {', '.join(differs[:3])}")
+    return {layer: subspace_similarity(first[layer], second[layer]) for layer in first}
+
+
+@torch.no_grad()
+def layer_amplifications(checkpoint: str | Path, r: int | None = None) -> dict[str, Amplification]:
+    """`amplification` of every layer of a checkpoint, by default over as many directions as its rank; Section 7.3."""
+    layers = lora_layers(LoRAClassifier.load_from_checkpoint(checkpoint).encoder)
+    return {
+        name: amplification(layer.weight, layer.delta_weight(), r or layer.adapter.r) for name, layer in layers.items()
+    }
 
 
 def section7_figures(folder: Path, series: Series) -> dict[str, tuple[Figure, str]]:
     """Figures and captions of Section 7.2 for the two highest ranks of a series; none without their checkpoints.
 
-    Ranks are compared across seeds: with one seed their A start from the same random numbers in the first layer.
+    Ranks are compared across seeds: with one seed, A starts from the same random numbers in the first layer.
     """
-    from lora_pl.ablation.figures import similarity_maps
-
-    groups = [group for group in series.groups if len(checkpoints(folder, group)) > 1]
+    groups = [group for group in series.groups if len(_checkpoints(folder, group)) > 1]
     if len(groups) < 2:
         return {}
-    small, large = groups[-2], groups[-1]
+    small, large = groups[-2:]
+    ones, others = (_checkpoints(folder, group) for group in (small, large))
+    next_seeds = list(zip(ones, [*others[1:], others[0]], strict=False))
+    maps: list[tuple[str, Any]] = []
+    for side in ("A", "B"):
+        d = next(iter(adapter_directions(others[0], side).values())).shape[1]
+        maps += [
+            (f"{side}: {small.name} and {large.name}", _mean(_similarities(next_seeds, side))),
+            (f"{side}: two seeds of {large.name}", _mean(_similarities(itertools.pairwise(others), side))),
+            (f"{side}: random, d = {d}", random_similarity(d, large.rank, large.rank).numpy()),
+        ]
+    by_layer = _similarities(next_seeds, "A")
+    layers = [(_short(layer), _mean([{layer: found[layer]} for found in by_layer])) for layer in by_layer[0]]
     between = f"{small.name} (i) and {large.name} (j), each with the next seed's"
     return {
         "subspace_similarity": (
-            similarity_maps(_averaged(folder, small, large), columns=3),
+            similarity_maps(maps, columns=3),
             "Section 7.2: similarity of the spaces of the first i and the first j singular directions of A and of B, "
             f"averaged over layers and seeds: {between}; two seeds of {large.name}; and Gaussian random matrices.",
         ),
         "subspace_similarity_by_layer": (
-            similarity_maps(_layers(folder, small, large), columns=4),
+            similarity_maps(layers, columns=4),
             f"Section 7.2 layer by layer, for A: {between}; mean over seeds.",
         ),
     }
 
 
-@dataclass(frozen=True)
-class AmplificationRow:
-    """Table 7 for one rank and one kind of module, means over layers."""
-
-    name: str
-    weight_norm: float
-    delta_norm: float
-    by_delta: float
-    by_weight: float
-    by_random: float
-    factor: float
-
-
-def amplification_rows(folder: Path, series: Series) -> list[AmplificationRow]:
-    """Section 7.3's Table 7 for the first seed of the two highest ranks, by kind of module.
+def amplification_rows(folder: Path, series: Series) -> list[list[str]]:
+    """Section 7.3's Table 7 for the first seed of the two highest ranks, by kind of module, means over layers.
 
     Raises:
-        UserError: the base that the checkpoints were trained on is not where they say.
+        UserError: the base that the checkpoints were trained on is missing.
     """
-    from lora_pl.ablation.adapters import layer_amplifications
-
     rows = []
     for group in series.groups[-2:]:
-        for path in list(checkpoints(folder, group).values())[:1]:
+        for path in _checkpoints(folder, group)[:1]:
             found = layer_amplifications(path)
             for kind in dict.fromkeys(name.rpartition(".")[2] for name in found):
-                own = [one for name, one in found.items() if name.endswith(f".{kind}")]
-                rows.append(_row(f"{group.name}, {kind}", own))
+                own = [[*vars(one).values(), one.factor] for name, one in found.items() if name.endswith(f".{kind}")]
+                rows.append([f"{group.name}, {kind}", *(f"{mean(column):.2f}" for column in zip(*own, strict=True))])
     return rows
 
 
-def _row(name: str, found: Sequence[Amplification]) -> AmplificationRow:
-    names = ("weight_norm", "delta_norm", "by_delta", "by_weight", "by_random", "factor")
-    return AmplificationRow(name, *(mean(getattr(one, key) for one in found) for key in names))
-
-
-def checkpoints(folder: Path, group: Group) -> dict[int, Path]:
+def _checkpoints(folder: Path, group: Group) -> list[Path]:
     """The last checkpoint of each seed that has one."""
-    paths = {row["seed"]: folder / "trials" / row["trial"] / "last.ckpt" for row in group.rows}
-    return {seed: path for seed, path in paths.items() if path.is_file()}
+    paths = (folder / "trials" / row["trial"] / "last.ckpt" for row in group.rows)
+    return [path for path in paths if path.is_file()]
 
 
-def _averaged(folder: Path, small: Group, large: Group) -> list[tuple[str, Any]]:
-    from lora_pl.ablation.adapters import adapter_directions
-    from lora_pl.ablation.subspace import random_similarity
-
-    maps: list[tuple[str, Any]] = []
-    sides: tuple[Side, ...] = ("A", "B")
-    for side in sides:
-        size = next(iter(adapter_directions(next(iter(checkpoints(folder, large).values())), side).values())).shape[1]
-        maps += [
-            (f"{side}: {small.name} and {large.name}", _mean(_between_ranks(folder, small, large, side))),
-            (f"{side}: two seeds of {large.name}", _mean(_between_seeds(folder, large, side))),
-            (f"{side}: random, d = {size}", random_similarity(size, large.rank, large.rank).numpy()),
-        ]
-    return maps
-
-
-def _layers(folder: Path, small: Group, large: Group) -> list[tuple[str, Any]]:
-    found = _between_ranks(folder, small, large, "A")
-    return [(_short(layer), _mean([{layer: one[layer]} for one in found])) for layer in found[0]]
-
-
-def _between_ranks(folder: Path, small: Group, large: Group, side: Side) -> list[dict[str, Tensor]]:
-    from lora_pl.ablation.adapters import layer_similarities
-
-    ones, others = (list(checkpoints(folder, group).values()) for group in (small, large))
-    pairs = zip(ones, [*others[1:], others[0]], strict=False)
-    return [layer_similarities(one, other, side) for one, other in pairs]
-
-
-def _between_seeds(folder: Path, group: Group, side: Side) -> list[dict[str, Tensor]]:
-    from lora_pl.ablation.adapters import layer_similarities
-
-    pairs = itertools.pairwise(checkpoints(folder, group).values())
+def _similarities(pairs: Iterable[tuple[Path, Path]], side: Side) -> list[dict[str, Tensor]]:
     return [layer_similarities(one, other, side) for one, other in pairs]
 
 
 def _mean(found: Sequence[dict[str, Tensor]]) -> Any:
-    import torch
-
     return torch.stack([tensor for one in found for tensor in one.values()]).mean(0).numpy()
 
 
 def _short(layer: str) -> str:
     """`encoder.encoder.layer.3.attention.self.query` -> `3 query`."""
-    numbers = [part for part in layer.split(".") if part.isdigit()]
-    return " ".join([*numbers, layer.rpartition(".")[2]])
+    *path, name = layer.split(".")
+    return " ".join([*(part for part in path if part.isdigit()), name])

@@ -13,19 +13,19 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample's size, mean, standard deviation, and the half-width of the mean's interval."""
+    """Size, mean and standard deviation of a sample, and the half-width of the mean's interval."""
 
     n: int
     mean: float
     std: float
-    """Of the sample (n - 1); not a number where n is 1."""
+    """Of the sample (n - 1); NaN where n is 1."""
     half_width: float
-    """t(n - 1) std / sqrt(n) at 95%; not a number where n is 1."""
+    """t(n - 1) std / sqrt(n) at 95%; NaN where n is 1."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two groups compared seed by seed."""
+    """Two groups, compared seed by seed."""
 
     one: str
     other: str
@@ -49,11 +49,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def compare(groups: Mapping[str, Mapping[int, float]]) -> list[Comparison]:
-    """Every pair of groups (result by seed), on the seeds that both have; at least two.
-
-    The test is the paired t-test, whose p-values are corrected for their number by Holm's method: they are sorted,
-    the k-th smallest of m is multiplied by m - k + 1, and none may be below an earlier one.
-    """
+    """Paired t-tests of every two groups (result by seed) with at least two seeds in common, corrected by `holm`."""
     pairs = []
     for one, other in itertools.combinations(groups, 2):
         seeds = sorted(groups[one].keys() & groups[other].keys())
@@ -65,7 +61,7 @@ def compare(groups: Mapping[str, Mapping[int, float]]) -> list[Comparison]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction, in the given order."""
+    """Holm's step-down correction: the k-th smallest of m times m - k + 1, and none below an earlier one."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
@@ -74,17 +70,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(comparisons: Sequence[Comparison], unit: str) -> str:
+def verdict(comparisons: Sequence[Comparison]) -> str:
     """One sentence: whether any group differs from another by more than the noise."""
     if not comparisons:
-        return "With fewer than two seeds, or one rank alone, nothing can be said about noise."
+        return "With fewer than two seeds, or a single rank, nothing can be said about noise."
     seeds = min(comparison.difference.n for comparison in comparisons)
     how = f"paired t-tests over {seeds} seeds, Holm's correction for {len(comparisons)} comparisons"
     found = [c for c in comparisons if c.adjusted_p < 1 - CONFIDENCE]
     if not found:
         least = min(comparison.adjusted_p for comparison in comparisons)
         return f"No rank differs from another by more than the noise ({how}; smallest corrected p = {least:.2g})."
-    told = [f"{c.one} - {c.other}: {100 * c.difference.mean:+.2f} {unit}, p = {c.adjusted_p:.2g}" for c in found]
+    told = [f"{c.one} - {c.other}: {100 * c.difference.mean:+.2f} points, p = {c.adjusted_p:.2g}" for c in found]
     return f"{len(found)} of {len(comparisons)} differences are larger than the noise ({how}): {'; '.join(told)}."
 
 

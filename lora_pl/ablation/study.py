@@ -1,4 +1,4 @@
-"""Running the trials of a study, and resuming one that was stopped."""
+"""Runs the trials of a study, and resumes a study that was stopped."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ from typing import Any
 from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, trial_rows
-from lora_pl.errors import UserError
+from lora_pl.errors import UserError, first_line
 from lora_pl.reporting import say
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"
 Unit = tuple[Trial, ...]
-"""Trials that are trained together, mostly one."""
+"""Trials that are trained together; mostly one."""
 RunUnit = Callable[[Unit], "list[Outcome]"]
 Launcher = Callable[[Sequence[Unit], RunUnit], Iterator["list[Outcome]"]]
+AUTO = 4
+"""The most trials that `--pack auto` trains jointly."""
+NOT_VALIDATED = "it ended before its first validation; give more --trainer.max_steps or a --trainer.val_check_interval"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: its epochs, or why it went wrong."""
+    """A trial's result, or why it failed."""
 
     trial: Trial
     result: TrialResult = field(default_factory=TrialResult)
     error: str = ""
+
+    @classmethod
+    def of(cls, trial: Trial, result: TrialResult) -> Outcome:
+        """A trial that ended; it failed if it was never validated."""
+        return cls(trial, result, "" if result.epochs else NOT_VALIDATED)
 
     def rows(self) -> list[Row]:
         """Its rows of the table."""
@@ -39,48 +47,67 @@ class Outcome:
 
 
 def one_after_another(units: Sequence[Unit], run: RunUnit) -> Iterator[list[Outcome]]:
-    """The launcher that needs nothing: this process runs every unit."""
-    for unit in units:
-        yield run(unit)
+    """The default launcher: this process runs every unit."""
+    return map(run, units)
+
+
+def units_of(trials: Sequence[Trial], size: int) -> list[Unit]:
+    """LoRA trials `size` at a time, the others alone; the same for the same grid, whatever is finished."""
+    units: list[Unit] = []
+    adapted = [trial for trial in trials if trial.method == "lora"]
+    for trial in trials:
+        if trial.method != "lora":
+            units.append((trial,))
+        elif (start := adapted.index(trial)) % size == 0:
+            units.append(tuple(adapted[start : start + size]))
+    return units
+
+
+def auto_size(trials: Sequence[Trial], workers: int) -> int:
+    """How many trials to train jointly such that every worker has some: at most `AUTO`."""
+    adapted = sum(trial.method == "lora" for trial in trials)
+    return max(1, min(AUTO, -(-adapted // workers)))
 
 
 def run_or_mark(trial: Trial, train: Callable[[Trial], TrialResult]) -> Outcome:
-    """Train a trial; what goes wrong with it is its outcome, but for what concerns all of them."""
+    """Train a trial; an error is its outcome, unless it concerns all trials."""
     try:
-        result = train(trial)
-        return Outcome(trial, result, "" if result.epochs else "stopped before its first epoch ended")
+        return Outcome.of(trial, train(trial))
     except Exception as error:  # a trial may fail in any way; the others go on
         if concerns_all(error):
             raise
-        return Outcome(trial, error=_reason(error))
+        return Outcome(trial, error=f"{type(error).__name__}: {first_line(error)}"[:300])
 
 
 def run_study(
     folder: Path, units: Sequence[Unit], settings: dict[str, Any], run: RunUnit, launch: Launcher
 ) -> list[str]:
-    """Run every trial that the study's table does not hold yet, and keep the table up to date.
+    """Run every trial that is not in the study's table yet, and keep the table up to date.
 
-    A unit's rows enter the table together, when all its trials are finished; a unit that was stopped before that is
-    resumed, and a trial that failed is tried again.
+    A unit's rows enter the table together, when all its trials are finished. A unit that was stopped before that is
+    resumed, and a failed trial is run again.
 
     Returns:
         The names of the trials that failed; the table says why.
 
     Raises:
-        UserError: the folder holds a study of other settings.
+        UserError: `output`, the folder holds a study of other settings.
     """
-    table = open_study(folder, settings)
+    check_study(folder, settings)
+    text = json.dumps(settings, indent=2, sort_keys=True)
+    write_whole(folder / SETTINGS, lambda beside: beside.write_text(text, encoding="utf-8"))
+    table = ResultTable(folder)
     finished = table.trials()
     unfinished = (tuple(trial for trial in unit if trial.name not in finished) for unit in units)
     left = [unit for unit in unfinished if unit]
     total = sum(map(len, units))
     done = total - sum(map(len, left))
     if done:
-        say(f"{done} of {total} trials are in {table.path} already")
+        say(f"{done} of {total} trials are already in {table.path}")
     started, first = time.monotonic(), done
     for outcomes in launch(left, run):
         for outcome in outcomes:
-            write_metrics(folder / "trials" / outcome.trial.name, outcome)
+            _write_metrics(folder / "trials" / outcome.trial.name, outcome)
         table.add(row for outcome in outcomes for row in outcome.rows())
         done += len(outcomes)
         pace = (time.monotonic() - started) / (done - first)
@@ -89,40 +116,30 @@ def run_study(
     return [trial.name for unit in units for trial in unit if trial.name in table.trials(FAILED)]
 
 
-def stored_setting(folder: Path, key: str) -> Any:
-    """What the study in `folder` was started with; None where there is none."""
+def stored_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of the study in `folder`; None where there is none."""
     path = folder / SETTINGS
-    return json.loads(path.read_text(encoding="utf-8")).get(key) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def check_study(folder: Path, settings: dict[str, Any]) -> None:
-    """Raise a UserError if `folder` holds a study in which one of `settings` is another."""
-    path = folder / SETTINGS
-    if not path.is_file() and ResultTable(folder).rows:
-        raise UserError("output", f"{folder} holds a table but no {SETTINGS}; give another --output")
-    if not path.is_file():
+    """Raise a UserError, `output`, if `folder` holds a study in which one of `settings` differs."""
+    before = stored_settings(folder)
+    if before is None:
+        if ResultTable(folder).rows:
+            raise UserError("output", f"{folder} holds a table but no {SETTINGS}; give another --output")
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    differs = [key for key in settings if before.get(key) != settings[key]]
-    if differs:
-        key = differs[0]
-        raise UserError(
-            "output",
-            f"{folder} holds a study with {key} = {before.get(key)}, not {settings[key]}; give another --output, "
-            "or the same settings",
-        )
+    for key, value in settings.items():
+        if before.get(key) != value:
+            raise UserError(
+                "output",
+                f"{folder} holds a study with {key} = {before.get(key)}, not {value}; give another --output, or the "
+                "same settings",
+            )
 
 
-def open_study(folder: Path, settings: dict[str, Any]) -> ResultTable:
-    """The table of the study in `folder`, which is made where there is none; a UserError if it is another study's."""
-    check_study(folder, settings)
-    text = json.dumps(settings, indent=2, sort_keys=True)
-    write_whole(folder / SETTINGS, lambda beside: beside.write_text(text, encoding="utf-8"))
-    return ResultTable(folder)
-
-
-def write_metrics(folder: Path, outcome: Outcome) -> None:
-    """`metrics.json` of a trial: its epochs by `epoch_1`, ..., and its settings."""
+def _write_metrics(folder: Path, outcome: Outcome) -> None:
+    """`metrics.json` of a trial: `epoch_1`, ..., its settings and its loss curve."""
     trial = outcome.trial
     epochs = {
         f"epoch_{row['epoch']}": {
@@ -158,13 +175,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _reason(error: BaseException) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first}"[:300]
-
-
 def concerns_all(error: BaseException | None) -> bool:
-    """Whether the error, or one that led to it, is a stop that was asked for or a full disk."""
+    """Whether the error, or a cause of it, is a requested stop or a full disk."""
     while error is not None:
         if isinstance(error, RunStopped) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
             return True

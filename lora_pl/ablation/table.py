@@ -1,4 +1,4 @@
-"""The one table of an ablation, a row per trial and epoch."""
+"""The table of a study, a row per trial and epoch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_pl.ablation.grid import Trial
-from lora_pl.errors import UserError
+from lora_pl.errors import UserError, first_line
 from lora_pl.storage.write_whole import write_whole
 
 Row = dict[str, Any]
@@ -33,23 +33,22 @@ COLUMNS: dict[str, str] = {
     "validation": "double",
     "best": "double",  # of the trial's epochs
     "last": "double",
-    "pack": "int64",  # trials that were trained together
-    "seconds": "double",  # of the epoch with its validation; a pack's trials share it
+    "pack": "int64",  # how many trials were trained jointly
+    "seconds": "double",  # of the epoch with its validation; the same for joint trials
     "sentences_per_second": "double",  # the trial's own, while training
     "error": "string",
 }
 TIMES = ("seconds", "sentences_per_second")
 """The columns that differ from run to run."""
+ORDER = ("method", "targets", "alpha_rule", "learning_rate", "rank", "seed")
 OK, FAILED = "ok", "failed"
 
 
 class ResultTable:
-    """`table.parquet`, and the same as `table.csv`, in the folder of a study.
-
-    A trial is in it as a whole or not at all; both files are replaced as a whole.
+    """`table.parquet` in the folder of a study, and the same as `table.csv`; with all rows of a trial or none.
 
     Raises:
-        UserError: the file that is there can't be read, or is no table of an ablation.
+        UserError: `table`, the file can't be read or is not the table of a study.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,41 +56,38 @@ class ResultTable:
         self.rows: list[Row] = _read(self.path) if self.path.is_file() else []
 
     def trials(self, status: str = OK) -> set[str]:
-        """The names of the trials that ended so."""
+        """The names of the trials of this status."""
         return {row["trial"] for row in self.rows if row["status"] == status}
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Put in all rows of some trials, in the place of what was known of them, and write the files."""
+        """Add all rows of some trials, in place of their earlier rows, and write the files."""
         rows = list(rows)
         new = {row["trial"] for row in rows}
         kept = [row for row in self.rows if row["trial"] not in new]
         # in an order that does not depend on which trial was finished first
-        self.rows = sorted([*kept, *rows], key=_place)
-        self.write()
+        self.rows = sorted([*kept, *rows], key=lambda row: (*(row[key] for key in ORDER), row["epoch"] or 0))
+        self._write()
 
-    def write(self) -> None:
-        """Write both files."""
+    def _write(self) -> None:
         import pyarrow as pa
         import pyarrow.csv
         import pyarrow.parquet
 
-        schema = pa.schema(
-            [(name, getattr(pa, "float64" if kind == "double" else kind)()) for name, kind in COLUMNS.items()]
-        )
+        schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
         table = pa.Table.from_pylist(self.rows, schema=schema)
         write_whole(self.path, lambda beside: pyarrow.parquet.write_table(table, beside))
         write_whole(self.path.with_suffix(".csv"), lambda beside: pyarrow.csv.write_csv(table, beside))
 
 
 def trial_rows(trial: Trial, epochs: Sequence[Row]) -> list[Row]:
-    """The rows of a trial that went well: what `epochs` say, beside the trial's settings, its best and its last."""
+    """The rows of a finished trial: `epochs` with the trial's settings, its best and its last metric."""
     values = [epoch["validation"] for epoch in epochs]
     ends = {"best": max(values), "last": values[-1], "status": OK, "error": ""}
     return [{**dict.fromkeys(COLUMNS), **_settings(trial), **ends, **epoch} for epoch in epochs]
 
 
 def failed_row(trial: Trial, error: str) -> Row:
-    """The row of a trial that went wrong."""
+    """The row of a failed trial."""
     return {**dict.fromkeys(COLUMNS), **_settings(trial), "status": FAILED, "error": error}
 
 
@@ -109,18 +105,6 @@ def _settings(trial: Trial) -> Row:
     }
 
 
-def _place(row: Row) -> tuple[Any, ...]:
-    return (
-        row["method"],
-        row["targets"],
-        row["alpha_rule"],
-        row["learning_rate"],
-        row["rank"],
-        row["seed"],
-        row["epoch"] or 0,
-    )
-
-
 def _read(path: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet
@@ -128,11 +112,11 @@ def _read(path: Path) -> list[Row]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            "table", f"{path}: the table can't be read ({str(error).splitlines()[0]}); move it away"
-        ) from error
+        raise UserError("table", f"{path} can't be read ({first_line(error)}); move it away") from error
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
-        raise UserError("table", f"{path}: no table of an ablation; the columns {', '.join(missing)} are missing")
+        raise UserError(
+            "table", f"{path} is not the table of a study: no columns {', '.join(missing)}; give another --output"
+        )
     rows: list[Row] = table.select(list(COLUMNS)).to_pylist()
     return rows

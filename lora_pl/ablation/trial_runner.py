@@ -1,4 +1,4 @@
-"""Training the trials of a study, alone or jointly."""
+"""Trains the trials of a study, one by one or jointly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 
 from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.joint import JointData, JointTrials
-from lora_pl.ablation.joint_record import JointRecord
-from lora_pl.ablation.record import TrialRecord, TrialResult
+from lora_pl.ablation.record import JointRecord, TrialRecord, TrialResult
 from lora_pl.ablation.study import Outcome, Unit, concerns_all, run_or_mark
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.model.classifier import LoRAClassifier
@@ -24,9 +23,9 @@ from lora_pl.training.trainer import as_list
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """Trains a unit of a study; a trial that fails is marked, and joint trials of which one fails run one by one.
+    """Trains a unit of a study. A trial that fails is marked; if a joint trial fails, its unit runs one by one.
 
-    It is plain values, so that it can be sent to another process.
+    It has plain values only, so that it can be sent to another process.
     """
 
     config: Mapping[str, Any]
@@ -41,15 +40,15 @@ class TrialRunner:
         if len(unit) > 1:
             try:
                 results = self.train_jointly(unit)
-                return [Outcome(trial, result) for trial, result in zip(unit, results, strict=True)]
-            except Exception as error:  # whatever it is, each trial alone shows whose it is
+                return [Outcome.of(trial, result) for trial, result in zip(unit, results, strict=True)]
+            except Exception as error:  # run alone, each trial shows whether it is at fault
                 if concerns_all(error):
                     raise
                 say(f"the joint trials from {unit[0].name} on failed ({error}); they run one by one")
         return [run_or_mark(trial, self.train) for trial in unit]
 
     def train(self, trial: Trial) -> TrialResult:
-        """Train as `fit --seed_everything SEED` does, silently, or resume a trial that was stopped."""
+        """Train as `fit --seed_everything SEED` does, silently; a stopped trial is resumed."""
         if not any((self.folder / trial.name).glob(f"*{SUFFIX}")):
             self._clear([trial])
         options, record = self._trainer_options(), TrialRecord()
@@ -61,7 +60,7 @@ class TrialRunner:
         return record.results[0]
 
     def train_jointly(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """Train LoRA trials together, silently; joint trials that were stopped start anew."""
+        """Train LoRA trials jointly, silently; stopped joint trials start again."""
         self._clear(trials)
         options = self._trainer_options()
         record = JointRecord(
@@ -113,7 +112,7 @@ class TrialRunner:
 
 
 def instantiated(value: Any) -> Any:
-    """`{"class_path": "module.Class", "init_args": {...}}` as the object it stands for, also in lists and dicts."""
+    """`{"class_path": "module.Class", "init_args": {...}}` as an object, in lists and mappings too."""
     if isinstance(value, list):
         return [instantiated(item) for item in value]
     if not isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""What watches a run, one callback a file."""
+"""Callbacks that report on a run and guard it, one a file."""

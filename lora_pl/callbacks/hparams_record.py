@@ -12,13 +12,10 @@ from lora_pl.storage.flat import flatten
 
 
 class HparamsRecord(Callback):
-    """Writes the run's hyper-parameters with the task's metric as their outcome.
-
-    TensorBoard shows the metric's latest value, so that the tab is right while the run goes on and after it.
-    """
+    """Writes the run's hyper-parameters with the task's metric; TensorBoard shows its latest value."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Name the hyper-parameters and the metrics that they lead to."""
+        """Write them."""
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         data = trainer.datamodule.hparams if trainer.datamodule else {}  # type: ignore[attr-defined]
@@ -27,13 +24,12 @@ class HparamsRecord(Callback):
 
 
 def write_hparams(logger: TensorBoardLogger, settings: dict[str, Any], monitor: str) -> None:
-    """Write a run's settings, and that `monitor` and the loss are what they lead to."""
-    given = {key: _plain(value) for key, value in flatten(settings).items() if value is not None}
+    """Write a run's settings, with `monitor` and the validation loss as their metrics."""
+    given = {
+        key: value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
+        for key, value in flatten(settings).items()
+        if value is not None
+    }
     writer = logger.experiment._get_file_writer()
     for summary in hparams(given, {monitor: 0.0, "val/loss": 0.0}):  # type: ignore[no-untyped-call]
         writer.add_summary(summary)
-
-
-def _plain(value: Any) -> Any:
-    """A value as the tab shows it: lists as text."""
-    return value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))

@@ -1,4 +1,4 @@
-"""Says at the start of fit what is trained and what is frozen."""
+"""How many parameters are trained and how many are frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = tuple[str, int, float]
 
 
 class ParameterReport(Callback):
-    """Prints a table of LoRA, head and frozen parameters, and writes it to TensorBoard as text."""
+    """Prints a table of LoRA, head and frozen parameters at the start of fit, and writes it to TensorBoard."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and log the table."""
@@ -25,7 +25,7 @@ class ParameterReport(Callback):
 
 
 def parameter_rows(encoder: nn.Module, head: nn.Module) -> list[Row]:
-    """What, how many parameters, and their percent of all; sums come last."""
+    """(part, parameters, percent of all), sums last."""
     counts = count_parameters(encoder, head)
     parts = [
         *((f"LoRA on {kind} ({layers} layers)", n) for kind, (layers, n) in lora_by_module(encoder).items()),

@@ -1,4 +1,4 @@
-"""Which type a run computes in, checked and reported."""
+"""The types that a run computes in, checked and reported."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from lora_pl.reporting import say
 
 
 class PrecisionReport(Callback):
-    """Says at the start of fit what is computed in which type, and stops a run that would train wrongly.
+    """Reports at the start of fit what is computed in which type, and stops a run that would train wrongly.
 
-    Adapters, head and the optimizer's state are fp32; losses are scaled in 16-mixed on a GPU and nowhere else.
+    Adapters, head and the optimizer's state must be fp32; the loss is scaled in 16-mixed on a GPU and nowhere else.
 
     Raises:
-        UserError: a trainable parameter is not fp32, or the loss scaling does not fit the type.
+        UserError: `trainer.precision`, a trainable parameter or a moment of the optimizer is not fp32, or the loss
+            scaling does not fit the type.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check parameters and scaling, then report the types."""
+        """Check parameters and loss scaling, then report the types."""
         self._checked = False
         check_trainable_types(pl_module)
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
@@ -44,7 +45,7 @@ class PrecisionReport(Callback):
 
 
 def check_trainable_types(model: nn.Module) -> None:
-    """Raise a UserError that names the first trainable parameter that is not fp32."""
+    """Raise a UserError for the first trainable parameter that is not fp32."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise UserError(
@@ -60,12 +61,13 @@ def check_loss_scaling(precision: str, device: str, scaled: bool) -> None:
         raise UserError("trainer.precision", "16-mixed needs a GPU; on a CPU take bf16-mixed or 32-true")
     if scaled != (precision == "16-mixed"):
         raise UserError(
-            "trainer.precision", f"{precision} {'with' if scaled else 'without'} loss scaling trains wrongly"
+            "trainer.precision",
+            f"{precision} {'with' if scaled else 'without'} loss scaling trains wrongly; remove own plugins",
         )
 
 
 def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a UserError if a moment is kept in another type than fp32."""
+    """Raise a UserError if a moment is not fp32."""
     for state in optimizer.state.values():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.dtype != torch.float32:
@@ -76,11 +78,13 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def computed_type(model: nn.Module) -> torch.dtype:
-    """The type in which the first adapted layer (else the head) answers within the current context."""
+    """The type of a product with the first adapted layer's W0 (else the first linear layer's) in the current context.
+
+    Draws no random numbers: the layer itself would apply its dropout.
+    """
     linear = (module for module in model.modules() if isinstance(module, nn.Linear))
-    layer = next(iter([*lora_layers(model).values(), *linear]))
-    y: Tensor = layer(torch.zeros(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device))
-    return y.dtype
+    weight = next(iter([*lora_layers(model).values(), *linear])).weight
+    return nn.functional.linear(weight.new_zeros(1, weight.shape[1]), weight).dtype
 
 
 def _frozen_types(model: nn.Module) -> str:

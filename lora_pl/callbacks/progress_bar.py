@@ -1,4 +1,4 @@
-"""A progress bar that fits into a terminal of 80 columns."""
+"""A progress bar that fits into 80 columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What the bar shows behind the speed."""
+        """The metrics behind the speed."""
         metrics = super().get_metrics(trainer, pl_module)
         return {
             name.removeprefix("train/").removeprefix("val/"): value

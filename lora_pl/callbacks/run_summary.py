@@ -1,4 +1,4 @@
-"""The last thing that a person reads after fit."""
+"""What a run ends with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_pl.reporting import say
 
 
 class RunSummary(Callback):
-    """Prints the best result, where it lies, and what to do with it."""
+    """Prints the best result, its checkpoint and the commands that come next."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -34,7 +34,7 @@ class RunSummary(Callback):
         say(Rule("Done", align="left"))
         result = _result(trainer, str(pl_module.monitor), best.best_model_score if best else None)
         say(f"{result}, in {time.monotonic() - self._started:.0f} s")
-        # no frame around them: commands are to be copied
+        # no frame: commands are copied
         for line in _lines(trainer, _short(checkpoint)):
             say(line)
 
@@ -43,7 +43,7 @@ def _result(trainer: Trainer, monitor: str, best: Tensor | None) -> str:
     name, latest = monitor.removeprefix("val/"), trainer.callback_metrics.get(monitor)
     if best is not None:
         return f"best {name} {float(best):.4f} on validation"
-    if latest is not None:  # a checkpoint that follows no metric
+    if latest is not None:  # a checkpoint without a monitored metric
         return f"{name} {float(latest):.4f} on validation"
     return f"{trainer.global_step:,} steps without validation"
 
@@ -58,6 +58,6 @@ def _lines(trainer: Trainer, checkpoint: str) -> list[str]:
 
 
 def _short(path: str) -> str:
-    """Relative to the current folder where it lies below it."""
+    """Relative to the current folder, if below it."""
     whole = Path(path).resolve()
     return str(whole.relative_to(Path.cwd())) if whole.is_relative_to(Path.cwd()) else str(whole)

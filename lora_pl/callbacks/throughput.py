@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class Throughput(Callback):
     """Logs `throughput/sentences_per_second` and `.../tokens_per_second` over the steps between two logs.
 
-    Only real tokens count, no padding; all processes together. The time is that of the steps: making batches,
-    validation and checkpoints are left out.
+    Padding does not count; processes add up. The time is that of the steps alone, without batches, validation and
+    checkpoints.
     """
 
     def __init__(self) -> None:
@@ -21,27 +21,27 @@ class Throughput(Callback):
         self._sentences = self._tokens = self._batches = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches there were, so that a resumed run logs where it would have."""
+        """The count of batches, so that a resumed run logs at the same steps."""
         return {"batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The reverse of `state_dict`."""
+        """Restore a `state_dict`."""
         self._batches = state_dict["batches"]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock."""
+        """Start the step's clock."""
         self._started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop the clock, and log at the trainer's interval."""
+        """Stop it, and log at the trainer's interval."""
         self._sentences += len(batch)
         self._tokens += batch.tokens
         self._batches += 1
         logs = self._batches % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if logs and pl_module.device.type == "cuda":
-            torch.cuda.synchronize()  # the steps so far are on their way, not done
+            torch.cuda.synchronize()  # kernels may still be running
         self._seconds += time.perf_counter() - self._started
         if logs:
             self._log(trainer)
@@ -51,6 +51,6 @@ class Throughput(Callback):
         figures = {"sentences_per_second": self._sentences * rate, "tokens_per_second": self._tokens * rate}
         for logger in trainer.loggers:
             named = {f"throughput/{name}": value for name, value in figures.items()}
-            # the step that Lightning's own points of this batch bear
+            # the step of Lightning's own points of this batch
             logger.log_metrics(named, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
         self._seconds, self._sentences, self._tokens = 0.0, 0, 0

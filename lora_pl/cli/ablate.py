@@ -10,14 +10,15 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lora_pl.ablation.grid import AlphaRule, Grid, Trial
+from lora_pl.ablation.joint import require_packed
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
-from lora_pl.ablation.study import check_study, one_after_another, run_study, stored_setting
+from lora_pl.ablation.study import auto_size, check_study, one_after_another, run_study, stored_settings, units_of
 from lora_pl.ablation.trial_runner import TrialRunner
-from lora_pl.ablation.units import auto_size, units_of
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
@@ -33,74 +34,66 @@ GRID = ("ranks", "seeds", "learning_rates", "alpha_rules", "targets", "head_rate
 OWN = (*GRID, "data_seed", "pack", "launcher", "workers", "output")
 NOT_FITS = ("run_name", "ckpt_path", "seed_everything", "config", "resume", "force")
 AXES = ("model.method", "model.learning_rate", "model.lora.r", "model.lora.lora_alpha", "model.lora.target_modules")
-"""Settings of `fit` that each trial has its own of."""
+"""Settings of `fit` that differ between trials."""
 
 
 def run(args: list[str]) -> None:
     """Run `lora_pl ablate ARGS`, or `lora_pl ablate report DIR`."""
     quiet_libraries()
     if args[1:2] == ["report"]:
-        parser = Parser(prog="lora_pl ablate report", description="Write a study's report anew.")
+        parser = Parser(prog="lora_pl ablate report", description="Write the report of a study again.")
         parser.add_argument("folder", type=str, help="The study's folder, with its table.parquet.")
         say(f"report {write_report(Path(parser.parse_args(args[2:]).folder))}")
     else:
         AblateCLI(["fit", *args[1:]])
 
 
-def report(folder: Path) -> None:
-    """Write the report of what there is; say why where that can't be."""
-    try:
-        say(f"report {write_report(folder)}")
-    except UserError as error:
-        say(str(error))
-
-
 class AblateCLI(ClassifierCLI):
-    """The flags of `fit` and the grid's own; each trial is a run of `fit`."""
+    """The options of `fit` and those of the grid; each trial is a run of `fit`."""
 
     def __init__(self, args: list[str]) -> None:
         super().__init__(args, {"fit": {"description": __doc__}})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The axes of the grid, and where the study goes."""
+        """The axes of the grid, and how the study runs."""
         super().add_arguments_to_parser(parser)
         add = parser.add_argument_group("The grid, and how it runs").add_argument
         add("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="Ranks of the update.")
-        add("--seeds", type=int, default=5, help="How many seeds, 0, 1, 2, ...")
+        add("--seeds", type=int, default=5, help="How many random seeds: 0, 1, 2, ...")
         add("--learning_rates", type=float, nargs="+", help="By default model.learning_rate alone.")
         add("--alpha_rules", type=AlphaRule, nargs="+", default=["fixed"],
-            help="fixed (model.lora.lora_alpha at every rank), proportional (alpha / r as model.lora says, at every "
-            "rank), rslora (the scaling is alpha / sqrt(r)).")  # fmt: skip
+            help="fixed (model.lora.lora_alpha at every rank), proportional (alpha / r of model.lora at every rank), "
+            "rslora (a scaling of alpha / sqrt(r)).")  # fmt: skip
         add("--targets", type=str, nargs="+",
             help="Sets of modules, each joined by commas; by default model.lora.target_modules alone.")  # fmt: skip
-        add("--head_rate", type=float | None, help="Train the head alone too, for comparison, at this learning rate.")
-        add("--full_rate", type=float | None, help="Train everything too, for comparison, at this learning rate.")
-        add("--reference_seeds", type=PositiveInt | None, help="With how many of the seeds; by default all.")
-        add("--data_seed", type=int | None, help="Draws every trial's data; by default each trial's own seed does.")
+        add("--head_rate", type=float | None, help="Also train the head alone, at this learning rate.")
+        add("--full_rate", type=float | None, help="Also train the whole encoder, at this learning rate.")
+        add("--reference_seeds", type=PositiveInt | None, help="Seeds of those two; by default all.")
+        add("--data_seed", type=int | None, help="Seeds every trial's data; by default each trial's own seed does.")
         add("--pack", type=Literal["auto"] | PositiveInt, default=1,
-            help="How many LoRA trials to train jointly, in one forward pass; auto: up to 4, such that no worker goes "
-            "without.")  # fmt: skip
+            help="How many LoRA trials to train jointly, in one forward pass; auto: up to 4, with some left for every "
+            "worker, and 1 where batches are padded.")  # fmt: skip
         add("--launcher", type=Literal["local", "ray"], default="local",
-            help="local: this process runs one after another; ray: several worker processes do.")  # fmt: skip
-        add("--workers", type=PositiveInt, default=2, help="Trials, or sets of joint trials, at a time, by Ray.")
+            help="local: one after another in this process; ray: in several worker processes.")  # fmt: skip
+        add("--workers", type=PositiveInt, default=2, help="Trials, or groups of joint trials, that Ray runs at once.")
         add("--output", type=str | None, help="The study's folder; by default logs/ablation/NAME of the configuration.")
         parser.set_defaults({"trainer.devices": 1})
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Those of `fit`; a study goes on by itself, without a checkpoint."""
+        """Those of `fit`, without a checkpoint: a study resumes by itself."""
         return {"fit": SKIPPED_ARGUMENTS["fit"] | {"ckpt_path"}}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse as `fit` does, under the verb's own name."""
         self._subcommand_parsers["fit"].prog = "lora_pl ablate"
+        if "--resume" in args or "--force" in args:  # type: ignore[operator]
+            raise UsageError("resume", "rerun the same command to resume a study; leave out --resume and --force")
         super().parse_arguments(parser, args)
         if self._option("run_name"):
             raise UsageError("run_name", "trials are named by their settings; --output names the study's folder")
-        if self.resumes or self.forced:
-            raise UsageError("resume", "the same command resumes a study by itself; leave --resume and --force out")
 
     def instantiate_classes(self) -> None:
-        """Nothing yet: each trial has its own."""
+        """Nothing yet: each trial has its own objects."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config[subcommand]
@@ -115,30 +108,40 @@ class AblateCLI(ClassifierCLI):
         write_whole(folder / CONFIG, lambda beside: beside.write_text(text, encoding="utf-8"))
         say(f"{len(trials)} trials into {folder}")
         runner = TrialRunner(shared, (folder / "trials").resolve(), config.data_seed)
-        _prepare_data(runner)
-        size = self._joint_trials(folder, trials)
+        data = runner.data(config.data_seed or 0)
+        size = self._joint_trials(folder, trials, data)
+        # read and tokenize once, report the data, and fail here if they are at fault
+        data.prepare_data()
+        data.setup("fit")
         launch = RayLauncher(config.workers) if config.launcher == "ray" else one_after_another
         try:
             failed = run_study(folder, units_of(trials, size), {**self._settings(), "pack": size}, runner, launch)
         except RunStopped as stop:
-            raise RunStopped(stop.exit_code - 128, f"the same command resumes {folder}") from stop
-        report(folder)
+            raise RunStopped(stop.exit_code - 128, f"rerun the same command to resume {folder}") from stop
+        try:
+            say(f"report {write_report(folder)}")
+        except UserError as error:  # the table is there
+            say(str(error))
         if failed:
             some = ", ".join(failed[:5]) + (", ..." if failed[5:] else "")
             raise UserError(
                 "ablate.failed",
-                f"{len(failed)} of {len(trials)} trials failed: {some}; {folder / 'table.csv'} says why; the same "
-                "command tries them again",
+                f"{len(failed)} of {len(trials)} trials failed: {some}; {folder / 'table.csv'} says why; rerun "
+                "the same command to try them again",
             )
 
-    def _joint_trials(self, folder: Path, trials: list[Trial]) -> int:
+    def _joint_trials(self, folder: Path, trials: list[Trial], data: SentenceDataModule) -> int:
         """How many to train jointly: as given; a study that is resumed without a number keeps its own."""
         config = self.config["fit"]
-        stored: int | None = stored_setting(folder, "pack")
-        if stored and config.pack in (1, "auto"):
-            return stored
-        workers = config.workers if config.launcher == "ray" else 1
-        return auto_size(trials, workers) if config.pack == "auto" else int(config.pack)
+        size, stored = config.pack, (stored_settings(folder) or {}).get("pack")
+        if stored and size in (1, "auto"):
+            return int(stored)
+        if size == "auto":
+            workers = config.workers if config.launcher == "ray" else 1
+            size = auto_size(trials, workers) if data.batching == "packed" else 1
+        if size > 1:
+            require_packed(data)
+        return int(size)
 
     def _of_fit(self) -> dict[str, Any]:
         """The configuration that every trial's `fit` starts from."""
@@ -168,19 +171,12 @@ def _grid(config: Any) -> Grid:
 
 def _require_one_device(devices: Any) -> None:
     if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
-        raise UserError("trainer.devices", f"a trial runs on one device, got {devices}")
+        raise UserError("trainer.devices", f"a trial runs on one device, got {devices}; for several use --launcher ray")
 
 
 def _check_ranks(config: Any, grid: Grid) -> None:
-    """Raise before the first trial what would fail in some: a target that matches nothing, a rank above a layer's."""
+    """Fail before the first trial where some trial would: at a target that matches nothing, or too high a rank."""
     encoder = load_config(config.model.encoder)
     for targets in grid.targets:
         for rank in grid.ranks:
             counts_at_rank(encoder, LoRAConfig(r=rank, target_modules=targets), config.model.head, 2)
-
-
-def _prepare_data(runner: TrialRunner) -> None:
-    """Read and tokenize once, report what there is, and fail here where the data are at fault."""
-    data = runner.data(runner.data_seed or 0)
-    data.prepare_data()
-    data.setup("fit")

@@ -1,4 +1,4 @@
-"""Which verb runs, and how its errors are told. Light: a verb's own imports come with the verb."""
+"""Runs a verb and prints its errors. Light: a verb's own imports come with the verb."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ VERBS = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run `lora_pl ARGS`; the exit code is 0, 1 for a failed run, 2 for a command that can't be read."""
+    """Run `lora_pl ARGS`; the exit code is 0, 1 if it failed, 2 for a usage error, 128 + N if signal N stopped it."""
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] in ("-h", "--help"):
-        print(_usage())
+        print(USAGE.format(verbs="\n".join(f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items())))
         return 0 if given else 2
     if given[0] == "--version":
         print(f"lora_pl {__version__}")
@@ -67,32 +67,32 @@ def _run(given: list[str]) -> int:
         return int(done.code or 0)
     except KeyboardInterrupt:
         return _fail(verb, "interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone; what is buffered for it goes nowhere
+    except BrokenPipeError:  # the reader of our output has closed it; discard what is buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        mistake = _users_mistake(error)
+        mistake = _user_error(error)
         if mistake is None:
             raise
         return _fail(verb, str(mistake), getattr(mistake, "exit_code", 1))
     return 0
 
 
-def _users_mistake(error: BaseException | None) -> BaseException | None:
-    """The error, or the one that it wraps, that tells what a user can mend; none for a defect of ours."""
+def _user_error(error: BaseException | None) -> ValueError | None:
+    """The error, or its cause, as one that the user can fix, with a key; None for a bug."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from lora_pl.lora import LoRAError
 
-    while error is not None and not isinstance(error, UserError | LoRAError | MisconfigurationException | OSError):
+    while error is not None:
+        if isinstance(error, UserError | LoRAError):
+            return error
+        if isinstance(error, MisconfigurationException | OSError):
+            return UserError("file" if isinstance(error, OSError) else "trainer", str(error))
         error = error.__cause__
-    return error
+    return None
 
 
 def _fail(who: str, message: str, code: int) -> int:
     print(f"{who}: {message}", file=sys.stderr)
     return code
-
-
-def _usage() -> str:
-    return USAGE.format(verbs="\n".join(f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,12 @@ from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_folder import CHECKPOINTS, run_name
 from lora_pl.training.trainer import TRAINER_DEFAULTS, as_list, ignore_advice, make_trainer, settled, shows_bar
 
+LINKED: dict[str, Callable[[SentenceDataModule], Any]] = {
+    "task": lambda data: data.task.name,
+    "label_names": lambda data: data.label_names,
+    "pairs": lambda data: data.pairs,
+}
+"""The model's settings that the data determine when they have been read."""
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
     "fit": {*SKIPPED, "train_dataloaders", "val_dataloaders"},
@@ -41,8 +48,8 @@ def run(args: list[str]) -> None:
 class ClassifierCLI(LightningCLI):
     """LightningCLI for one verb at a time, with the project's defaults, callbacks and folders.
 
-    Values come from the flags, else from `--config`, else from the checkpoint of `--ckpt_path`, else from the typed
-    defaults.
+    Options come from the flags, else from `--config`, else from the checkpoint of `--ckpt_path`, else from the
+    defaults in the signatures.
     """
 
     def __init__(self, args: list[str], parser_kwargs: dict[str, Any] | None = None) -> None:
@@ -61,36 +68,34 @@ class ClassifierCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The verb that was asked for: the others' parsers are not built."""
+        """The given verb alone: the others need no parser."""
         return {self.verb: SKIPPED_ARGUMENTS[self.verb]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The project's own options, and what model and data share."""
+        """The project's own options, and those that model and data share."""
         parser.link_arguments("model.encoder", "data.encoder")
         parser.link_arguments("data.max_length", "model.max_length")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        parser.link_arguments("data", "model.task", compute_fn=_task_name, apply_on="instantiate")
-        parser.link_arguments("data", "model.label_names", compute_fn=_label_names, apply_on="instantiate")
-        parser.link_arguments("data", "model.pairs", compute_fn=_pairs, apply_on="instantiate")
+        for name, of_data in LINKED.items():
+            parser.link_arguments("data", f"model.{name}", compute_fn=of_data, apply_on="instantiate")
         if self.verb == "fit":
-            parser.add_argument(
-                "--run_name", type=str | None, help="Names the run's folders; by default configuration and time."
-            )
-            parser.add_argument("--resume", action="store_true", help="Start or resume the run.")
-            parser.add_argument("--force", action="store_true", help="Resume though options have changed.")
-            parser.add_argument("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
-            parser.add_argument("--save_every_minutes", type=float | None, default=10, help="Minutes between them.")
+            add = parser.add_argument
+            add("--run_name", type=str | None, help="Names the run's folders; by default configuration and time.")
+            add("--resume", action="store_true", help="Start the run, or resume it from its newest checkpoint.")
+            add("--force", action="store_true", help="Resume although options differ from the saved run.")
+            add("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
+            add("--save_every_minutes", type=float | None, default=10, help="Minutes between checkpoints.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
         self.config_file = option_value(given, "--config", "-c")
-        # flags alone: the configuration that a run saves must not force its next start
+        # from flags only: a saved configuration must not force the next run
         self.resumes, self.forced = self.verb == "fit" and "--resume" in given, "--force" in given
         checkpoint = self._resumed(given) if self.resumes else early_value(given, "ckpt_path")
         if checkpoint is not None:
             stored = read_checkpoint(checkpoint)
-            # a run that is resumed has its whole configuration already: in the command, or saved beside it
+            # a resumed run has its whole configuration: in the command, or saved beside its checkpoint
             if not (self.resumes and Path(checkpoint).with_name(CONFIG).is_file()):
                 verbs = cast(Parser, self._subcommand_parsers[self.verb])
                 verbs.set_defaults(checkpoint_defaults(stored, given, verbs.known_keys()))
@@ -111,38 +116,38 @@ class ClassifierCLI(LightningCLI):
         return str(path) if path else None
 
     def _with_saved_configuration(self, given: list[str], checkpoint: str) -> list[str]:
-        """A run that is resumed without `--config` takes the configuration beside its checkpoint."""
+        """A run that is resumed without `--config` uses the configuration beside its checkpoint."""
         saved = Path(checkpoint).with_name(CONFIG)
         if self.verb != "fit" or self.config_file or not saved.is_file():
             return given
         return [self.verb, "--config", str(saved), *given[1:]]
 
     def _parse_ckpt_path(self) -> None:
-        """Done in `parse_arguments`, where flags win; LightningCLI would let the checkpoint win."""
+        """Done in `parse_arguments`, where flags override the checkpoint; in LightningCLI they don't."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle the precision, so that the saved configuration names it."""
+        """Choose the precision, so that the saved configuration has it."""
         trainer = self._option("trainer")
         trainer.precision = settled({**trainer})["precision"]
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """The trainer of a verb that trains nothing; `fit` gets its own from the run."""
-        options = self._trainer_options()
+        """The trainer of `validate` and `test`; `fit` has a `Run` instead."""
         if self.verb == "fit":
             return self._run()
+        options = self._trainer_options()
         shows = shows_bar(options)
         callbacks = [*as_list(options["callbacks"]), *([ProgressBar()] if shows else [])]
         return make_trainer({**options, "logger": False, "callbacks": callbacks, "enable_progress_bar": shows})
 
     def fit(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
-        """Run instead of the trainer's `fit`: a `Run` with the parsed objects."""
+        """Let the `Run` train."""
         cast(Run, self.trainer).fit(model, datamodule, **self._trainer_options())
 
     def _run(self) -> Run:
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
         settings = {key: self._option(key) for key in ("ckpt_path", "save_every_steps", "save_every_minutes")}
         config = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
-        resumes = self.resumes and bool(settings["ckpt_path"])  # else there is nothing to resume: parsing has looked
+        resumes = self.resumes and bool(settings["ckpt_path"])  # else parsing found nothing to resume
         return Run(name, resumes, self.forced, **settings, config=config)
 
     def _trainer_options(self) -> dict[str, Any]:
@@ -157,20 +162,8 @@ def config_text(parser: Any, config: Any) -> str:
     return str(parser.dump(config, skip_unset=False))
 
 
-def _task_name(data: SentenceDataModule) -> str:
-    return data.task.name
-
-
-def _pairs(data: SentenceDataModule) -> bool:
-    return len(data.text_columns) > 1
-
-
-def _label_names(data: SentenceDataModule) -> list[str]:
-    return data.label_names
-
-
 def quiet_libraries() -> None:
-    """Keep to what concerns the run: no advertisements, no advice on what is done on purpose."""
+    """Silence Lightning's advertisements and its advice about what is done on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     ignore_advice()

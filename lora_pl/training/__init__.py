@@ -1,1 +1,1 @@
-"""A run: its name, folders, callbacks and trainer."""
+"""Runs: name, folders, callbacks, trainer, and resuming."""

@@ -1,4 +1,4 @@
-"""Failures of libraries that the user can fix."""
+"""Errors of libraries that the user can fix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory",
 
 @contextmanager
 def explained(trainer: Trainer) -> Iterator[None]:
-    """Turn what Lightning and torch raise in such a case into a UserError that says what to do."""
+    """Turn such an error of Lightning or torch into a UserError that says what to do.
+
+    Raises:
+        RunStopped: SIGTERM before the first step.
+        UserError: `trainer.memory`, out of memory; `trainer.val_check_interval`, it is longer than the epoch.
+    """
     try:
         yield
     except UserError:
@@ -27,22 +32,14 @@ def explained(trainer: Trainer) -> Iterator[None]:
     except SIGTERMException as stop:
         raise RunStopped(signal.SIGTERM, "by SIGTERM before the first step") from stop
     except (RuntimeError, ValueError, MemoryError) as error:
-        found = _as_user_error(error, trainer)
-        if found is None:
-            raise
-        raise found from error
-
-
-def _as_user_error(error: Exception, trainer: Trainer) -> UserError | None:
-    text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(text):
-        doubled = trainer.accumulate_grad_batches * 2
-        return UserError(
-            "trainer.memory",
-            f"out of memory at step {trainer.global_step}; halve --data.batch_size and take "
-            f"--trainer.accumulate_grad_batches {doubled} for the same steps, or cut --data.eval_batch_tokens if it "
-            "was validation",
-        )
-    if "val_check_interval" in text:
-        return UserError("trainer.val_check_interval", " ".join(text.split()))
-    return None
+        text = str(error)
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(text):
+            raise UserError(
+                "trainer.memory",
+                f"out of memory at step {trainer.global_step}; halve --data.batch_size and take "
+                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches * 2} for the same steps, or cut "
+                "--data.eval_batch_tokens if it was validation",
+            ) from error
+        if "val_check_interval" in text:
+            raise UserError("trainer.val_check_interval", " ".join(text.split())) from error
+        raise

@@ -1,4 +1,4 @@
-"""A training run: its name, folders, callbacks and trainer."""
+"""A training run with its folders, callbacks and trainer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, settl
 
 
 class Run:
-    """A named training run that is reported, saved and resumed as `lora_pl fit` does it.
+    """A named training run with the reports, checkpoints and exact resume of `lora_pl fit`.
 
     Example:
         >>> data = SentenceDataModule(source="sample")  # doctest: +SKIP
@@ -43,9 +43,9 @@ class Run:
 
     Args:
         name: Names its folders, `checkpoints/NAME` and `logs/NAME`.
-        resume: Whether to resume the run from its newest whole checkpoint if it has one; a changed option that affects
-            the result is then an error.
-        force: Whether to resume although options have changed.
+        resume: Whether to resume the run from its newest whole checkpoint, if it has one. An option that affects the
+            result must then be as in the saved run.
+        force: Whether to resume although options differ.
         save_every_steps: Optimizer steps between checkpoints, beside those after each validation.
         save_every_minutes: Minutes between checkpoints.
         checkpoints: The folder of all runs' checkpoints.
@@ -53,10 +53,10 @@ class Run:
         ckpt_path: The checkpoint to start from instead of the newest.
         config: The configuration to save; by default that of the model, the data and the trainer's options.
         reports: Whether to report parameters, precision, progress and speed, and to stop at gradients that are inf or
-            NaN; without, the callbacks are those that are given.
+            NaN.
 
     Raises:
-        UserError: `run_name`, the name is not a folder's.
+        UserError: `run_name`, the name is no name of a folder.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Run:
 
     @property
     def best_checkpoint(self) -> Path:
-        """Of the epoch that the task's first metric found best on validation."""
+        """At the best validation by the task's first metric."""
         return self.folder / f"{BEST}{SUFFIX}"
 
     @property
     def last_checkpoint(self) -> Path:
-        """Of the last step that was saved."""
+        """At the last saved step."""
         return self.folder / f"{LAST}{SUFFIX}"
 
     def fit(self, model: LightningModule, data: LightningDataModule, **trainer_options: Any) -> None:
@@ -98,8 +98,8 @@ class Run:
             trainer_options: Those of `lightning.Trainer`; by default 3 epochs in the fastest precision.
 
         Raises:
-            UserError: `run_name`, the run exists and is not to be resumed; `resume`, it would go on with other options,
-                or no checkpoint of it is whole; `trainer...`, an option that does not work here.
+            UserError: `run_name`, the run exists and `resume` is false; `resume`, options differ from the saved run;
+                `checkpoint...`, no checkpoint is whole; `trainer...`, an option that does not work here.
         """
         options = settled(trainer_options)
         checkpoint = self._checkpoint()
@@ -111,7 +111,7 @@ class Run:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
 
     def trainer(self, **options: Any) -> Trainer:
-        """The trainer by which `fit` trains, with the run's callbacks before and after those in `options`."""
+        """The trainer that `fit` uses, with the run's callbacks before and after those in `options`."""
         return self._trainer(settled(options), self._checkpoint())
 
     def _checkpoint(self) -> Path | None:
@@ -125,30 +125,30 @@ class Run:
         own = dict(options)
         if options.get("logger") in (None, True):
             own["logger"] = self._logger(checkpoint)
+        configuration = partial(self._configuration, options=options)
         own["callbacks"] = [
             *self._saving(options),
             *as_list(options.get("callbacks")),
             *(self._reports(options, bool(own["logger"])) if self.reports else []),
-            self._record(options),
+            RunConfig(configuration, self.folder if _saves(options) else None),
         ]
         own["enable_progress_bar"] = self.reports and shows_bar(options)
         return make_trainer(own)
 
     def _logger(self, checkpoint: Path | None) -> TensorBoardLogger:
         resumed = read_checkpoint(checkpoint).get(RESUME_KEY, {}) if checkpoint else {}
-        # on resume, points that the run logged after its checkpoint are logged again
+        # points logged after the checkpoint will be logged again
         purge: dict[str, Any] = {"purge_step": resumed["log_steps"]} if resumed.get("log_steps") else {}
         return TensorBoardLogger(self.logs, name=self.name, version="", default_hp_metric=False, **purge)
 
     def _saving(self, options: Mapping[str, Any]) -> list[Callback]:
-        """What makes a run resumable; first of all callbacks."""
+        """The callbacks that make a run resumable; they come first."""
         if not _saves(options):
             return []
         best, last = BestCheckpoint(self.folder), LastCheckpoint(self.folder)
         return [ExactResume(), SavePoints(best, last, self.save_every_steps, self.save_every_minutes), best, last]
 
     def _reports(self, options: Mapping[str, Any], logs: bool) -> list[Callback]:
-        # a rich bar would redraw itself over the summary
         progress = ProgressBar() if shows_bar(options) else EpochLines()
         shown: list[Callback] = [
             progress,
@@ -159,9 +159,6 @@ class Run:
             RunSummary(),
         ]
         return [*shown, HparamsRecord(), LearningRateMonitor("step")] if logs else shown
-
-    def _record(self, options: Mapping[str, Any]) -> RunConfig:
-        return RunConfig(partial(self._configuration, options=options), self.folder if _saves(options) else None)
 
     def _configuration(
         self, model: LightningModule, data: LightningDataModule, options: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What a run was made with: its configuration, versions and git state."""
+"""A run's record: configuration, versions and git state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_pl.storage.write_whole import write_whole
 
 CONFIG = "config.yaml"
 RUN_KEY = "lora_pl_run"
-"""Where a checkpoint says what made it: `{"config", "seed", "versions", "git"}`."""
+"""A checkpoint's key of the record: `{"config", "seed", "versions", "git"}`."""
 FROM_DATA = ("task", "label_names", "max_length", "pairs")
 """The model's settings that the data determine."""
 FROM_MODEL = ("encoder", "seed")
@@ -30,12 +30,11 @@ Configuration = dict[str, Any]
 
 
 class RunConfig(Callback):
-    """Writes the run's configuration, versions and git state beside its checkpoints, into TensorBoard and into every
-    checkpoint.
+    """Writes the record into `config.yaml`, TensorBoard and every checkpoint.
 
     Args:
         configuration: Of a model and its data.
-        folder: Where `config.yaml` goes; None writes none.
+        folder: Where `config.yaml` goes; without it, none is written.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class RunConfig(Callback):
         self.configuration, self.folder = configuration, folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration, and keep the record for the checkpoints."""
+        """Write the configuration, and keep the record for checkpoints."""
         found = self.configuration(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
         self._record = {
@@ -55,17 +54,16 @@ class RunConfig(Callback):
         }
         if trainer.is_global_zero:
             made_with = {**self._record["versions"], "git": self._record["git"]}
-            self._write(trainer, "".join(f"# {name} {value}\n" for name, value in made_with.items()) + text)
+            commented = "".join(f"# {name} {value}\n" for name, value in made_with.items()) + text
+            if isinstance(trainer.logger, TensorBoardLogger):
+                trainer.logger.experiment.add_text("config", f"```yaml\n{commented}\n```")
+            if self.folder is not None:
+                path = self.folder / CONFIG
+                write_whole(path, lambda beside: beside.write_text(commented, encoding="utf-8"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record."""
         checkpoint[RUN_KEY] = self._record
-
-    def _write(self, trainer: Trainer, text: str) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_text("config", f"```yaml\n{text}\n```")
-        if self.folder is not None:
-            write_whole(self.folder / CONFIG, lambda beside: beside.write_text(text, encoding="utf-8"))
 
 
 def configuration_of(
@@ -73,7 +71,7 @@ def configuration_of(
 ) -> Configuration:
     """The configuration with which `lora_pl fit` makes this model, these data and this trainer.
 
-    Options of the trainer that are objects have no place in it.
+    It leaves out those of the trainer's options that are objects.
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(Trainer).parameters.items()}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in trainer_options.items()}
@@ -94,20 +92,20 @@ def _is_plain(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which is how YAML reads them back."""
+    """Tuples as lists, as YAML reads them back."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, list | tuple) else value
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the numbers depend on."""
+    """The versions of lora_pl, Python and the libraries that the numbers depend on."""
     libraries = ("torch", "lightning", "transformers", "numpy")
     return {"lora_pl": __version__, "python": sys.version.split()[0], **{name: version(name) for name in libraries}}
 
 
 def git_state() -> str:
-    """The commit of the package's checkout, with `+changes` where files differ from it; `none` outside of one."""
+    """The commit of the package's checkout, with `+changes` if files differ from it; `none` outside a checkout."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -115,7 +113,7 @@ def git_state() -> str:
         return done.stdout.strip()
 
     try:
-        # a package that lies in somebody else's repository is none of its files
+        # fails if the package was installed inside another repository
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "..") else "")
     except (OSError, subprocess.CalledProcessError):

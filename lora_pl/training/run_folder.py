@@ -15,7 +15,7 @@ CHECKPOINTS, LOGS = Path("checkpoints"), Path("logs")
 
 
 def run_name(given: str | None, config: str | None, ckpt_path: str | None) -> str:
-    """The name as given, that of the run that is resumed, or the configuration's name and the time."""
+    """The given name, else that of the run of `ckpt_path`, else the configuration's name and the time."""
     resumed = Path(ckpt_path).resolve().parent if ckpt_path else None
     if given is None and resumed is not None and resumed.parent == CHECKPOINTS.resolve():
         return resumed.name
@@ -23,16 +23,13 @@ def run_name(given: str | None, config: str | None, ckpt_path: str | None) -> st
 
 
 def require_name(name: str) -> None:
-    """Raise a UserError for a name that is no folder's."""
+    """Raise a UserError, `run_name`, unless the name is that of a folder."""
     if Path(name).name != name or name in ("", ".", ".."):
         raise UserError("run_name", f"expected a name without slashes, got {name!r}")
 
 
 def require_free(folder: Path, checkpoint: Path | None) -> None:
-    """Raise a UserError if the folder holds a run other than the one that `checkpoint` is resumed from.
-
-    A run that failed before its first checkpoint may be started again.
-    """
+    """Raise a UserError, `run_name`, if the folder has checkpoints but not `checkpoint`, which is resumed."""
     resumed = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
     if not resumed and not _get_rank() and any(folder.glob("*.ckpt")):
         raise UserError(
@@ -43,7 +40,7 @@ def require_free(folder: Path, checkpoint: Path | None) -> None:
 
 
 def _reserved(name: str) -> str:
-    """The name, with a number where a run that started in the same second has it; its folder is made."""
+    """The name, with a number if a run of the same second has it; makes its folder."""
     if _get_rank():  # the first process names the run
         return name
     for number in itertools.count(1):

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lora_pl.errors import UserError
+from lora_pl.errors import UserError, first_line
 from lora_pl.model.precision import default_precision
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO
@@ -26,7 +26,7 @@ ADVICE = (
     "your dataloader is not resumable",  # the run is: ExactResume
     "callbacks used to create the checkpoint",
 )
-"""Parts of Lightning's warnings about what is done on purpose."""
+"""Parts of Lightning's warnings about things done on purpose."""
 SHARDED = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)
 
 
@@ -34,59 +34,50 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
     """The Trainer's options with the project's defaults and a precision.
 
     Raises:
-        UserError: the strategy shards a model over devices.
+        UserError: `trainer.strategy`, it shards the model over devices.
     """
     found = {**TRAINER_DEFAULTS, **options}
-    _require_whole_model(found.get("strategy"))
-    found["precision"] = found.get("precision") or chosen_precision(found.get("accelerator"))
+    strategy = found.get("strategy")
+    name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
+    if SHARDED.search(name):
+        raise UserError(
+            "trainer.strategy",
+            f"{name} shards the model over devices, but checkpoints need whole adapters; take ddp, with a copy of the "
+            "frozen encoder on each device",
+        )
+    if not found.get("precision"):
+        found["precision"] = str(default_precision(str(found.get("accelerator") or "auto")))
+        say(f"precision {found['precision']}, the fastest this device supports; --trainer.precision overrides it")
     return found
 
 
 def make_trainer(options: Mapping[str, Any]) -> Trainer:
-    """The trainer of these options, which writes checkpoints as whole files.
+    """A trainer that writes a checkpoint as a whole or not at all.
 
     Raises:
-        UserError: an option, or a value of one, that Lightning does not know.
+        UserError: `trainer`, Lightning does not know an option or its value.
     """
     found = settled(options)
     found["plugins"] = [*as_list(found.get("plugins")), WholeFileCheckpointIO()]
     try:
         return Trainer(**found)
     except (ValueError, TypeError) as error:  # an unknown accelerator, strategy, ...
-        raise UserError("trainer", str(error).splitlines()[0]) from error
-
-
-def chosen_precision(accelerator: Any) -> str:
-    """The fastest precision this device supports, reported."""
-    precision = str(default_precision(str(accelerator or "auto")))
-    say(f"precision {precision}, the fastest this device supports; --trainer.precision overrides it")
-    return precision
+        raise UserError("trainer", first_line(error)) from error
 
 
 def shows_bar(options: Mapping[str, Any]) -> bool:
-    """Whether a progress bar is wanted, and standard error is a terminal that can redraw it."""
+    """Whether a progress bar is enabled and standard error is a terminal."""
     return options.get("enable_progress_bar") is not False and sys.stderr.isatty()
 
 
 def ignore_advice() -> None:
-    """Filter the warnings about what is done on purpose."""
+    """Filter the warnings of `ADVICE`."""
     for message in ADVICE:
         warnings.filterwarnings("ignore", f".*{message}.*")
 
 
 def as_list(value: Any) -> list[Any]:
-    """None, one value or several of them, as a list."""
+    """None, one value or several, as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _require_whole_model(strategy: Any) -> None:
-    """Adapters are too small to gain by sharding, and checkpoints hold those of a whole model."""
-    name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
-    if SHARDED.search(name):
-        raise UserError(
-            "trainer.strategy",
-            f"{name} shards a model over devices; lora_pl checkpoints the adapters of a whole one: take ddp, one copy "
-            "of the frozen encoder on each device",
-        )

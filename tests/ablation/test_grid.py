@@ -37,15 +37,9 @@ def test_a_trial_changes_what_it_varies_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"ranks": [0]}, "ranks: expected integers >= 1"),
-        ({"ranks": [2, 2]}, "ranks: expected each rank once"),
-        ({"ranks": []}, "ranks: expected at least one rank"),
-        ({"seeds": range(0)}, "seeds: expected at least one value"),
-        ({"learning_rates": [0.0]}, "learning_rates: expected numbers > 0"),
-    ],
+    "changes", [{"ranks": [0]}, {"ranks": [2, 2]}, {"ranks": []}, {"seeds": range(0)}, {"learning_rates": [0.0]}]
 )
-def test_grids_that_make_no_sense(changes, said):
-    with pytest.raises(UserError, match=said):
+def test_grids_that_make_no_sense(changes):
+    with pytest.raises(UserError) as error:
         grid(**changes)
+    assert error.value.key == next(iter(changes))

@@ -6,7 +6,10 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials
+from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials, require_packed
+from lora_pl.encoder.architectures import ARCHITECTURES
+from lora_pl.errors import UserError
+from lora_pl.lora import VARIANTS
 from lora_pl.model.base import Base
 from lora_pl.storage.checkpoint import BASE_KEY
 from tests.support import TINY_TERMS, rounding
@@ -16,6 +19,7 @@ TRIALS = [
     Trial("lora", seed=1, learning_rate=1e-2, rank=8, alpha=16, targets=("query", "value")),
     Trial("lora", seed=2, learning_rate=1e-2, rank=2, alpha=4, targets=("value", "dense")),
 ]
+OTHERS = [name for name in VARIANTS if name != "lora"]
 SETTINGS = {"dropout": 0.0, "schedule": "linear", "warmup_ratio": 0.1, "head_learning_rate": 1e-1}
 
 
@@ -37,9 +41,9 @@ def data_of(tiny_encoder, glue_folder, seed: int) -> SentenceDataModule:
     )
 
 
-def alone(trial: Trial, tiny_encoder, glue_folder, tmp_path, **changes) -> tuple[LoRAClassifier, Trainer]:
+def alone(trial: Trial, variant, tiny_encoder, glue_folder, tmp_path, **changes) -> tuple[LoRAClassifier, Trainer]:
     seed_everything(trial.seed, workers=True, verbose=False)
-    lora = {"r": trial.rank, "lora_alpha": trial.alpha, "target_modules": trial.targets}
+    lora = {"variant": variant, "r": trial.rank, "lora_alpha": trial.alpha, "target_modules": trial.targets}
     model = like(tiny_encoder, lora=lora, learning_rate=trial.learning_rate)
     return model, run(model, data_of(tiny_encoder, glue_folder, trial.seed), tmp_path, **changes)
 
@@ -65,23 +69,27 @@ def at_the_start(trial: Trial, encoder: str, head: str) -> LoRAClassifier:
     return LoRAClassifier(encoder=encoder, lora=lora, head=head, learning_rate=trial.learning_rate)
 
 
-@pytest.mark.parametrize("clip", ["norm", "value"])
-def test_fifty_joint_steps_are_fifty_steps_alone(clip, tiny_encoder, glue_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("variant", "clip", "steps"),
+    [("lora", "norm", 50), ("lora", "value", 20), *((name, "norm", 20) for name in OTHERS)],
+)
+def test_joint_steps_are_steps_alone(variant, clip, steps, tiny_encoder, glue_folder, tmp_path):
     changes = {"gradient_clip_algorithm": clip, "gradient_clip_val": 0.5 if clip == "norm" else 0.02}
-    joint = JointTrials(like(tiny_encoder), TRIALS)
+    changes["max_steps"] = steps
+    joint = JointTrials(like(tiny_encoder, lora={"variant": variant}), TRIALS)
     starts = [{key: tensor.clone() for key, tensor in joint.trial_state(index).items()} for index in range(3)]
     trainer = run(joint, JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)
-    assert trainer.global_step == 50
+    assert trainer.global_step == steps
     for index, trial in enumerate(TRIALS):
-        model, single = alone(trial, tiny_encoder, glue_folder, tmp_path, **changes)
-        assert single.global_step == 50
+        model, single = alone(trial, variant, tiny_encoder, glue_folder, tmp_path, **changes)
+        assert single.global_step == steps
         expected, found = model.state_dict(), joint.trial_state(index)
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
             # a step of AdamW moves a weight by its learning rate at most
-            close = rounding(2 * TINY_TERMS, scale=50 * 1e-1)
+            close = rounding(2 * TINY_TERMS, scale=steps * 1e-1)
             torch.testing.assert_close(found[key], tensor, atol=close, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
-        assert max((found[key] - tensor).abs().max() for key, tensor in starts[index].items()) > 0.1
+        assert max((found[key] - tensor).abs().max() for key, tensor in starts[index].items()) > 1e-2
         metrics = joint.epoch_metrics(index, "val")
         assert metrics["accuracy"] == pytest.approx(single.callback_metrics["val/accuracy"].item())
         assert metrics["loss"] == pytest.approx(single.callback_metrics["val/loss"].item(), abs=1e-4)
@@ -105,5 +113,18 @@ def test_a_loss_that_is_no_number_breaks_the_pack(tiny_encoder, glue_folder):
     torch.nn.init.constant_(joint.heads[0].weight, float("nan"))
     data = data_of(tiny_encoder, glue_folder, 0)
     data.setup("fit")
-    with pytest.raises(BrokenPackError, match="not finite"):
+    with pytest.raises(BrokenPackError):
         joint.training_step([next(iter(data.train_dataloader()))], 0)
+
+
+@pytest.mark.parametrize(("kind", "batching"), [("deberta-v2", "packed"), ("mpnet", "packed"), ("roberta", "padded")])
+def test_padded_batches_are_refused(kind, batching, tiny_encoder, glue_folder):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(kind), batching=batching)
+    with pytest.raises(UserError) as error:
+        require_packed(data)
+    assert error.value.key == "pack"
+
+
+def test_what_takes_packed_rows_shares_batches():
+    """So that packed batches are all that joint trials need."""
+    assert all(row.shares_batches for row in ARCHITECTURES.values() if row.packed)

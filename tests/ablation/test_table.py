@@ -40,8 +40,9 @@ def test_a_trial_that_is_run_again_takes_the_place_of_what_was_known(tmp_path):
 
 def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "table.parquet").write_bytes(b"PAR1 but cut")
-    with pytest.raises(UserError, match="table.parquet: the table can't be read"):
+    with pytest.raises(UserError) as damaged:
         ResultTable(tmp_path)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "table.parquet")
-    with pytest.raises(UserError, match="no table of an ablation; the columns trial, status"):
+    with pytest.raises(UserError) as another:
         ResultTable(tmp_path)
+    assert damaged.value.key == another.value.key == "table"

@@ -6,8 +6,8 @@ import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.study import auto_size, units_of
 from lora_pl.ablation.trial_runner import TrialRunner, instantiated
-from lora_pl.ablation.units import auto_size, units_of
 
 TRIALS = [
     Trial("head", 0, 1e-2),

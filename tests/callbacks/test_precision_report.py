@@ -10,6 +10,7 @@ from lora_pl.callbacks.precision_report import (
     computed_type,
 )
 from lora_pl.errors import UserError
+from lora_pl.lora import VARIANTS
 from lora_pl.model.precision import cpu_has_bf16, default_precision
 from tests.model.test_classifier import trainer
 
@@ -24,16 +25,15 @@ def fit(precision, tiny_encoder, glue_folder, tmp_path):
 @pytest.mark.parametrize(("precision", "computed"), [("32-true", "fp32"), ("bf16-mixed", "bf16")])
 def test_says_what_is_computed_in_which_type(precision, computed, tiny_encoder, glue_folder, tmp_path, capsys):
     model = fit(precision, tiny_encoder, glue_folder, tmp_path)
-    said = capsys.readouterr().err
-    assert f"precision {precision} on cpu: matrix products in {computed}" in said
-    assert f"frozen weights {computed}, loss not scaled" in said
+    assert f"matrix products in {computed}" in capsys.readouterr().err
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-@pytest.mark.parametrize(("precision", "said"), [("bf16-true", "trained in bf16"), ("16-true", "trained in fp16")])
-def test_stops_a_run_that_trains_in_half_precision(precision, said, tiny_encoder, glue_folder, tmp_path):
-    with pytest.raises(UserError, match=f"trainer.precision: .*{said}"):
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_stops_a_run_that_trains_in_half_precision(precision, tiny_encoder, glue_folder, tmp_path):
+    with pytest.raises(UserError) as error:
         fit(precision, tiny_encoder, glue_folder, tmp_path)
+    assert error.value.key == "trainer.precision"
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,9 @@ def test_stops_a_run_that_trains_in_half_precision(precision, said, tiny_encoder
 )
 def test_losses_are_scaled_where_it_belongs(precision, device, scaled, fails):
     if fails:
-        with pytest.raises(UserError, match="trainer.precision"):
+        with pytest.raises(UserError) as error:
             check_loss_scaling(precision, device, scaled)
+        assert error.value.key == "trainer.precision"
     else:
         check_loss_scaling(precision, device, scaled)
 
@@ -62,8 +63,9 @@ def test_half_precision_moments_are_an_error():
     optimizer.step()
     check_optimizer_state(optimizer)
     optimizer.state[parameter]["exp_avg"] = torch.zeros(2, dtype=torch.bfloat16)
-    with pytest.raises(UserError, match="keeps exp_avg in bf16"):
+    with pytest.raises(UserError) as error:
         check_optimizer_state(optimizer)
+    assert error.value.key == "trainer.precision"
 
 
 def test_computed_type_follows_autocast(tiny_encoder):
@@ -71,6 +73,14 @@ def test_computed_type_follows_autocast(tiny_encoder):
     assert computed_type(model) == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert computed_type(model) == torch.bfloat16
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_computed_type_draws_no_random_numbers(variant, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder(), lora={"variant": variant, "lora_dropout": 0.5}).train()
+    before = torch.get_rng_state()
+    assert computed_type(model) == torch.float32
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_gradients_that_are_nan_stop_the_run_before_the_step(made, tmp_path):
     model, _ = made
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     model.head.weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as error:
         fit(made, tmp_path, FiniteGradients())
+    assert error.value.key == "trainer.gradients"
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())

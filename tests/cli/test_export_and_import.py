@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_pl.cli.main import main
-from tests.cli.test_bad_input import fails
+from tests.cli.mistakes import fails
 from tests.support import run_in_process
 
 
@@ -48,24 +47,24 @@ def test_an_imported_checkpoint_is_validated_and_exported(checkpoint, glue_folde
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "key"),
     [
-        (["export"], "ckpt_path: expected --ckpt_path, got none"),
-        (["export", "--ckpt_path", "x.ckpt"], "output: expected --output, got none"),
+        (["export"], "ckpt_path"),
+        (["export", "--ckpt_path", "x.ckpt"], "output"),
         (["export", "--ckpt_path", "x.ckpt", "--output", "y", "--format", "tflite"], "format"),
-        (["export", "--ckpt_path", "x.ckpt", "--output", "y", "--dtpye", "bfloat16"], "did you mean --dtype?"),
-        (["import"], "source: expected lora_pl import FILE_OR_FOLDER"),
-        (["import", "x.pt", "--lora_alhpa", "3"], "did you mean --lora_alpha?"),
+        (["export", "--ckpt_path", "x.ckpt", "--output", "y", "--dtpye", "bfloat16"], "usage"),
+        (["import"], "source"),
+        (["import", "x.pt", "--lora_alhpa", "3"], "usage"),
     ],
 )
-def test_options(arguments, said, capsys):
-    assert said in fails(capsys, *arguments, code=2)
+def test_options(arguments, key, capsys):
+    assert fails(capsys, *arguments, code=2) == key
 
 
 def test_files(capsys, checkpoint):
-    assert "x.ckpt: no such checkpoint" in fails(capsys, "export", "--ckpt_path", "x.ckpt", "--output", "y")
-    assert "adapter.missing: x.pt" in fails(capsys, "import", "x.pt")
+    assert fails(capsys, "export", "--ckpt_path", "x.ckpt", "--output", "y") == "checkpoint.missing"
+    fails(capsys, "import", "x.pt")
     Path("taken").mkdir()
     Path("taken/file").touch()
-    assert "export.taken: taken" in fails(capsys, "export", "--ckpt_path", str(checkpoint), "--output", "taken")
-    assert main(["export", "--ckpt_path", str(checkpoint), "--output", "no/such/folder"]) == 1
+    fails(capsys, "export", "--ckpt_path", str(checkpoint), "--output", "taken")
+    fails(capsys, "export", "--ckpt_path", str(checkpoint), "--output", "no/such/folder")

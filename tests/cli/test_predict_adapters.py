@@ -4,6 +4,7 @@ import pytest
 
 from lora_pl.cli.main import main
 from lora_pl.model.classifier import LoRAClassifier
+from tests.cli.mistakes import error_of
 from tests.support import TINY_TERMS, rounding, run_in_process
 
 
@@ -35,18 +36,18 @@ def test_everyone_or_each_its_own(checkpoint, table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "key"),
     [
-        (["--adapter", "first"], "expected NAME=CHECKPOINT"),
-        (["--adapter", "first=nowhere.ckpt"], "nowhere.ckpt: no such checkpoint"),
-        (["--adapter", "first={checkpoint}", "--adapter_column", "who"], "there is no 'second'; there are: first"),
-        (["--adapter", "first={checkpoint}", "--text_column", "sentence"], "no column 'sentence'"),
-        (["--adapter", "first={checkpoint}", "--output", "rows.parquet"], "rows are JSON lines"),
+        (["--adapter", "first"], "adapter"),
+        (["--adapter", "first=nowhere.ckpt"], "checkpoint.missing"),
+        (["--adapter", "first={checkpoint}", "--adapter_column", "who"], "adapter"),
+        (["--adapter", "first={checkpoint}", "--text_column", "sentence"], "data.column"),
+        (["--adapter", "first={checkpoint}", "--output", "rows.parquet"], "output"),
     ],
 )
-def test_mistakes(arguments, message, checkpoint, table, tmp_path, capsys, monkeypatch):
+def test_mistakes(arguments, key, checkpoint, table, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = [argument.format(checkpoint=checkpoint) for argument in arguments]
     assert main(["predict", "--input", str(table), *given]) != 0
-    assert message in capsys.readouterr().err
+    assert error_of(capsys.readouterr().err)[0] == key
     assert list(tmp_path.iterdir()) == [table]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lora_pl.cli.main import VERBS, main
+from tests.cli.mistakes import error_of
 from tests.support import run_cli, run_in_process
 
 LINES = ["the film is good", "", "the plot is dull"]
@@ -118,7 +119,7 @@ def test_predict_writes_files(name, checkpoint, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"x.txt", name}
 
 
-def test_resume_goes_on_in_the_same_run(run_folder, tmp_path, tiny_encoder, glue_folder):
+def test_a_checkpoint_is_resumed_in_the_same_run(run_folder, tmp_path, tiny_encoder, glue_folder):
     from shutil import copytree
 
     copytree(run_folder, tmp_path / "copy")
@@ -148,8 +149,7 @@ def test_a_second_run_never_overwrites_a_first(run_folder, glue_folder, tiny_enc
     before = (run_folder / "checkpoints" / "tiny" / "best.ckpt").read_bytes()
     again = ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--run_name", "tiny"]
     done = run_in_process(again, run_folder)
-    assert done.returncode == 1
-    assert "the run tiny exists" in done.stderr
+    assert (done.returncode, error_of(done.stderr)[0]) == (1, "run_name")
     assert (run_folder / "checkpoints" / "tiny" / "best.ckpt").read_bytes() == before
 
 
@@ -206,7 +206,7 @@ def test_help_of_every_verb(verb, capsys):
     assert own.get(verb, "--model.lora.target_modules") in capsys.readouterr().out
 
 
-def test_params_prints_the_seeds_table(tiny_encoder, capsys):
+def test_params_prints_a_table_by_rank(tiny_encoder, capsys):
     assert main(["params", "--model.encoder", tiny_encoder(), "--ranks", "1", "2"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"│ 2 │ +256 │ +34 │ +290 │", said)

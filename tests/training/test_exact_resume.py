@@ -136,7 +136,7 @@ def resumes_exactly(options, steps, tiny_encoder, glue_folder, tmp_path) -> None
 
 
 def test_max_steps_is_no_end_of_the_epoch(tiny_encoder, glue_folder, tmp_path):
-    """Stopped by max_steps within an epoch and given more, a run goes on with the rest of the epoch."""
+    """Stopped by max_steps within an epoch and resumed with more, a run trains on the rest of the epoch."""
     _, drawn = fit(tmp_path / "whole", tiny_encoder(), glue_folder)
     _, first = fit(tmp_path / "part", tiny_encoder(), glue_folder, max_steps=10)
     _, second = fit(tmp_path / "rest", tiny_encoder(), glue_folder, resume=tmp_path / "part" / "last.ckpt")
@@ -148,9 +148,9 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_the_shells_code(signum, 
     fit(tmp_path / "whole", tiny_encoder(), glue_folder, accumulate_grad_batches=2)
     before = signal.getsignal(signum)
     options = {"accumulate_grad_batches": 2, "extra": [StopAt(5, signum)]}
-    with pytest.raises(RunStopped, match=f"stopped: by {signum.name} after step 5, saved in .*last.ckpt") as stopped:
+    with pytest.raises(RunStopped) as stopped:
         fit(tmp_path / "run", tiny_encoder(), glue_folder, **options)
-    assert stopped.value.exit_code == 128 + signum
+    assert (stopped.value.key, stopped.value.exit_code) == ("stopped", 128 + signum)
     assert signal.getsignal(signum) == before
     last = tmp_path / "run" / "last.ckpt"
     assert read_checkpoint(last)["global_step"] == 5
@@ -166,7 +166,7 @@ def test_slurm_puts_the_job_back(tiny_encoder, glue_folder, tmp_path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     for name, value in {"NTASKS": "1", "NTASKS_PER_NODE": "1", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with pytest.raises(RunStopped, match="stopped: by SIGUSR1 after step 4"):
+    with pytest.raises(RunStopped):
         fit(tmp_path / "run", tiny_encoder(), glue_folder, extra=[StopAt(4, signal.SIGUSR1)])
     assert called.read_text() == "requeue 7\n"
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == 4

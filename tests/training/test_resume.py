@@ -9,6 +9,7 @@ import yaml
 
 from lora_pl.cli.main import main
 from lora_pl.training.run_folder import run_name
+from tests.cli.mistakes import error_of
 
 
 @pytest.fixture
@@ -25,14 +26,13 @@ def last(name: str = "mine") -> dict:
     return torch.load(f"checkpoints/{name}/last.ckpt", weights_only=True)
 
 
-def fails(capsys, *arguments: str, code: int = 1) -> str:
+def fails(capsys, *arguments: str, code: int = 1) -> tuple[str, str]:
     assert main(list(arguments)) == code
-    return capsys.readouterr().err
+    return error_of(capsys.readouterr().err)
 
 
-def test_the_same_command_starts_goes_on_and_ends(fit, capsys):
+def test_the_same_command_starts_resumes_and_ends(fit, capsys):
     assert main([*fit, *epochs(1)]) == 0
-    assert "holds no checkpoint yet; the run starts" in capsys.readouterr().err
     assert main([*fit, *epochs(2)]) == 0
     assert "resume: checkpoints/mine/last.ckpt" in capsys.readouterr().err
     assert last()["global_step"] == 12
@@ -47,33 +47,34 @@ def test_the_same_command_with_a_configuration(fit, capsys):
     assert main([*here, *epochs(2)]) == 0
     assert last()["global_step"] == 12
     Path("other.yaml").write_text(yaml.safe_dump({"data": {"batch_size": 8}}))
-    said = fails(capsys, *fit, *epochs(2), "--config", "other.yaml")
-    assert "model.learning_rate (was 0.003, now 0.0001)" in said
+    key, said = fails(capsys, *fit, *epochs(2), "--config", "other.yaml")
+    assert key == "resume"
+    assert "model.learning_rate" in said
 
 
 def test_what_would_change_the_mathematics_is_named(fit, capsys):
     assert main([*fit, *epochs(1)]) == 0
     changed = [*fit, *epochs(2), "--data.batch_size", "4", "--model.learning_rate", "1e-2", "--data.num_workers", "1"]
-    said = fails(capsys, *changed)
-    assert "data.batch_size (was 8, now 4)" in said
-    assert "model.learning_rate (was 0.0001, now 0.01)" in said
+    key, said = fails(capsys, *changed)
+    assert key == "resume"
+    assert "data.batch_size" in said
+    assert "model.learning_rate" in said
     assert "num_workers" not in said
-    assert "--force" in said
     stretched = [*fit, *epochs(3), "--model.schedule", "linear", "--force"]
     assert main([*changed, "--force"]) == 0
-    assert "trainer.max_epochs (was 2, now 3)" in fails(capsys, *stretched[:-1])
+    assert "trainer.max_epochs" in fails(capsys, *stretched[:-1])[1]
 
 
 def test_options_that_do_not_fit_together(fit, capsys):
-    assert "expected --run_name NAME beside --resume" in fails(capsys, *fit[:-2], code=2)
-    assert "expected --resume or --ckpt_path, got both" in fails(capsys, *fit, "--ckpt_path", "x.ckpt", code=2)
-    assert "save_every_steps: expected more than 0" in fails(capsys, *fit, "--save_every_steps", "0")
+    assert fails(capsys, *fit[:-2], code=2)[0] == "resume"
+    assert fails(capsys, *fit, "--ckpt_path", "x.ckpt", code=2)[0] == "resume"
+    assert fails(capsys, *fit, "--save_every_steps", "0")[0] == "save_every_steps"
 
 
 def test_no_whole_checkpoint_is_an_error(fit, capsys):
     Path("checkpoints/mine").mkdir(parents=True)
     Path("checkpoints/mine/last.ckpt").write_bytes(b"PK half")
-    assert "checkpoint.damaged: checkpoints/mine" in fails(capsys, *fit)
+    assert fails(capsys, *fit)[0] == "checkpoint.damaged"
 
 
 def test_a_moved_run_keeps_its_best(fit):
@@ -90,16 +91,16 @@ def test_a_checkpoint_named_in_yaml_brings_its_settings(fit, capsys):
     Path("more.yaml").write_text(yaml.safe_dump({"ckpt_path": "checkpoints/mine/last.ckpt"}))
     assert main(["validate", "--config", "more.yaml"]) == 0
     Path("none.yaml").write_text("ckpt_path: none.ckpt\n")
-    assert "none.ckpt: no such checkpoint" in fails(capsys, "validate", "--config", "none.yaml")
+    assert fails(capsys, "validate", "--config", "none.yaml")[0] == "checkpoint.missing"
 
 
-def test_options_of_another_version_are_left_out_by_name(fit, capsys):
+def test_options_of_another_version_are_ignored_and_named(fit, capsys):
     assert main([*fit, *epochs(1)]) == 0
     stored = last()
     stored["datamodule_hyper_parameters"]["eval_batch_size"] = 64
     torch.save(stored, "old.ckpt")
     assert main(["validate", "--ckpt_path", "old.ckpt"]) == 0
-    assert "data.eval_batch_size is no option of this version" in capsys.readouterr().err
+    assert "data.eval_batch_size" in capsys.readouterr().err
 
 
 def test_a_run_says_what_made_it(fit):

@@ -20,7 +20,7 @@ def test_a_run_with_checkpoints_is_taken_and_one_that_failed_before_is_not():
     require_free(folder, None)
     (folder / "last.ckpt").touch()
     require_free(folder, folder / "last.ckpt")
-    with pytest.raises(UserError, match=r"the run mine exists .*--ckpt_path checkpoints/mine/last\.ckpt") as error:
+    with pytest.raises(UserError) as error:
         require_free(folder, None)
     assert error.value.key == "run_name"
 

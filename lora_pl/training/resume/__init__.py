@@ -1,1 +1,1 @@
-"""What makes a run resumable, bit for bit."""
+"""Resuming a run, bit for bit."""

@@ -1,4 +1,4 @@
-"""A resumed run goes on bit for bit as the run that was never stopped."""
+"""A resumed run ends bit for bit as the run that was never stopped."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lora_pl.model.metrics import SplitMetrics
 from lora_pl.reporting import say
 
 RESUME_KEY = "lora_pl_resume"
-"""Where a checkpoint holds what Lightning leaves out."""
+"""A checkpoint's key of the state that Lightning leaves out."""
 
 Position = tuple[int, int]
-"""Whole epochs, and batches of the next one that are done."""
+"""Whole epochs, and finished batches of the next one."""
 
 
 class ExactResume(Callback):
-    """Adds to every checkpoint what Lightning leaves out of it, and puts that back on resume.
+    """Saves and restores what Lightning leaves out of a checkpoint.
 
-    That is: the position in the epoch's random order (Lightning starts the epoch's data anew), the random generators of
-    every process, the training metrics' sums of the epoch so far, and the count that log points follow. Lightning's own
-    counters are written as they are between two steps, where nothing is in flight: after the end of a window of
-    accumulated gradients, its logging and its validation. `SavePoints` saves there.
+    That is the position in the epoch's random order (Lightning restarts the epoch's data), the random generators of
+    every process, the training metrics' sums of the epoch so far, and the count behind the steps of log points.
+    Lightning's own counters are written as they are between two steps, after a window of accumulated gradients with its
+    logging and its validation. `SavePoints` saves there.
 
-    It comes first among the callbacks, so that on resume the generators are as they were before anyone used them.
+    It must be the first callback, so that on resume it restores the generators before others draw from them.
     """
 
     def __init__(self) -> None:
@@ -48,13 +48,13 @@ class ExactResume(Callback):
             _settle(checkpoint, epoch, batch)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the data start where the run was; the rest waits for the first step."""
+        """Start the data where the run was; the rest waits for the first step."""
         self._loaded = checkpoint.get(RESUME_KEY)
         if self._loaded is not None and hasattr(trainer.datamodule, "start_at"):  # type: ignore[attr-defined]
             trainer.datamodule.start_at(self._loaded["epoch"], self._loaded["batch"])  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Before the first step: restore what the way there has moved."""
+        """Restore the rest before the first step, when nothing changes it any more."""
         if self._loaded is None:
             return
         loaded, self._loaded = self._loaded, None
@@ -62,9 +62,7 @@ class ExactResume(Callback):
         progress._batches_that_stepped = loaded["log_steps"]
         progress.batch_progress.total.ready = progress.batch_progress.total.completed + 1
         if len(loaded["processes"]) != trainer.world_size:
-            say(
-                f"resume: saved by {len(loaded['processes'])} processes; random numbers and the epoch's sums start anew"
-            )
+            say(f"resume: saved by {len(loaded['processes'])} processes; random numbers and metric sums start anew")
             return
         own = loaded["processes"][trainer.global_rank]
         if loaded["batch"]:
@@ -73,7 +71,7 @@ class ExactResume(Callback):
 
 
 def position(trainer: Trainer) -> Position:
-    """Where the run is; an epoch that `max_steps` or a stop cut short counts as not ended."""
+    """Where the run is; an epoch cut short by `max_steps` or a stop has not ended."""
     epochs = trainer.fit_loop.epoch_progress.current
     done: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
     if epochs.started > epochs.processed:  # type: ignore[attr-defined]
@@ -84,16 +82,16 @@ def position(trainer: Trainer) -> Position:
 
 
 def between_steps(trainer: Trainer) -> bool:
-    """Whether nothing is in flight: before a step's forward pass, or after the last epoch's end."""
+    """Whether no step is in flight: before a step's forward pass, or after the last epoch."""
     epochs = trainer.fit_loop.epoch_progress.current
     batches = trainer.fit_loop.epoch_loop.batch_progress.current
     return batches.ready > batches.started or epochs.completed == epochs.ready  # type: ignore[attr-defined]
 
 
 def _settle(checkpoint: dict[str, Any], epoch: int, batch: int) -> None:
-    """Lightning's counters as they are before batch `batch` of epoch `epoch` is begun.
+    """Set Lightning's counters to what they are before batch `batch` of epoch `epoch`.
 
-    A batch that is ready but not started is how Lightning knows that it stopped between two steps.
+    To Lightning, a batch that is ready but not started means that it stopped between two steps.
     """
     loops = checkpoint["loops"]["fit_loop"]
     begun = epoch + bool(batch)
@@ -104,7 +102,7 @@ def _settle(checkpoint: dict[str, Any], epoch: int, batch: int) -> None:
         **{kind: _before(done) for kind, done in (("total", total), ("current", batch))},
         "is_last_batch": False,
     }
-    # as Lightning has it after an epoch: the last one that was trained in
+    # after an epoch, Lightning has the last one that was trained
     checkpoint["epoch"] = epoch if batch else max(0, epoch - 1)
 
 
@@ -126,7 +124,7 @@ def _gathered(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators, and of the current GPU's; tensors and plain values."""
+    """The states of the generators of Python, NumPy, torch and the current GPU, as tensors and plain values."""
     numbers = cast(tuple[str, NDArray[np.uint32], int, int, float], np.random.get_state())
     keys, *rest = numbers[1:]
     state = {
@@ -140,7 +138,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """The reverse of `random_state`; the GPU's generator stays as it is where the state has none of it."""
+    """Restore a `random_state`; the GPU's generator only if the state has it."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     keys, position, has_gauss, cached = state["numpy"]

@@ -1,4 +1,4 @@
-"""Which checkpoint a run is resumed from, and whether it would go on as the same run."""
+"""The checkpoint to resume from, and the check that options are those of the saved run."""
 
 from __future__ import annotations
 
@@ -18,37 +18,35 @@ HARMLESS = re.compile(
     r"config|run_name|ckpt_path|resume|force|save_every_.*|data\.(num_workers|cache_dir)|trainer\.(logger.*|enable_.*|"
     r"log_every_n_steps|profiler.*|default_root_dir|detect_anomaly|num_sanity_val_steps)"
 )
-"""Options that change no weight and no metric of a run."""
+"""Options that affect no weight and no metric."""
 LENGTHS = re.compile(r"trainer\.(max|min)_(epochs|steps|time)")
-"""Options that change nothing but where a run ends, unless its schedule is stretched over all steps."""
+"""Options that affect the length of a run alone, unless its schedule depends on it."""
 
 
 def checkpoint_to_resume(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a run's folder; None for a run that has yet to start.
-
-    A damaged checkpoint is reported and the previous one is used.
+    """The newest whole checkpoint in a run's folder, None if it has none; damaged ones are reported.
 
     Raises:
-        UserError: the run has checkpoints, and none is whole.
+        UserError: `checkpoint...`, the run has checkpoints and none is whole.
     """
     path, damaged = newest_checkpoint(folder)
     for problem in damaged:
         say(f"resume: {problem}")
-    say(f"resume: {path}" if path else f"resume: {folder} holds no checkpoint yet; the run starts")
+    say(f"resume: {path}" if path else f"resume: {folder} has no checkpoint yet; the run starts")
     return path
 
 
 def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
-    """Raise a UserError that names every option by which `given` would change the run of `saved`, a config.yaml."""
+    """Raise a UserError, `resume`, with every option in which `given` differs from `saved`, a run's config.yaml."""
     if not saved.is_file():
         return
     before, now = (flatten(values) for values in (yaml.safe_load(saved.read_text(encoding="utf-8")), given))
-    stretched = now.get("model.schedule") != "constant" or now.get("model.warmup_ratio")
+    depends_on_length = now.get("model.schedule") != "constant" or now.get("model.warmup_ratio")
     changed = [
         f"{key} (was {before[key]}, now {value})"
         for key, value in now.items()
         if key in before and not _same(before[key], value) and not HARMLESS.fullmatch(key)
-        if stretched or not LENGTHS.fullmatch(key)
+        if depends_on_length or not LENGTHS.fullmatch(key)
     ]
     if changed:
         raise UserError(
@@ -58,7 +56,7 @@ def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
 
 
 def _same(before: Any, now: Any) -> bool:
-    """Whether two values are equal, or two ways to write one path."""
+    """Whether two values are equal, or paths to the same place."""
     if isinstance(before, str) and isinstance(now, str):
         return Path(before).expanduser().resolve() == Path(now).expanduser().resolve()
     return bool(before == now)

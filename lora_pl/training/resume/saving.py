@@ -1,4 +1,4 @@
-"""What a run saves, and when: between two steps, where nothing is in flight."""
+"""What a run saves, and when: between two steps, where no step is in flight."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from lora_pl.storage.checkpoint import BEST, LAST, PREVIOUS, SUFFIX
 from lora_pl.storage.write_whole import remove_unfinished
 from lora_pl.training.resume.stop_signals import RunStopped, StopSignals, requeue
 
-SAVE = 1  # no signal that stops a run has this number
+SAVE = 1  # below every signal that stops a run
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt` of a run, by the task's own metric.
+    """Keeps `best.ckpt` of a run, by the task's first metric.
 
-    It notes a new best after validation; `write` saves it, between two steps, so that it can be resumed exactly.
+    It notes a new best after validation; `write` saves it between two steps, from where a run can resume exactly.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        # no version counter: what lies there is from the same run, before it was killed
+        # no version counter: an existing file is from the same run, before it was killed
         super().__init__(
             dirpath=folder, filename=BEST, mode="max", auto_insert_metric_name=False, enable_version_counter=False
         )
-        self._noted: str | None = None
+        self.noted: str | None = None
+        """Where to save a new best; None if there is none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the metric from the model's task."""
+        """Take the metric from the model."""
         self.monitor = pl_module.monitor  # type: ignore[assignment]
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score, in whichever folder the run lies now."""
+        """Restore the best score, also if the run's folder was moved."""
         path = str(Path(str(self.dirpath)) / f"{BEST}{SUFFIX}")
         scores = list(state_dict["best_k_models"].values())
         self.current_score = state_dict.get("current_score")
@@ -46,33 +47,26 @@ class BestCheckpoint(ModelCheckpoint):
             {
                 **state_dict,
                 "dirpath": self.dirpath,
-                "best_model_path": path if scores else "",
-                "kth_best_model_path": path if scores else "",
+                **dict.fromkeys(("best_model_path", "kth_best_model_path"), path if scores else ""),
                 "best_k_models": {path: scores[0]} if scores else {},
             }
         )
 
     def write(self, trainer: Trainer) -> None:
-        """Save the best that was noted since the last call."""
-        if self._noted is not None:
-            path, self._noted = self._noted, None
+        """Save a best that was noted since the last call."""
+        if self.noted is not None:
+            path, self.noted = self.noted, None
             super()._save_checkpoint(trainer, path)
 
-    @property
-    def is_noted(self) -> bool:
-        """Whether `write` has something to save."""
-        return self._noted is not None
-
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        self._noted = filepath
+        self.noted = filepath
         self._last_global_step_saved = trainer.global_step
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`, and the one before it as `previous.ckpt` until the run ends.
 
-    A class of its own, because ModelCheckpoint's `save_last` writes only where the best is written too, and
-    a run without a new best would resume from long ago.
+    ModelCheckpoint's `save_last` saves only with a new best, so that a run without one would resume from long ago.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -80,7 +74,7 @@ class LastCheckpoint(Checkpoint):
         self.last_model_path = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove what a killed run left half-written."""
+        """Remove partial files of a killed run."""
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         if trainer.is_global_zero:
             for name in (BEST, LAST, PREVIOUS):
@@ -93,7 +87,7 @@ class LastCheckpoint(Checkpoint):
         self.last_model_path = str(path)
 
     def tidy(self, trainer: Trainer) -> None:
-        """A run that is done keeps its last and its best."""
+        """Remove `previous.ckpt`."""
         if trainer.is_global_zero:
             self._previous.unlink(missing_ok=True)
 
@@ -105,14 +99,17 @@ class LastCheckpoint(Checkpoint):
 class SavePoints(Callback):
     """Saves after each validation, every so many steps or minutes, before a stop, and at the end.
 
-    SIGTERM and Ctrl-C let the step (the whole window of accumulated gradients) and its validation finish, save, and
-    end the run with `RunStopped`; so does SIGUSR1 under SLURM, which also puts the job back into the queue.
+    After SIGTERM or Ctrl-C the step (with its whole window of accumulated gradients) and its validation finish, the run
+    saves and ends with `RunStopped`; so it does after SIGUSR1 under SLURM, which also requeues the job.
 
     Args:
-        best: Written where validation noted a new best.
-        last: Written at every save point.
-        every_steps: Optimizer steps between saves; by default as `every_minutes` says alone.
+        best: Saved if there is a new best.
+        last: Saved at every save point.
+        every_steps: Optimizer steps between saves.
         every_minutes: Minutes between saves, by the first process's clock.
+
+    Raises:
+        UserError: `save_every_steps`, `save_every_minutes`, not above 0.
     """
 
     def __init__(
@@ -129,7 +126,7 @@ class SavePoints(Callback):
         self._saved_at = 0.0
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, from here on: Lightning has just installed its own handlers."""
+        """Listen from here on: Lightning has just installed its own handlers."""
         self.signals.install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,7 +139,7 @@ class SavePoints(Callback):
         self._validated = not trainer.sanity_checking
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save what is due, before the step."""
+        """Before the step, save if it is due, and stop if a signal came."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
         due = _agreed(trainer, pl_module, self.signals.received or SAVE * self._is_due(trainer))
@@ -158,7 +155,7 @@ class SavePoints(Callback):
         self.signals.remove()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tidy up; here, because a run that was killed at its very end has no training left to end."""
+        """Tidy up; not in `on_train_end`, which a run that was killed at its very end does not reach again."""
         self.last.tidy(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -166,7 +163,7 @@ class SavePoints(Callback):
         self.signals.remove()
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if self._validated or self.best.is_noted:
+        if self._validated or self.best.noted is not None:
             return True
         if trainer.global_step == self._saved_step:
             return False
@@ -178,7 +175,7 @@ class SavePoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
-            logger.save()  # what was logged up to here is on the disk before the checkpoint is
+            logger.save()  # log points reach the disk before their checkpoint
         self.best.write(trainer)
         self.last.write(trainer)
         self._validated = False
@@ -195,7 +192,7 @@ class SavePoints(Callback):
 
 
 def _agreed(trainer: Trainer, pl_module: LightningModule, due: int) -> int:
-    """The most that any process asks for: they save and stop together."""
+    """The maximum over processes, which save and stop together."""
     if trainer.world_size == 1:
         return due
     most = torch.tensor(due, device=pl_module.device)

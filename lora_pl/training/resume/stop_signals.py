@@ -1,4 +1,4 @@
-"""What asks a run to stop."""
+"""The signals that stop a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_pl.reporting import say
 
 
 class RunStopped(UserError):
-    """A run that was asked to stop and has saved; the exit code is the shell's, 128 + the signal's number.
+    """A run that was stopped by a signal, with key `stopped` and the shell's exit code, 128 + the signal's number.
 
     Args:
         signum: The signal.
@@ -26,7 +26,7 @@ class RunStopped(UserError):
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__("stopped", message)
-        # Lightning kills the first process at once where another one fails before it
+        # if another process fails first, Lightning kills the first one at once
         self.exit_code = 128 + signum if not _get_rank() else 0
 
 
@@ -38,7 +38,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals over, once; elsewhere than in the main thread nothing can."""
+        """Replace the handlers, once; only the main thread can."""
         if self._before:
             return
         self.received = 0
@@ -49,7 +49,7 @@ class StopSignals:
             self._before[signum] = signal.signal(signum, self._note)
 
     def remove(self) -> None:
-        """Give the signals back."""
+        """Restore the handlers."""
         while self._before:
             signum, handler = self._before.popitem()
             signal.signal(signum, handler)
@@ -58,12 +58,12 @@ class StopSignals:
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
-        if not _get_rank():  # not by print: this may run in the middle of another one
+        if not _get_rank():  # print is not reentrant
             os.write(2, f"{signal.Signals(signum).name}: finishing the step, then saving\n".encode())
 
 
 def requeue() -> None:
-    """Ask SLURM to run this job again, as Lightning does on SIGUSR1."""
+    """Requeue this SLURM job, as Lightning does on SIGUSR1."""
     array, task = os.getenv("SLURM_ARRAY_JOB_ID"), os.getenv("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     try:

@@ -3,20 +3,21 @@
 import pytest
 import torch
 
-from lora_pl.ablation.adapters import layer_amplifications, layer_similarities
-from lora_pl.ablation.subspace import (
+from lora_pl.ablation.section7 import (
     amplification,
-    input_directions,
-    output_directions,
+    directions,
+    layer_amplifications,
+    layer_similarities,
     random_similarity,
     subspace_similarity,
 )
 from lora_pl.errors import UserError
+from lora_pl.storage.checkpoint import read_checkpoint
 
 
 def test_identical_subspaces_are_one_and_orthogonal_ones_zero():
     a = torch.randn(4, 20)
-    same = subspace_similarity(input_directions(a), input_directions(3 * a))
+    same = subspace_similarity(directions(a), directions(3 * a))
     torch.testing.assert_close(same.diagonal(), torch.ones(4, dtype=torch.float64))
     assert same[0, 3] == pytest.approx(1)  # the first direction lies within the first four
     one, other = torch.eye(20)[:4], torch.eye(20)[4:10]
@@ -40,8 +41,8 @@ def test_directions_do_not_depend_on_how_the_update_is_written():
     """B A = (B M) (M^-1 A): A's row space and B's column space stay."""
     a, b = torch.randn(3, 20, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64)
     m = torch.randn(3, 3, dtype=torch.float64)
-    for find, one, other in ((input_directions, a, m.inverse() @ a), (output_directions, b, b @ m)):
-        assert subspace_similarity(find(one), find(other))[2, 2] == pytest.approx(1)
+    for one, other in ((a, m.inverse() @ a), (b.T, (b @ m).T)):
+        assert subspace_similarity(directions(one), directions(other))[2, 2] == pytest.approx(1)
 
 
 def test_amplification_of_known_matrices():
@@ -63,6 +64,10 @@ def test_checkpoints_are_compared_layer_by_layer(checkpoint, tmp_path):
         assert all(matrix.shape == (4, 4) and matrix[3, 3] == pytest.approx(1) for matrix in same.values())
     found = layer_amplifications(checkpoint)
     assert len(found) == 4
-    assert all(one.r == 4 and one.delta_norm > 0 and one.by_weight > one.by_delta for one in found.values())
-    with pytest.raises(UserError, match="no such checkpoint"):
-        layer_similarities(checkpoint, tmp_path / "none.ckpt")
+    assert all(one.delta_norm > 0 and one.by_weight > one.by_delta for one in found.values())
+    stored = read_checkpoint(checkpoint)
+    kept = {key: tensor for key, tensor in stored["state_dict"].items() if "lora" not in key}
+    torch.save({**stored, "state_dict": kept}, tmp_path / "head.ckpt")
+    with pytest.raises(UserError) as error:
+        layer_similarities(checkpoint, tmp_path / "head.ckpt")
+    assert error.value.key == "checkpoint.adapter"

@@ -1,0 +1,87 @@
+"""The wording of typical mistakes; elsewhere tests assert keys and exit codes."""
+
+from pathlib import Path
+
+import pytest
+
+from lora_pl import LoRAClassifier, LoRAConfig, Run, SentenceDataModule
+from lora_pl.cli.main import main
+from lora_pl.errors import UserError
+from lora_pl.lora import LoRAError
+from tests.cli.mistakes import error_of
+
+FIT = "fit --model.encoder {encoder} --data.source {source} --run_name mine "
+ABLATE = "ablate --model.encoder {encoder} --data.source {source} --output study "
+COMMANDS = [
+    ("fti", "verb",
+     "expected one of fit, validate, test, predict, export, import, params, ablate, got 'fti'; did you mean fit?"),
+    (FIT + "--model.learning_rte 1", "usage",
+     "there is no option --model.learning_rte; did you mean --model.learning_rate?"),
+    (FIT + "--model.lora.r four", "model.lora.r", "expected int, got four"),
+    (FIT + "--model.schedule cosine", "model.schedule", "expected Literal['constant', 'linear'], got cosine"),
+    (FIT + "--model.lora.r 17", "r",
+     "expected at most 16, the smaller side of encoder.layer.0.attention.self.query, got 17"),
+    (FIT + "--data.source nowhere", "data.source",
+     "nowhere is no folder; expected hub, sample or a folder of a GLUE download"),
+    (FIT + "--data.batch_size 0", "data.batch_size", "expected at least 1, got 0"),
+    (FIT + "--trainer.strategy fsdp", "trainer.strategy",
+     "fsdp shards the model over devices, but checkpoints need whole adapters; take ddp, with a copy of the frozen "
+     "encoder on each device"),
+    (FIT + "--run_name a/b", "run_name", "expected a name without slashes, got 'a/b'"),
+    (FIT + "--save_every_steps 0", "save_every_steps", "expected more than 0, got 0"),
+    (FIT + "--resume --ckpt_path x.ckpt", "resume", "expected --resume or --ckpt_path, got both"),
+    ("validate", "ckpt_path", "expected --ckpt_path checkpoints/NAME/best.ckpt, got none"),
+    ("validate --ckpt_path x.ckpt", "checkpoint.missing", "x.ckpt: no such checkpoint"),
+    ("export --ckpt_path x.ckpt", "output", "expected --output, got none; see lora_pl export --help"),
+    (ABLATE + "--ranks 0", "ranks", "expected integers >= 1, got [0]"),
+    (ABLATE + "--trainer.devices 2", "trainer.devices",
+     "a trial runs on one device, got 2; for several use --launcher ray"),
+    (ABLATE + "--data.batching padded --pack 2", "pack",
+     "joint trials need packed batches, and those of {encoder} are padded; take --pack 1"),
+    (ABLATE + "--resume", "resume", "rerun the same command to resume a study; leave out --resume and --force"),
+    ("ablate report empty", "report", "empty holds no finished trial; expected the folder of `lora_pl ablate`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "key", "message"), COMMANDS, ids=[key for _, key, _ in COMMANDS])
+def test_of_a_command(command, key, message, tiny_encoder, glue_folder, capsys):
+    places = {"encoder": tiny_encoder(), "source": str(glue_folder)}
+    assert main(command.format(**places).split()) != 0
+    assert error_of(capsys.readouterr().err) == (key, message.format(**places))
+
+
+def other_options(encoder: str, source: str) -> None:
+    data = SentenceDataModule(source=source, encoder=encoder)
+    Run("mine").fit(LoRAClassifier.for_data(data), data, max_steps=1)
+    Run("mine", resume=True).fit(LoRAClassifier.for_data(data, learning_rate=1e-2), data, max_steps=1)
+
+
+def same_name(encoder: str, source: str) -> None:
+    Path("checkpoints/mine").mkdir(parents=True)
+    Path("checkpoints/mine/last.ckpt").touch()
+    data = SentenceDataModule(source=source, encoder=encoder)
+    Run("mine").fit(LoRAClassifier.for_data(data), data)
+
+
+def unknown_option(encoder: str, source: str) -> None:
+    data = SentenceDataModule(source=source, encoder=encoder)
+    Run("mine").fit(LoRAClassifier.for_data(data), data, max_epoch=1)
+
+
+CALLS = [
+    (other_options, "resume",
+     "these options differ from the saved run: model.learning_rate (was 0.0001, now 0.01); leave them as they were, or "
+     "add --force"),
+    (same_name, "run_name",
+     "the run mine exists (checkpoints/mine); choose another name, or resume it by --resume or --ckpt_path "
+     "checkpoints/mine/last.ckpt"),
+    (unknown_option, "trainer", "Trainer.__init__() got an unexpected keyword argument 'max_epoch'"),
+    (lambda *given: LoRAConfig(r=0), "r", "expected an integer >= 1, got 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "key", "message"), CALLS, ids=[key for _, key, _ in CALLS])
+def test_of_a_call(call, key, message, tiny_encoder, glue_folder):
+    with pytest.raises((UserError, LoRAError)) as error:
+        call(tiny_encoder(), str(glue_folder))
+    assert (error.value.key, str(error.value)) == (key, f"{key}: {message}")
