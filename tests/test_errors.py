@@ -18,7 +18,7 @@ KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 NOT_LITERAL = {
     ("ablation/grid.py", "axis"),
     ("cli/parser.py", "key"),
-    ("cli/parser.py", "wrong['key']"),
+    ("cli/parser.py", "missing['key']"),
     ("lora/config.py", "field"),
     ("lora/injection.py", "field"),
 }

@@ -22,7 +22,7 @@ COMMANDS = [
     (FIT + "--model.lora.r 17", "r",
      "expected at most 16, the smaller side of encoder.layer.0.attention.self.query, got 17"),
     (FIT + "--data.source nowhere", "data.source",
-     "nowhere is no folder; expected hub, sample or a folder of a GLUE download"),
+     "nowhere is no folder; expected hub, sample or the folder of a GLUE download"),
     (FIT + "--data.batch_size 0", "data.batch_size", "expected at least 1, got 0"),
     (FIT + "--trainer.strategy fsdp", "trainer.strategy",
      "fsdp shards the model over devices, but checkpoints need whole adapters; take ddp, with a copy of the frozen "

@@ -87,8 +87,10 @@ def _user_error(error: BaseException | None) -> ValueError | None:
     while error is not None:
         if isinstance(error, UserError | LoRAError):
             return error
-        if isinstance(error, MisconfigurationException | OSError):
-            return UserError("file" if isinstance(error, OSError) else "trainer", str(error))
+        if isinstance(error, OSError):
+            return UserError("file", str(error))
+        if isinstance(error, MisconfigurationException):
+            return UserError("trainer", str(error))
         error = error.__cause__
     return None
 
