@@ -21,7 +21,7 @@ INHERITED = {
 @pytest.fixture(scope="module")
 def ran() -> dict[str, int]:
     """How many inherited tests passed for each example; all in one fresh process, whose tables have the four rows."""
-    command = [sys.executable, "-m", "pytest", "-v", "-p", "tests.docs.examples", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-v", "-n", "0", "-p", "tests.docs.examples", "-p", "no:cacheprovider"]
     chosen = ["-k", " or ".join(INHERITED), *INHERITED.values()]
     done = subprocess.run([*command, *chosen], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
