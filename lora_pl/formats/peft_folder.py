@@ -117,20 +117,28 @@ def layer_settings(config: Mapping[str, Any], name: str) -> tuple[int, float]:
 
 
 def targeted(config: Mapping[str, Any], linear_layers: Iterable[str]) -> list[str]:
-    """The layers that PEFT adapts by this configuration, without those that it saves whole.
-
-    Empty if `layers_to_transform` selects blocks: a layer without tensors is then not noticed.
-    """
-    if config.get("layers_to_transform") not in (None, []):
-        return []
+    """The layers that PEFT adapts by this configuration, without those that it saves whole."""
     whole = [re.compile(rf"(^|.*\.){module}($|\..*)") for module in config.get("modules_to_save") or ()]
     return [
         name
         for name in linear_layers
         if _named(config.get("target_modules"), name)
+        and _in_blocks(config, name)
         and not _named(config.get("exclude_modules"), name)
         and not any(pattern.match(name) for pattern in whole)
     ]
+
+
+def _in_blocks(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the layer's block is among `layers_to_transform`, which counts for lists of targets alone."""
+    blocks = config.get("layers_to_transform")
+    if blocks in (None, []) or isinstance(config.get("target_modules"), str):
+        return True
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+            return int(found[1]) in ([blocks] if isinstance(blocks, int) else blocks)
+    return False
 
 
 def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:

@@ -118,6 +118,19 @@ def test_what_cannot_be_represented_is_refused_by_name(settings, tiny_encoder, t
     assert not (tmp_path / "x.ckpt").exists()
 
 
+@pytest.mark.parametrize("blocks", [None, [1], 1])
+def test_a_layer_whose_tensors_are_missing_is_named(blocks, tiny_encoder, tmp_path):
+    targets = {"target_modules": ["query", "value"], "layers_to_transform": blocks}
+    trained_by_peft("roberta", tiny_encoder, tmp_path / "theirs", **targets)
+    weights = tmp_path / "theirs" / "adapter_model.safetensors"
+    lost = "layer.1.attention.self.query."
+    save_file({name: t for name, t in load_file(weights).items() if lost not in name}, weights)
+    with pytest.raises(UserError) as error:
+        import_adapter(tmp_path / "theirs", tmp_path / "x.ckpt", ImportOptions(encoder=tiny_encoder()))
+    assert error.value.key == "adapter.missing"
+    assert "layer.1.attention.self.query" in str(error.value)
+
+
 def test_a_head_that_was_not_saved_is_named(tiny_encoder, tmp_path):
     trained_by_peft("distilbert", tiny_encoder, tmp_path / "theirs", target_modules=["q_lin"])
     weights = tmp_path / "theirs" / "adapter_model.safetensors"
