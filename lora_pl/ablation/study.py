@@ -19,6 +19,8 @@ from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"
+ABSENT: dict[str, Any] = {"model.lora.variant": "lora", "model.lora.rank_pattern": {}, "model.lora.alpha_pattern": {}}
+"""The values of settings that a study of version 0.1.0 did not store."""
 Unit = tuple[Trial, ...]
 """Trials that are trained together; mostly one."""
 RunUnit = Callable[[Unit], "list[Outcome]"]
@@ -130,11 +132,12 @@ def check_study(folder: Path, settings: dict[str, Any]) -> None:
             raise UserError("output", f"{folder} holds a table but no {SETTINGS}; give another --output")
         return
     for key, value in settings.items():
-        if before.get(key) != value:
+        stored = before.get(key, ABSENT.get(key))
+        if stored != value:
             raise UserError(
                 "output",
-                f"{folder} holds a study with {key} = {before.get(key)}, not {value}; give another --output, or the "
-                "same settings",
+                f"{folder} holds a study with {key} = {stored}, not {value}; give another --output, or the same "
+                "settings",
             )
 
 

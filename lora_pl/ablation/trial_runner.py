@@ -120,4 +120,5 @@ def instantiated(value: Any) -> Any:
     if "class_path" not in value:
         return {key: instantiated(item) for key, item in value.items()}
     module, _, name = value["class_path"].rpartition(".")
-    return getattr(import_module(module), name)(**instantiated(value.get("init_args") or {}))
+    arguments = {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
+    return getattr(import_module(module), name)(**instantiated(arguments))

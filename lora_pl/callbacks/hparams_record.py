@@ -28,7 +28,7 @@ def write_hparams(logger: TensorBoardLogger, settings: dict[str, Any], monitor: 
     given = {
         key: value if isinstance(value, bool | int | float | str) else ", ".join(map(str, value))
         for key, value in flatten(settings).items()
-        if value is not None
+        if value not in (None, {})
     }
     writer = logger.experiment._get_file_writer()
     for summary in hparams(given, {monitor: 0.0, "val/loss": 0.0}):  # type: ignore[no-untyped-call]

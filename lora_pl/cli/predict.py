@@ -55,7 +55,8 @@ def _report_unused(args: Sequence[str]) -> None:
 class PredictCLI(ClassifierCLI):
     """The command line of one checkpoint: input and output, processes, data and model; there is no Trainer.
 
-    It reads all options of the Trainer, so that the configuration of a run serves, and uses those in `PROCESSES`.
+    It reads all options of the Trainer, so that a configuration such as configs/demo.yaml serves, and uses those in
+    `PROCESSES`.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -22,6 +22,7 @@ from lora_pl.encoder.architectures import architecture_of
 from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
+from lora_pl.storage.flat import primitive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,6 +84,7 @@ class SentenceDataModule(LightningDataModule):
         super().__init__()
         # logger=False: the model logs the settings that both share
         self.save_hyperparameters(logger=False)
+        self.hparams.update({key: primitive(value) for key, value in self.hparams.items()})
         self.hparams.update({key: _absolute(value) for key, value in self.hparams.items() if key in PATHS})
         # <s>, one token, </s>
         for name, least in (("max_length", 3), ("batch_size", 1), ("eval_batch_tokens", 1), ("train_sentences", 1)):

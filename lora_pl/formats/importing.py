@@ -42,7 +42,7 @@ class ImportOptions:
     encoder: str | None = None
     """The base: a hub name, a folder, or package://NAME/PATH; by default what the file names."""
     lora_alpha: float | None = None
-    """The numerator of the scaling alpha / r, if the file does not say it."""
+    """The numerator of the scaling alpha / r; overrides what the file says."""
     task: str | None = None
     """The GLUE task that it was trained on; by default custom."""
     label_names: list[str] | None = None
@@ -87,6 +87,8 @@ def load_external(source: str | Path, options: ImportOptions = ImportOptions()) 
         return _built(read_state_dict(read_tensors(source), str(source)), options)
     files = {name: (source / name).read_bytes() for name in sum(FILES.values(), ()) if (source / name).is_file()}
     if files.keys() >= set(FILES["adapter"]):
+        if options.lora_alpha is not None:
+            raise UserError("import.alpha", f"{source} says alpha itself, got {options.lora_alpha:g}; leave it out")
         return native.read_adapter_folder(source, **options.given())
     if files.keys() >= set(FILES["peft"]):
         return _built(peft_folder.read_peft(files, str(source)), options)

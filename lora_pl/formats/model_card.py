@@ -12,6 +12,7 @@ from lora_pl import __version__
 from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
 from lora_pl.formats.comparison import Comparison
 from lora_pl.formats.export import Export
+from lora_pl.lora import VARIANTS
 from lora_pl.model.classifier import LoRAClassifier
 
 RECORD = "lora_pl.json"
@@ -71,7 +72,8 @@ def _metadata(model: LoRAClassifier) -> str:
 def _title(export: Export) -> str:
     encoder = export.model.hparams["encoder"].rstrip("/").rpartition("/")[2]
     merged = " merged" if export.is_merged else ""
-    how = {"lora": f"LoRA{merged}", "head": "a head", "full": "fine-tuned"}[export.model.hparams["method"]]
+    variant = VARIANTS[export.model.hparams["lora"]["variant"]].__name__
+    how = {"lora": f"{variant}{merged}", "head": "a head", "full": "fine-tuned"}[export.model.hparams["method"]]
     return f"{encoder} on {export.model.task.name}, {how}"
 
 
@@ -85,7 +87,7 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
         "trained": {"lora": "LoRA and head", "head": "head alone", "full": "everything"}[settings["method"]],
     }
     if settings["method"] == "lora":
-        facts |= {"rank r": lora["r"], "alpha": f"{lora['lora_alpha']:g}"}
+        facts |= {"variant": lora["variant"], "rank r": lora["r"], "alpha": f"{lora['lora_alpha']:g}"}
         facts |= {"adapted layers": f"{len(export.model.adapted)} ({', '.join(lora['target_modules'])})"}
     facts |= {"head": settings["head"], "longest text": f"{export.model.max_length} tokens"}
     facts |= {"data": _data(checkpoint), **_best(checkpoint), "written as": export.options.dtype}

@@ -34,6 +34,7 @@ from lora_pl.model.optimizer import parameter_groups
 from lora_pl.model.schedule import Schedule
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import BASE_KEY, check_base, check_options, check_settings, read_checkpoint
+from lora_pl.storage.flat import primitive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,7 +96,7 @@ class LoRAClassifier(TaskModule):
         schedule: Schedule = "constant",
         warmup_ratio: float = 0.0,
     ) -> None:
-        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        settings = {name: primitive(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         _require_rates(settings)
         lora = LoRAConfig.of(lora)
@@ -114,15 +115,15 @@ class LoRAClassifier(TaskModule):
         self.metrics = StageMetrics(self.task)
 
     @classmethod
-    def for_data(cls, data: SentenceDataModule, seed: int | None = None, **settings: Any) -> LoRAClassifier:
+    def for_data(cls, data: SentenceDataModule, **settings: Any) -> LoRAClassifier:
         """A model for the data's task, labels and encoder, initialized as by `lora_pl fit` with the same settings.
 
         Args:
-            data: Gives encoder, task, label_names, pairs and max_length.
-            seed: Seeds all random generators, for the model and the run that follows; by default `data.seed`.
+            data: Gives encoder, task, label_names, pairs, max_length, and the seed of all random generators, for the
+                model and the run that follows.
             settings: Further arguments of `LoRAClassifier`.
         """
-        seed_everything(data.seed if seed is None else seed, workers=True, verbose=False)
+        seed_everything(data.seed, workers=True, verbose=False)
         return cls(
             encoder=data.encoder,
             task=data.task.name,

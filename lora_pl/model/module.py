@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import Task
 from lora_pl.encoder.dtype import resolve_dtype
+from lora_pl.encoder.source import canonical_name
 from lora_pl.errors import UserError
 from lora_pl.model.base import Base
 from lora_pl.model.metrics import StageMetrics
@@ -44,8 +46,10 @@ class TaskModule(LightningModule):
         """Convert the frozen base to the dtype that the trainer computes in.
 
         Raises:
-            UserError: `model.nonfinite_loss`: skip, with several processes.
+            UserError: `model.nonfinite_loss`: skip, with several processes; `data.encoder`, `data.label_names`: the
+                data are another encoder's tokens, or have other classes.
         """
+        _require_own_data(self.trainer, self.hparams)
         if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
             raise UserError("model.nonfinite_loss", "skip works in a single process only; take stop, or one device")
         self.base.cast(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))
@@ -81,3 +85,17 @@ class TaskModule(LightningModule):
         # at the start: tensors that a reset in inference mode has made can't be updated outside of it
         for metrics in self.stage_metrics():
             metrics.reset(stage)
+
+
+def _require_own_data(trainer: Trainer, settings: Mapping[str, Any]) -> None:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, SentenceDataModule):
+        return
+    if canonical_name(data.encoder) != settings["encoder"]:
+        raise UserError(
+            "data.encoder",
+            f"the data are tokenized for {data.encoder}, but the model is {settings['encoder']}; give both the same "
+            "encoder, as LoRAClassifier.for_data does",
+        )
+    if list(data.label_names) != list(settings["label_names"]):
+        raise UserError("data.label_names", f"{data.label_names}, but the model has {settings['label_names']}")

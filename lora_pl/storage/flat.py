@@ -1,14 +1,25 @@
-"""Nested settings by their full names."""
+"""Settings as plain values: by their full names, without NumPy's types."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+PATTERNS = ("rank_pattern", "alpha_pattern")
+"""Settings whose keys are names of layers, not of options: they stay whole."""
+
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"model": {"lora": {"r": 4}}}` -> `{"model.lora.r": 4}`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        nested = isinstance(value, Mapping) and key not in PATTERNS
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
+
+
+def primitive(value: Any) -> Any:
+    """A NumPy number as Python's, which YAML and checkpoints can hold; any other value as it is."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -20,6 +20,7 @@ from lora_pl.callbacks.precision_report import PrecisionReport
 from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
+from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import BEST, LAST, SUFFIX, read_checkpoint
 from lora_pl.training.explained import explained
 from lora_pl.training.resume.exact_resume import RESUME_KEY, ExactResume
@@ -111,8 +112,15 @@ class Run:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
 
     def trainer(self, **options: Any) -> Trainer:
-        """The trainer that `fit` uses, with the run's callbacks before and after those in `options`."""
-        return self._trainer(settled(options), self._checkpoint())
+        """The trainer that `fit` uses to start the run, with the run's callbacks before and after those in `options`.
+
+        Raises:
+            UserError: `resume`, the run has a checkpoint, from which `fit` alone resumes.
+        """
+        checkpoint = self._checkpoint()
+        if checkpoint is not None:
+            raise UserError("resume", f"{checkpoint} would be overwritten; resume by Run.fit, or choose another name")
+        return self._trainer(settled(options), None)
 
     def _checkpoint(self) -> Path | None:
         checkpoint = self.ckpt_path

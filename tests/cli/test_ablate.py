@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,19 @@ def test_auto_is_one_where_batches_are_padded(flags, tmp_path, monkeypatch):
     sizes: list[dict] = []
     assert main([*flags, "--data.batching", "padded", "--pack", "auto"]) == 0
     assert sizes[0]["pack"] == 1
+
+
+def test_a_study_of_version_0_1_0_is_resumed(study, flags, tmp_path, monkeypatch, capsys):
+    """Its settings had no variant, and nothing for patterns without an entry."""
+    shutil.copytree(study, tmp_path / "study")
+    path = tmp_path / "study" / "settings.json"
+    later = {"model.lora.variant", "model.lora.rank_pattern", "model.lora.alpha_pattern"}
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in settings.items() if key not in later}))
+    monkeypatch.chdir(tmp_path)
+    before = rows_of(tmp_path / "study", times=True)
+    assert main(flags) == 0
+    assert rows_of(tmp_path / "study", times=True) == before
 
 
 def test_a_study_of_other_settings_is_refused(study, flags, monkeypatch, capsys):

@@ -345,12 +345,12 @@ def test_a_model_for_data_is_the_one_that_the_command_trains(tiny_encoder, glue_
     assert all(torch.equal(tensor, stored["state_dict"][name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_model_for_data_takes_the_datas_labels_and_a_seed_of_its_own(tiny_encoder, tmp_path):
+def test_a_model_for_data_takes_the_datas_labels_and_seed(tiny_encoder, tmp_path):
     (tmp_path / "mine.csv").write_text("text,other,label\nfine,a,good\nbad,b,poor\n")
     path = str(tmp_path / "mine.csv")
-    data = SentenceDataModule(train_file=path, validation_file=path, text_column="text", text_pair_column="other",
-                              encoder=tiny_encoder(), max_length=20)  # fmt: skip
-    one, same, other = (LoRAClassifier.for_data(data, seed=seed) for seed in (1, 1, 2))
+    columns = {"text_column": "text", "text_pair_column": "other", "max_length": 20}
+    given = {"train_file": path, "validation_file": path, "encoder": tiny_encoder(), **columns}
+    one, same, other = (LoRAClassifier.for_data(SentenceDataModule(**given, seed=seed)) for seed in (1, 1, 2))
     assert (one.hparams["task"], one.label_names, one.pairs, one.max_length) == ("custom", ["good", "poor"], True, 20)
     assert torch.equal(one.head.weight, same.head.weight)
     assert not torch.equal(one.head.weight, other.head.weight)

@@ -110,7 +110,7 @@ def test_parts_of_another_input_are_not_taken(predict, capsys, monkeypatch):
 
 
 def test_the_trainers_options_without_effect_are_reported(predict, capsys):
-    """They are read, since the configuration of a run has them, but never ignored without a word."""
+    """They are read, since configurations have them, but never ignored without a word."""
     assert main([*predict, "y.jsonl", "--trainer.limit_predict_batches", "1", "--trainer.accelerator=cpu"]) == 0
     said = capsys.readouterr().err
     assert "--trainer.limit_predict_batches: without effect" in said

@@ -9,6 +9,7 @@ import torch
 
 from lora_pl import LoRAClassifier
 from lora_pl.cli.main import main
+from lora_pl.errors import UserError
 from lora_pl.formats.importing import ImportOptions, load_external
 from lora_pl.formats.native import read_adapter_folder
 from tests.support import TINY_TERMS, assert_equal_to_rounding
@@ -43,6 +44,12 @@ def test_the_command_reads_checkpoints(method, capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     found = torch.tensor([list(row["probabilities"].values()) for row in rows])
     assert_equal_to_rounding(found, torch.tensor(SAID[method]).softmax(-1), TINY_TERMS)
+
+
+def test_an_adapter_folder_says_alpha_itself():
+    with pytest.raises(UserError) as error:
+        load_external(BEFORE / "adapter", ImportOptions(encoder=ENCODER, lora_alpha=8))
+    assert error.value.key == "import.alpha"
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import lightning
+import numpy
 import pytest
 import torch
 import yaml
@@ -186,6 +187,42 @@ def test_the_runs_trainer_is_lightnings(made):
     trainer.fit(*made())
     assert same_weights(run.last_checkpoint, by_itself.last_checkpoint)
     assert (by_itself.folder / "config.yaml").is_file()
+
+
+def test_the_runs_trainer_does_not_overwrite_a_run(made):
+    run = Run("mine", resume=True)
+    run.fit(*made(), max_epochs=1)
+    before = run.last_checkpoint.read_bytes()
+    with pytest.raises(UserError) as error:
+        run.trainer(max_epochs=1)
+    assert error.value.key == "resume"
+    assert run.last_checkpoint.read_bytes() == before
+
+
+def test_a_model_does_not_train_on_another_encoders_tokens(made, tiny_encoder, glue_folder):
+    model, _ = made()
+    other = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder("bert"))
+    with pytest.raises(UserError) as error:
+        Run("mine").fit(model, other, max_epochs=1)
+    assert error.value.key == "data.encoder"
+
+
+def test_numbers_of_numpy_are_saved_as_pythons(made):
+    run = Run("mine")
+    run.fit(*made(learning_rate=numpy.float64(1e-3), warmup_ratio=numpy.float32(0.5)), max_epochs=1)
+    settings = read_checkpoint(run.last_checkpoint)["hyper_parameters"]
+    assert (type(settings["learning_rate"]), settings["warmup_ratio"]) == (float, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"), [({}, {"query": 64.0}), ({"query": 64.0}, {}), ({"query": 1.0}, {"value": 1.0})]
+)
+def test_a_changed_pattern_is_another_run(was, now, tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"lora": {"alpha_pattern": was}}}))
+    with pytest.raises(UserError) as error:
+        check_same_run(tmp_path / "config.yaml", {"model": {"lora": {"alpha_pattern": now}}})
+    assert error.value.key == "resume"
+    assert "model.lora.alpha_pattern" in str(error.value)
 
 
 def test_the_same_cell_twice_trains_once(made):
