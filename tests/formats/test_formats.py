@@ -62,6 +62,7 @@ def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_
     assert (record["format"], record["base"]) == (format, model.base.fingerprints)
     assert record["comparisons"][format]["flipped"] == 0
     assert f"--format {format}" in card
+    assert f"| variant | {variant} |" in card
     assert export.usage.replace("{folder}", "THIS_FOLDER") in card
     exec(export.usage.replace("{folder}", str(output)), {})
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "out"}
