@@ -71,10 +71,7 @@ class JointTrials(TaskModule):
         """Adapter and head of every trial, each with its rate."""
         groups = []
         for name, head, settings in zip(self.bank.names, self.heads, self.settings, strict=True):
-            rate = settings["learning_rate"]
-            adapter = nn.ParameterList(self.bank.parameters(name))
-            modules = {"encoder": (adapter, rate), "head": (head, settings["head_learning_rate"] or rate)}
-            found = parameter_groups(modules, settings["weight_decay"], settings["decay_bias"])
+            found = parameter_groups(nn.ParameterList(self.bank.parameters(name)), head, settings)
             groups += [{**group, "name": f"{name}/{group['name']}"} for group in found]
         return groups
 

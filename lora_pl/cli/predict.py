@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -27,7 +26,7 @@ from lora_pl.model.many_adapters import ManyAdapters
 from lora_pl.model.predict_file import STDOUT, Rows, predict_file
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import read_checkpoint
-from lora_pl.training.explained import NO_MEMORY
+from lora_pl.training.explained import is_out_of_memory
 from lora_pl.training.resume.stop_signals import RunStopped
 
 PROCESSES = ("accelerator", "strategy", "devices", "num_nodes", "precision")
@@ -210,7 +209,7 @@ def _memory() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             raise UserError("data.eval_batch_tokens", "out of memory; give fewer tokens per batch") from error
         raise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,21 +57,13 @@ def load_encoder(name: str, dropout: float | None = None) -> PreTrainedModel:
     config = load_config(name)
     if dropout is not None:
         _set_dropout(config, dropout)
-    with quiet_transformers():
-        encoder, report = _from_pretrained(
-            AutoModel.from_pretrained,
-            name,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **_without_pooler(config),
-        )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    encoder, absent = _loaded(AutoModel, name, config, **_without_pooler(config))
+    missing = sorted(key for key in absent if not key.startswith("pooler."))
     if missing:  # Transformers fills the gaps at random
         raise UserError(
             "model.encoder", f"{name} holds no weights for {len(missing)} tensors: {', '.join(missing[:3])}, ..."
         )
-    if any(key.startswith("pooler.") for key in report["missing_keys"]):
+    if any(key.startswith("pooler.") for key in absent):
         encoder.pooler = None  # drawn, not pretrained
     split_fused(encoder, architecture_of(config).fused)
     # Transformers hands models over in eval mode, which would train without dropout
@@ -87,16 +79,8 @@ def pretrained_head_layers(name: str) -> dict[str, nn.Module]:
     layers = {own: head.layers[own] for own in head.pretrained}
     if not layers:
         return {}
-    # the rest of the stock head is drawn at random, and not used
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        model, report = _from_pretrained(
-            AutoModelForSequenceClassification.from_pretrained,
-            name,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    if any(key.startswith(f"{layer}.") for key in report["missing_keys"] for layer in layers.values()):
+    model, absent = _loaded(AutoModelForSequenceClassification, name, config)  # the rest of its head is not used
+    if any(key.startswith(f"{layer}.") for key in absent for layer in layers.values()):
         return {}
     return {own: model.get_submodule(layer) for own, layer in layers.items()}
 
@@ -144,6 +128,14 @@ def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
         raise UserError("model.encoder", f"no text encoder is known for the model type {config.model_type!r}")
     accepted = inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in accepted else {}
+
+
+def _loaded(kind: Any, name: str, config: PretrainedConfig, **arguments: Any) -> tuple[Any, Collection[str]]:
+    """A model in fp32, and the keys that the weights lack, which Transformers draws; the generators do not move."""
+    arguments |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        model, report = _from_pretrained(kind.from_pretrained, name, **arguments)
+    return model, report["missing_keys"]
 
 
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:

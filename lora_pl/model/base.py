@@ -66,9 +66,8 @@ class Base:
             UserError: `model.encoder`: it can't be loaded; `model.head`: it has no head of this kind.
         """
         pretrained = pretrained_head_layers(name) if head == "architecture" else None
-        with torch.random.fork_rng(devices=[]):  # Transformers draws what the weights lack
-            encoder = load_encoder(name, dropout=dropout)
-        return cls(name, encoder.requires_grad_(False), load_tokenizer(name), pretrained)
+        encoder = load_encoder(name, dropout=dropout).requires_grad_(False)
+        return cls(name, encoder, load_tokenizer(name), pretrained)
 
     @property
     def device(self) -> torch.device:

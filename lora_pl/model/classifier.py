@@ -159,9 +159,7 @@ class LoRAClassifier(TaskModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Encoder and head, each with its rate."""
-        rate = self.hparams["learning_rate"]
-        modules = {"encoder": (self.encoder, rate), "head": (self.head, self.hparams["head_learning_rate"] or rate)}
-        return parameter_groups(modules, self.hparams["weight_decay"], self.hparams["decay_bias"])
+        return parameter_groups(self.encoder, self.head, self.hparams)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits in fp32, (batch, outputs)."""

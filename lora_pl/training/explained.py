@@ -33,7 +33,7 @@ def explained(trainer: Trainer) -> Iterator[None]:
         raise RunStopped(signal.SIGTERM, "by SIGTERM before the first step") from stop
     except (RuntimeError, ValueError, MemoryError) as error:
         text = str(error)
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(text):
+        if is_out_of_memory(error):
             raise UserError(
                 "trainer.memory",
                 f"out of memory at step {trainer.global_step}; halve --data.batch_size and take "
@@ -43,3 +43,8 @@ def explained(trainer: Trainer) -> Iterator[None]:
         if "val_check_interval" in text:
             raise UserError("trainer.val_check_interval", " ".join(text.split())) from error
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch or a device ran out of memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)) is not None
