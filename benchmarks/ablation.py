@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import Step, peak_memory, random_encoder
+from benchmarks.table import print_table
 from benchmarks.timing import interleaved
 from benchmarks.training import SHARED, sst2
 from lora_pl import LoRAClassifier
@@ -62,7 +64,7 @@ def measure(folder: Path, dtype: str, counts: Sequence[int], batch_size: int, ro
 
 
 HEADER = """\
-| encoder | base | K | sentences/s, all trials | time of a step / K = 1 | faster than one after another by | peak MiB |
+| encoder | base | K | sentences/s, all trials | time of a step / K = 1 | speed-up over one after another | peak MiB |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |"""
 
 
@@ -77,13 +79,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    rows = [HEADER]
-    for name in args.encoders:
-        for dtype in args.dtypes:
-            rows += measure(SHARED / "models" / name, dtype, args.counts, args.batch_size, args.rounds)
-            print("\n".join(rows), flush=True)
-    if args.output:
-        args.output.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    parts = (
+        measure(SHARED / "models" / name, dtype, args.counts, args.batch_size, args.rounds)
+        for name, dtype in itertools.product(args.encoders, args.dtypes)
+    )
+    print_table(HEADER, parts, args.output)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.peers import peft_model, random_encoder
+from benchmarks.table import print_table
 from benchmarks.timing import interleaved
 from benchmarks.training import SHARED
 from lora_pl.data.sources import read_split
@@ -95,15 +96,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    rows = [HEADER]
-    print(HEADER, flush=True)
-    for name in args.encoders:
-        for precision, split in itertools.product(args.precisions, args.splits):
-            found = measure(SHARED / "models" / name, precision, split, args.sentences, args.rounds, args.only)
-            print("\n".join(found), flush=True)
-            rows += found
-    if args.output:
-        args.output.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    cases = itertools.product(args.encoders, args.precisions, args.splits)
+    parts = (
+        measure(SHARED / "models" / name, precision, split, args.sentences, args.rounds, args.only)
+        for name, precision, split in cases
+    )
+    print_table(HEADER, parts, args.output)
 
 
 if __name__ == "__main__":

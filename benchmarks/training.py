@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from benchmarks.peak import measured_peak, step_products
 from benchmarks.peers import Step, full_step, lora_pl_step, original_step, peak_memory, peft_step, random_encoder
+from benchmarks.table import print_table
 from benchmarks.timing import interleaved
 from lora_pl.data.batches import make_batch
 from lora_pl.data.sources import read_split
@@ -124,17 +126,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    rows = [HEADER]
-    print(HEADER, flush=True)
-    for name in args.encoders:
-        for precision in args.precisions:
-            for size in args.batch_sizes:
-                rows_here = measure(SHARED / "models" / name, precision, size, args.rounds, memory=size == 32)
-                found = [row.line(name, precision, size) for row in rows_here]
-                print("\n".join(found), flush=True)
-                rows += found
-    if args.output:
-        args.output.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    parts = (
+        [
+            row.line(name, precision, size)
+            for row in measure(SHARED / "models" / name, precision, size, args.rounds, memory=size == 32)
+        ]
+        for name, precision, size in itertools.product(args.encoders, args.precisions, args.batch_sizes)
+    )
+    print_table(HEADER, parts, args.output)
 
 
 if __name__ == "__main__":
