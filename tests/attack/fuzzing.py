@@ -23,7 +23,7 @@ MEMORY = 400 << 20
 """Bytes by which one input may raise the process's peak."""
 SECONDS = 5
 """Of the processor, for one input; C code that does not return is ended, and the process with it, after 60."""
-LONGEST = 2000
+LONGEST = 3000
 """Characters of a line that is printed."""
 FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect",
              "socket.getaddrinfo", "builtins.input", "pty.spawn")  # fmt: skip
