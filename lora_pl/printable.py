@@ -12,12 +12,12 @@ bidirectional text, and halves of surrogate pairs, which no encoding has."""
 
 
 def printable(text: str, kept: str = "") -> str:
-    """`text` with every character of `CONTROLS` escaped, except those in `kept`; text of any language stays as it is."""
+    """`text` with the characters of `CONTROLS` escaped, except those in `kept`; text of any language stays as it is."""
     return CONTROLS.sub(lambda found: found[0] if found[0] in kept else _escape(found[0]), text)
 
 
 def json_line(value: Any) -> str:
-    """`value` as one line of JSON in which `CONTROLS` are escaped: the same value to a program, harmless to a terminal."""
+    """`value` as one line of JSON in which `CONTROLS` are escaped: the same to a program, harmless to a terminal."""
     text = json.dumps(value, ensure_ascii=False)
     return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

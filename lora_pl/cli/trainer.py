@@ -94,7 +94,9 @@ class ClassifierCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
-        if self.verb != "fit" and (own := [name for name in OF_FIT if any(arg.startswith(f"--{name}") for arg in given)]):
+        if self.verb != "fit" and (
+            own := [name for name in OF_FIT if any(arg.startswith(f"--{name}") for arg in given)]
+        ):
             raise UsageError("usage", f"there is no option --{own[0]}; it is one of fit's")
         self.config_file = option_value(given, "--config", "-c")
         # from flags only: a saved configuration must not force the next run

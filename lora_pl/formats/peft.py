@@ -56,7 +56,7 @@ class PeftExport(Export):
     def usage(self) -> str:
         """By PEFT."""
         settings = {**self._arguments, "dtype": "float32"}
-        arguments = ", ".join([f'"{self._base}"', *(f"{name}={value!r}" for name, value in settings.items())])
+        arguments = ", ".join([json.dumps(self._base), *(f"{name}={value!r}" for name, value in settings.items())])
         return (
             "from peft import PeftModel\n"
             "from transformers import AutoModelForSequenceClassification\n\n"

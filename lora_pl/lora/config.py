@@ -35,7 +35,8 @@ class LoRAConfig:
     """Probability of dropping an entry of the branch's input while training, in [0, 1)."""
     target_modules: tuple[str, ...] = ("query", "value")
     """Linear layers to adapt: the last parts of their names (`attention.self.query`) or regular expressions
-    (RE2's) that match whole names. Every encoder of the table knows query, key, value, attention_output, mlp_up and mlp_down."""
+    (RE2's) that match whole names. Every encoder of the table knows query, key, value, attention_output, mlp_up and
+    mlp_down."""
     init: Init = "gaussian"
     """How A starts: `gaussian` (std 0.02) or `kaiming_uniform` (loralib's). B always starts at zero."""
     rank_pattern: dict[str, int] = field(default_factory=dict)

@@ -242,7 +242,7 @@ class LoRAClassifier(TaskModule):
         checkpoint[BASE_KEY] = dict(self.base.fingerprints)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise `checkpoint.settings` or `checkpoint.base` if the model computes something else, or its base differs."""
+        """Raise `checkpoint.settings` or `checkpoint.base` if the model computes something else, or on another base."""
         for difference in differing(model_settings(checkpoint, "the checkpoint"), self.hparams):
             say(f"checkpoint: {difference}")
         check_base(checkpoint, self.base.fingerprints)

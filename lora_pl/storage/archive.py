@@ -19,6 +19,8 @@ CALLED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._
 """The only functions that a file may call; `weights_only` allows more, such as `bytearray`, which fills memory."""
 MAX_DEPTH, MAX_VALUES = 32, 1_000_000
 """The deepest nesting of dicts and lists, and the number of values in all."""
+LONGEST_NAME = 1000
+"""Characters of a tensor's name."""
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NUMBERS = (*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 END, LOCATOR, END64 = 22, 20, 56
@@ -57,9 +59,13 @@ def read_archive(path: Path, kind: str = "checkpoint") -> Any:
     return content
 
 
-def require_finite(source: str, tensors: Mapping[str, Any], kind: str, dtypes: Collection[torch.dtype] = FLOATS) -> None:
+def require_finite(
+    source: str, tensors: Mapping[str, Any], kind: str, dtypes: Collection[torch.dtype] = FLOATS
+) -> None:
     """Raise a UserError, `KIND.damaged`, that names what is no tensor of these types, or holds inf or NaN."""
     for name, tensor in tensors.items():
+        if not isinstance(name, str) or len(name) > LONGEST_NAME:
+            raise UserError(f"{kind}.damaged", f"{source}: {str(name)[:60]} is no name of a tensor")
         if not isinstance(tensor, torch.Tensor) or tensor.dtype not in dtypes:
             raise UserError(f"{kind}.damaged", f"{source}: {name} is no tensor of numbers")
         if not tensor.isfinite().all():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from lora_pl.errors import UserError
 from lora_pl.storage.archive import NUMBERS, read_archive, require_finite
