@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.fused import split_fused
 from lora_pl.encoder.source import is_folder_name, local_path
 from lora_pl.errors import UserError, first_line
+from lora_pl.storage.archive import read_archive
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -158,10 +160,19 @@ def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
 
 def _loaded(kind: Any, name: str, config: PretrainedConfig, **arguments: Any) -> tuple[Any, Collection[str]]:
     """A model in fp32, and the keys that the weights lack, which Transformers draws; the generators do not move."""
+    _require_plain_pickles(name)
     arguments |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
     with torch.random.fork_rng(devices=[]):
         model, report = _from_pretrained(kind.from_pretrained, name, **arguments)
     return model, report["missing_keys"]
+
+
+def _require_plain_pickles(name: str) -> None:
+    """Raise a UserError, `encoder...`, where a folder's PyTorch files hold more than tensors; see `read_archive`."""
+    folder = Path(local_path(name))
+    if not any(folder.glob("*.safetensors")):
+        for path in folder.glob("*.bin"):
+            read_archive(path, "encoder")
 
 
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:

@@ -104,4 +104,4 @@ def _is_alpha(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     """Whether it is a float, or an integer that fits into one."""
-    return type(value) is float or (type(value) is int and value.bit_length() <= 64)
+    return isinstance(value, float) or (type(value) is int and value.bit_length() <= 64)

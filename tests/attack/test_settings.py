@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
 from lora_pl.cli.checkpoint_defaults import checkpoint_defaults
@@ -119,8 +120,10 @@ def test_any_value_of_an_encoders_configuration(count, tmp_path, monkeypatch):
     shutil.copytree(ENCODER, tmp_path / "x")
     files = ("config.json", "tokenizer_config.json")
     stored = {file: json.loads((tmp_path / "x" / file).read_text()) for file in files}
-    extra = ("auto_map", "attn_implementation", "quantization_config", "tokenizer_class", "chat_template", "model_type",
-             "per_layer_config", "id2label", "added_tokens_decoder", "model_max_length", "transformers_weights")  # fmt: skip
+    extra = (
+        *("auto_map", "attn_implementation", "quantization_config", "tokenizer_class", "chat_template", "model_type"),
+        *("per_layer_config", "id2label", "added_tokens_decoder", "model_max_length", "transformers_weights"),
+    )
     names = [(file, name) for file in files for name in (*stored[file], *extra)]
 
     def check(place, value) -> None:
@@ -240,8 +243,10 @@ def test_a_file_says_nothing_of_this_machine(made):
     assert not {"data.num_workers", "data.cache_dir"} & fit.keys()
 
 
-CATASTROPHIC = [r"(([a-z.0-9_]+)+)+!", r"(.*)*(.*)*(.*)*!", r"(a|a)*b", r"(.|..|...)*!", r"(?:a{60000}){60000}", r"(?R)",
-                r"((((.?){99}){99}){99}){99}", r".{99}" * 40, r"(?=a)a", r"(.+)\1", "x" * 300, "[", "a)|(b", r"\Qa"]  # fmt: skip
+CATASTROPHIC = [
+    r"(([a-z.0-9_]+)+)+!", r"(.*)*(.*)*(.*)*!", r"(a|a)*b", r"(.|..|...)*!", r"(?:a{60000}){60000}", r"(?R)", r"(.+)\1",
+    r"((((.?){99}){99}){99}){99}", r".{99}" * 40, r"(?=a)a", "x" * 300, "[", "a)|(b", r"\Qa",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", CATASTROPHIC)
@@ -376,8 +381,11 @@ class Harm:
 def test_pickled_weights_run_no_code(tmp_path):
     shutil.copytree(ENCODER, tmp_path / "x")
     (tmp_path / "x" / "model.safetensors").unlink()
-    torch.save({"embeddings.word_embeddings.weight": Harm()}, tmp_path / "x" / "pytorch_model.bin")
-    assert told(LoRAClassifier, encoder=str(tmp_path / "x")) == "model.encoder"
+    for content in (Harm(), bytearray(8)):
+        torch.save({"embeddings.word_embeddings.weight": content}, tmp_path / "x" / "pytorch_model.bin")
+        assert told(LoRAClassifier, encoder=str(tmp_path / "x")) == "encoder.refused"
+    torch.save(load_file(Path(ENCODER) / "model.safetensors"), tmp_path / "x" / "pytorch_model.bin")
+    assert told(LoRAClassifier, encoder=str(tmp_path / "x")) is None
     assert not Path("harmed").exists()
 
 
