@@ -440,3 +440,11 @@ def test_the_fingerprint_covers_what_changes_the_function(change, key, made, tmp
     shutil.copytree(ENCODER, tmp_path / "x")
     change(tmp_path / "x")
     assert told(LoRAClassifier.load_from_checkpoint, made, encoder=str(tmp_path / "x"), dropout=0.3) == key
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "{", "[" * 100_000, ""])
+def test_a_damaged_record_of_a_study(content, tmp_path):
+    from lora_pl.ablation.study import check_study, stored_settings
+
+    (tmp_path / "settings.json").write_text(content)
+    assert told(stored_settings, tmp_path) == told(check_study, tmp_path, {"data.task": "sst2"}) == "output"
