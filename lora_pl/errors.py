@@ -3,19 +3,25 @@
 import copyreg
 from typing import Any
 
+from lora_pl.printable import printable
+
+LONGEST = 2000
+"""Characters of a message: what it quotes may come from a file."""
+
 
 class UserError(ValueError):
     """A mistake in what was given: `KEY: MESSAGE`, printed by the command line without a traceback.
 
     Args:
         key: What it is about, stable and dotted: an option (`data.too_long`) or a kind of file (`checkpoint.damaged`).
-        message: What was given, what was expected and what to do, in one or two lines.
+        message: What was given, what was expected and what to do, in one or two lines. Control characters, which may
+            come from a file, are escaped.
     """
 
     exit_code = 1
 
     def __init__(self, key: str, message: str) -> None:
-        super().__init__(f"{key}: {message}")
+        super().__init__(f"{key}: {printable(message)[:LONGEST]}")
         self.key = key
 
     def __reduce__(self) -> Any:

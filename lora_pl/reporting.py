@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lora_pl.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -24,9 +26,10 @@ def make_console(stderr: bool = True) -> Console:
 
 @rank_zero_only
 def say(message: RenderableType) -> None:
-    """Print a line or a table, in the first process only."""
+    """Print a line or a table, in the first process only; control characters in a line are escaped."""
     if not _silent.get():
-        make_console().print(message, soft_wrap=isinstance(message, str), markup=False)
+        shown = printable(message, kept="\n\t") if isinstance(message, str) else message
+        make_console().print(shown, soft_wrap=isinstance(message, str), markup=False)
 
 
 @contextmanager

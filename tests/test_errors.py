@@ -21,6 +21,8 @@ NOT_LITERAL = {
     ("cli/parser.py", "missing['key']"),
     ("lora/config.py", "field"),
     ("lora/injection.py", "field"),
+    ("lora/names.py", "field"),
+    ("storage/schema.py", "key"),
 }
 """Where the key is the name of an option or of a field."""
 

@@ -11,6 +11,7 @@ from lora_pl.ablation.section7 import amplification_rows
 from lora_pl.ablation.statistics import Comparison, compare, verdict
 from lora_pl.ablation.table import FAILED, ResultTable
 from lora_pl.errors import UserError
+from lora_pl.printable import printable
 
 PUBLISHED: tuple[dict[str, Any], ...] = tuple(
     {
@@ -46,7 +47,7 @@ def make_page(
 
     source = resources.files("lora_pl.ablation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page: str = (
-        Environment(autoescape=True, trim_blocks=True)
+        Environment(autoescape=True, trim_blocks=True, finalize=_shown)
         .from_string(source)
         .render(
             conditions=_conditions(settings, table),
@@ -105,6 +106,10 @@ def _amplification(folder: Path, series: list[Series]) -> dict[str, Any]:
     except UserError as error:
         return {"left_out": f"Section 7.3 is omitted: {error}"}
     return {"amplification": [_cells(*row) for row in found]}
+
+
+def _shown(value: Any) -> Any:
+    return printable(value, kept="\n\t") if isinstance(value, str) else value
 
 
 def _cells(*cells: object) -> TableRow:

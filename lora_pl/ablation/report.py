@@ -11,20 +11,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from lora_pl.ablation.figures import accuracy_by_rank, loss_curves, parameters_by_rank
 from lora_pl.ablation.groups import Group, Series, references_of, series_of
 from lora_pl.ablation.page import PUBLISHED, make_page
 from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
-from lora_pl.ablation.study import SETTINGS
+from lora_pl.ablation.study import stored_settings
 from lora_pl.ablation.table import ResultTable
 from lora_pl.errors import UserError
+from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lora_pl.ablation.record import Curve
+
+
+class Metrics(TypedDict):
+    """What the report reads of a trial's `metrics.json`."""
+
+    loss_curve: list[tuple[int, float]]
 
 
 SHARED = ("alpha", "alpha_rule", "targets", "learning_rate", "trainable_lora", "trainable_head", "trainable", "metric")
@@ -48,7 +57,7 @@ def write_report(folder: Path) -> Path:
     series, references = series_of(table.rows), references_of(table.rows)
     if not series and not references:
         raise UserError("report", f"{folder} holds no finished trial; expected the folder of `lora_pl ablate`")
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    settings = stored_settings(folder) or {}
     drawn = _figures(folder, series, references)
     figures = [
         {"png": _save(figure, folder / "figures" / name), "caption": caption}
@@ -116,7 +125,17 @@ def _figures(folder: Path, series: list[Series], references: list[Group]) -> dic
 def _curves(folder: Path, series: Series) -> dict[str, Curve]:
     names = [row["trial"] for group in series.groups for row in group.rows]
     paths = {name: folder / "trials" / name / "metrics.json" for name in names}
-    return {name: json.loads(path.read_text())["loss_curve"] for name, path in paths.items() if path.is_file()}
+    return {name: _curve(path) for name, path in paths.items() if path.is_file()}
+
+
+def _curve(path: Path) -> Curve:
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError("report", f"{path} is damaged: {error}") from error
+    require_json(content, Metrics, "report", f"{path}: ", unknown="ignore")
+    curve: Curve = content["loss_curve"]
+    return curve
 
 
 def _save(figure: Figure, path: Path) -> str:

@@ -15,6 +15,7 @@ from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, trial_rows
 from lora_pl.errors import UserError, first_line
 from lora_pl.reporting import say
+from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
@@ -119,9 +120,16 @@ def run_study(
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of the study in `folder`; None where there is none."""
+    """The settings of the study in `folder`; None where there is none, a UserError, `output`, for a damaged file."""
     path = folder / SETTINGS
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        settings = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError("output", f"{path} is damaged: {error}") from error
+    require_json(settings, dict[str, Any], "output", f"{path}: ")
+    return dict(settings)
 
 
 def check_study(folder: Path, settings: dict[str, Any]) -> None:

@@ -118,5 +118,9 @@ def _read(path: Path) -> list[Row]:
         raise UserError(
             "table", f"{path} is not the table of a study: no columns {', '.join(missing)}; give another --output"
         )
-    rows: list[Row] = table.select(list(COLUMNS)).to_pylist()
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
+    try:
+        rows: list[Row] = table.select(list(COLUMNS)).cast(schema).to_pylist()
+    except pa.ArrowException as error:
+        raise UserError("table", f"{path} has a column of another type ({first_line(error)}); move it away") from error
     return rows

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from lora_pl.reporting import say
-from lora_pl.training.run_config import FROM_DATA, FROM_MODEL
+from lora_pl.encoder.source import require_own_package
+from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED, SETTINGS_KEY, TRAINED
+from lora_pl.training.run_config import FROM_DATA
 
 
 def option_value(args: Sequence[str], *options: str) -> str | None:
@@ -39,18 +40,21 @@ def early_value(args: Sequence[str], key: str) -> str | None:
 def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     """Parser defaults by key (`model.lora.r`, `data.source`, ...) from the hyper-parameters of a checkpoint.
 
-    `--data.source` in `args` replaces the run's own files. Options that are not `known`, in a checkpoint of another
-    version, are ignored and reported.
+    `--data.source` in `args` replaces the run's own files. Options that are not `known` are left out.
+
+    Raises:
+        UserError: `model.encoder`: the checkpoint names an encoder inside another package, and `args` give none.
     """
-    model = dict(checkpoint["hyper_parameters"])
-    lora = model.pop("lora", {})  # its fields are options, its patterns' keys are names of layers
-    data = dict(checkpoint.get("datamodule_hyper_parameters", {}))
+    model = dict(checkpoint[SETTINGS_KEY])
+    if option_value(args, "--model.encoder") is None:
+        require_own_package(model["encoder"])
+    lora = model.pop("lora")  # its fields are options, its patterns' keys are names of layers
+    obeyed = (*EVALUATED, *TRAINED) if args[0] == "fit" else EVALUATED
+    data = {key: value for key, value in checkpoint.get(DATA_KEY, {}).items() if key in obeyed}
     data |= {key: model[key] for key in FROM_DATA if key != "pairs"}
     if option_value(args, "--data.source") is not None:
         data |= dict.fromkeys(("train_file", "validation_file"))
     defaults = {f"model.{key}": value for key, value in model.items() if key not in FROM_DATA}
     defaults |= {f"model.lora.{key}": value for key, value in lora.items()}
-    defaults |= {f"data.{key}": value for key, value in data.items() if key not in FROM_MODEL}
-    if unknown := [key for key in defaults if key not in known]:
-        say(f"this version has no option {', '.join(unknown)}; the checkpoint's value is ignored")
+    defaults |= {f"data.{key}": value for key, value in data.items()}
     return {key: value for key, value in defaults.items() if key in known}

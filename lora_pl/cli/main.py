@@ -10,6 +10,7 @@ from importlib import import_module
 
 from lora_pl import __version__
 from lora_pl.errors import UserError
+from lora_pl.printable import printable
 
 USAGE = """\
 usage: lora_pl VERB [options]
@@ -96,5 +97,5 @@ def _user_error(error: BaseException | None) -> ValueError | None:
 
 
 def _fail(who: str, message: str, code: int) -> int:
-    print(f"{who}: {message}", file=sys.stderr)
+    print(f"{who}: {printable(message)}", file=sys.stderr)
     return code

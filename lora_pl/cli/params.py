@@ -16,6 +16,7 @@ from lora_pl.encoder.loading import build_encoder, load_config
 from lora_pl.errors import UsageError
 from lora_pl.lora import LoRAConfig, inject_lora, mark_only_lora_as_trainable
 from lora_pl.model.parameters import ParameterCounts, count_parameters
+from lora_pl.printable import printable
 from lora_pl.reporting import make_console
 
 
@@ -59,13 +60,17 @@ def pooler_parameters(config: Any) -> int:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        return int(AutoModel.from_config(config).num_parameters() - build_encoder(config).num_parameters())
+        return int(
+            AutoModel.from_config(config, trust_remote_code=False).num_parameters()
+            - build_encoder(config).num_parameters()
+        )
 
 
 def _table(counts: dict[int, ParameterCounts], encoder: str) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"Trainable parameters of {encoder}", title_justify="left")
+    table = Table(title=Text(f"Trainable parameters of {printable(encoder)}"), title_justify="left")
     for column in ("r", "LoRA", "head", "total trainable", "% of total", "encoder with LoRA"):
         table.add_column(column, justify="right")
     for r, count in counts.items():

@@ -21,11 +21,10 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.texts import STDIN, Text, TextStream, as_row, as_text, named
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line
-from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.model.many_adapters import ManyAdapters
 from lora_pl.model.predict_file import STDOUT, Rows, predict_file
 from lora_pl.reporting import say
-from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.training.explained import is_out_of_memory
 from lora_pl.training.resume.stop_signals import RunStopped
 
@@ -84,7 +83,7 @@ class PredictCLI(ClassifierCLI):
             fabric = Fabric(**{name: trainer[name] for name in PROCESSES})
         except (ValueError, TypeError, RuntimeError) as error:  # an unknown accelerator, strategy, ...
             raise UserError("trainer", first_line(error)) from error
-        stored = read_checkpoint(checkpoint)
+        stored = read_model(checkpoint)
         self.model.on_load_checkpoint(stored)
         self.model.load_state_dict(stored["state_dict"])
         options = config_text(self._parser(self.verb), self.config[self.verb])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from argparse import SUPPRESS
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +17,7 @@ from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, op
 from lora_pl.cli.parser import Parser
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UsageError
-from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.training.resume.same_run import checkpoint_to_resume
 from lora_pl.training.run import Run
 from lora_pl.training.run_config import CONFIG
@@ -30,6 +30,8 @@ LINKED: dict[str, Callable[[SentenceDataModule], Any]] = {
     "pairs": lambda data: data.pairs,
 }
 """The model's settings that the data determine when they have been read."""
+OF_FIT = ("run_name", "resume", "force", "save_every_steps", "save_every_minutes")
+"""Options of `fit` alone; the other verbs ignore them in a configuration, so that a run's own config.yaml serves."""
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
     "fit": {*SKIPPED, "train_dataloaders", "val_dataloaders"},
@@ -85,23 +87,29 @@ class ClassifierCLI(LightningCLI):
             add("--force", action="store_true", help="Resume although options differ from the saved run.")
             add("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
             add("--save_every_minutes", type=float | None, default=10, help="Minutes between checkpoints.")
+        else:
+            for name in OF_FIT:
+                parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
+        if self.verb != "fit" and (
+            own := [name for name in OF_FIT if any(arg.startswith(f"--{name}") for arg in given)]
+        ):
+            raise UsageError("usage", f"there is no option --{own[0]}; it is one of fit's")
         self.config_file = option_value(given, "--config", "-c")
         # from flags only: a saved configuration must not force the next run
         self.resumes, self.forced = self.verb == "fit" and "--resume" in given, "--force" in given
         checkpoint = self._resumed(given) if self.resumes else early_value(given, "ckpt_path")
         if checkpoint is not None:
-            stored = read_checkpoint(checkpoint)
+            stored = read_model(checkpoint)
             # a resumed run has its whole configuration: in the command, or saved beside its checkpoint
             if not (self.resumes and Path(checkpoint).with_name(CONFIG).is_file()):
                 verbs = cast(Parser, self._subcommand_parsers[self.verb])
                 verbs.set_defaults(checkpoint_defaults(stored, given, verbs.known_keys()))
-            given = self._with_saved_configuration(given, checkpoint)
-            if self.resumes:
-                given += ["--ckpt_path", checkpoint]
+            # last, as a saved configuration says `ckpt_path: null`
+            given = [*self._with_saved_configuration(given, checkpoint), "--ckpt_path", checkpoint]
         self.config = parser.parse_args(given)
         if self.verb != "fit" and not self._option("ckpt_path"):
             raise UsageError("ckpt_path", "expected --ckpt_path checkpoints/NAME/best.ckpt, got none")

@@ -23,6 +23,7 @@ from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
 from lora_pl.storage.flat import primitive
+from lora_pl.storage.schema import arguments, require_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,6 +87,7 @@ class SentenceDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.hparams.update({key: primitive(value) for key, value in self.hparams.items()})
         self.hparams.update({key: _absolute(value) for key, value in self.hparams.items() if key in PATHS})
+        require_json(dict(self.hparams), arguments(SentenceDataModule.__init__), "data", "")
         # <s>, one token, </s>
         for name, least in (("max_length", 3), ("batch_size", 1), ("eval_batch_tokens", 1), ("train_sentences", 1)):
             if self.hparams[name] is not None and self.hparams[name] < least:

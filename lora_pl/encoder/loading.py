@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,21 +15,33 @@ from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.fused import split_fused
 from lora_pl.encoder.source import is_folder_name, local_path
 from lora_pl.errors import UserError, first_line
+from lora_pl.storage.archive import read_archive
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+RANGES = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), (1, 1_000)),
+    **dict.fromkeys(("hidden_size", "intermediate_size"), (1, 100_000)),
+    **{"vocab_size": (1, 10_000_000), "max_position_embeddings": (3, 10_000_000), "pad_token_id": (0, 10_000_000)},
+    **dict.fromkeys(("initializer_range", "layer_norm_eps", "norm_eps"), (0, 1)),
+}
+"""Least and most: modules are built before the weights are read, and a file could ask for a billion of them."""
+
 
 def load_config(name: str) -> PretrainedConfig:
-    """The encoder's configuration.
+    """The encoder's configuration, which is data: it chooses no code and no implementation.
 
     Raises:
-        UserError: model.encoder: the name leads nowhere, or the model is a decoder or has one.
+        UserError: model.encoder: the name leads nowhere, the model is a decoder or has one, is quantized, or too large.
     """
     from transformers import AutoConfig
 
     config = _from_pretrained(AutoConfig.from_pretrained, name)
     _require_bidirectional(name, config)
+    _require_plain(name, config)
+    # it could name a kernel that Transformers would download and run
+    config._attn_implementation = config._experts_implementation = None
     return config
 
 
@@ -113,6 +126,21 @@ def _require_bidirectional(name: str, config: PretrainedConfig) -> None:
         )
 
 
+def _require_plain(name: str, config: PretrainedConfig) -> None:
+    if getattr(config, "quantization_config", None):
+        raise UserError("model.encoder", f"{name} is quantized; expected weights in floating point")
+    row = architecture_of(config)
+    heads = (*row.head.dropout, *row.head.input_dropout) if row.head else ()
+    for setting, (least, most) in {**RANGES, **dict.fromkeys((*row.dropouts, *heads), (0, 1))}.items():
+        given = getattr(config, setting, None)
+        if given is None and (setting != "pad_token_id" or not row.positions_after_padding):
+            continue
+        if not isinstance(given, int | float) or not least <= given <= most:  # NaN neither
+            raise UserError("model.encoder", f"{name}: expected {setting} from {least} to {most:,}, got {given!r}")
+    if max_tokens(config) < 3:  # <s>, one token, </s>
+        raise UserError("model.encoder", f"{name} has positions for {max_tokens(config)} tokens; expected at least 3")
+
+
 def _set_dropout(config: PretrainedConfig, p: float) -> None:
     names = [name for name in architecture_of(config).dropouts if hasattr(config, name)]
     if not names:
@@ -132,16 +160,26 @@ def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
 
 def _loaded(kind: Any, name: str, config: PretrainedConfig, **arguments: Any) -> tuple[Any, Collection[str]]:
     """A model in fp32, and the keys that the weights lack, which Transformers draws; the generators do not move."""
+    _require_plain_pickles(name)
     arguments |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         model, report = _from_pretrained(kind.from_pretrained, name, **arguments)
     return model, report["missing_keys"]
+
+
+def _require_plain_pickles(name: str) -> None:
+    """Raise a UserError, `encoder...`, where a folder's PyTorch files hold more than tensors; see `read_archive`."""
+    folder = Path(local_path(name))
+    if not any(folder.glob("*.safetensors")):
+        for path in folder.glob("*.bin"):
+            read_archive(path, "encoder")
 
 
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     path = local_path(name)
     try:
-        return load(path, trust_remote_code=False, **kwargs)
+        with quiet_transformers():  # its warnings quote the files
+            return load(path, trust_remote_code=False, **kwargs)
     except UserError:
         raise
     except Exception as error:  # the hub's and the file formats' errors share no base class

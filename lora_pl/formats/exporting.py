@@ -9,8 +9,7 @@ from lora_pl.formats.comparison import Comparison, compare
 from lora_pl.formats.export import Export, ExportOptions
 from lora_pl.formats.model_card import write_model_card, write_record
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, sentences_for
-from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.storage.write_whole import write_folder_whole
 
 if TYPE_CHECKING:
@@ -51,11 +50,11 @@ def export_checkpoint(
     """
     output = Path(output).expanduser()
     _require_free(output, overwrite)
-    checkpoint = read_checkpoint(ckpt_path)
+    checkpoint = read_model(ckpt_path)
     moved = {} if encoder is None else {"encoder": encoder}
     model = LoRAClassifier.load_from_checkpoint(ckpt_path, base_dtype="float32", **moved)
     # recorded is how it was trained, not how it was loaded here
-    model.hparams["base_dtype"] = checkpoint["hyper_parameters"].get("base_dtype", "auto")
+    model.hparams["base_dtype"] = checkpoint["hyper_parameters"]["base_dtype"]
     export = FORMATS[format](model, options)
     if isinstance(sentences, int):
         sentences = sentences_for(checkpoint, sentences)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import Adapter, LoRAConfig
-from lora_pl.storage.archive import read_archive
+from lora_pl.storage.archive import read_archive, require_finite
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def split_layers(
         UserError: adapter.missing, adapter.shape or adapter.damaged: a layer lacks a tensor, or one is empty or holds
             inf or NaN.
     """
-    require_finite(source, tensors)
+    require_finite(source, tensors, "adapter")
     endings = {own: f".{theirs}" for own, theirs in names.items()}
     found = sorted({name.removesuffix(end) for name in tensors for end in endings.values() if name.endswith(end)})
     missing = [name + end for name in found for end in endings.values() if name + end not in tensors]
@@ -100,15 +100,6 @@ def split_layers(
         layers[name] = ExternalLayer(variant, own, alpha)
     rest = {name: tensor for name, tensor in tensors.items() if not name.endswith(tuple(endings.values()))}
     return layers, rest
-
-
-def require_finite(source: str, tensors: Mapping[str, Any]) -> None:
-    """Raise a UserError that names what is no tensor of finite numbers."""
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise UserError("adapter.damaged", f"{source}: {name} is no tensor of floating-point numbers")
-        if not tensor.isfinite().all():
-            raise UserError("adapter.damaged", f"{source}: {name} holds inf or NaN")
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lora_pl.data.tasks import CUSTOM, get_task
 from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.loading import build_encoder, load_config
+from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.formats import native, peft_folder
 from lora_pl.formats.external import ExternalAdapter, ExternalLayer, read_tensors, some
@@ -103,6 +104,8 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassifier:
         raise UserError(
             "import.encoder", f"{adapter.source}: the file does not name its base; give --encoder, such as roberta-base"
         )
+    if options.encoder is None:
+        require_own_package(settings["encoder"])
     config = load_config(settings["encoder"])
     head = head_of(adapter, config)
     layers, on_head = _placed(adapter, config, options)

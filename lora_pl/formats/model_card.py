@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lora_pl import __version__
 from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
@@ -14,6 +17,7 @@ from lora_pl.formats.comparison import Comparison
 from lora_pl.formats.export import Export
 from lora_pl.lora import VARIANTS
 from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.printable import printable
 
 RECORD = "lora_pl.json"
 """What the model was made of, for programs: settings, base, comparison, versions."""
@@ -31,7 +35,7 @@ def write_record(folder: Path, export: Export, comparisons: dict[str, Comparison
         "comparisons": {name: asdict(comparison) for name, comparison in comparisons.items()},
         "versions": versions(),
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def write_model_card(
@@ -40,7 +44,7 @@ def write_model_card(
     """Write `README.md` with the metadata that model hubs read."""
     sections = [
         _metadata(export.model),
-        f"# {_title(export)}\n",
+        f"# {plain(_title(export))}\n",
         "## Use\n",
         f"```python\n{export.usage.replace('{folder}', 'THIS_FOLDER')}\n```\n",
         *export.notes,
@@ -49,7 +53,7 @@ def write_model_card(
         "## How it was made\n",
         f"{made_by}\n",
         "Loaded again and compared with the model in the checkpoint:\n",
-        *(f"- {name}: {comparison}" for name, comparison in comparisons.items()),
+        *(f"- {plain(f'{name}: {comparison}')}" for name, comparison in comparisons.items()),
         "",
         f"Made with {', '.join(f'{name} {number}' for name, number in versions().items())}.\n",
     ]
@@ -65,7 +69,7 @@ def _metadata(model: LoRAClassifier) -> str:
     encoder = model.hparams["encoder"]
     on_hub = not is_folder_name(encoder) and not encoder.startswith(PACKAGE_SCHEME)
     lines = ["---", "pipeline_tag: text-classification", "library_name: transformers"]
-    lines += [f"base_model: {encoder}"] if on_hub else []
+    lines += [f"base_model: {json.dumps(encoder)}"] if on_hub else []  # JSON is YAML
     return "\n".join([*lines, "tags: [lora, lora_pl]", "---", ""])
 
 
@@ -102,11 +106,17 @@ def _data(checkpoint: dict[str, Any]) -> str:
 def _best(checkpoint: dict[str, Any]) -> dict[str, str]:
     """The best validation score of the run, where the checkpoint says it."""
     for state in checkpoint.get("callbacks", {}).values():
-        if isinstance(state, dict) and state.get("best_model_score") is not None:
-            return {f"best {state['monitor']} of the run": f"{float(state['best_model_score']):.4f}"}
+        score = state.get("best_model_score") if isinstance(state, dict) else None
+        if isinstance(score, Tensor) and score.numel() == 1:
+            return {f"best {state.get('monitor')} of the run": f"{score.item():.4f}"}
     return {}
 
 
 def _table(facts: dict[str, object]) -> str:
-    rows = [f"| {name} | {value} |" for name, value in facts.items()]
+    rows = [f"| {plain(name)} | {plain(value)} |" for name, value in facts.items()]
     return "\n".join(["| | |", "| --- | --- |", *rows, ""])
+
+
+def plain(value: object) -> str:
+    """Text, such as a label's name from a file, that Markdown and HTML show as it is."""
+    return re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", printable(str(value)))

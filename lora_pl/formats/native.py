@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lora_pl.data.texts import Text
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
-from lora_pl.formats.external import parse_safetensors, require_finite
+from lora_pl.formats.external import parse_safetensors
 from lora_pl.formats.model_card import RECORD
-from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.storage.checkpoint import BASE_KEY, check_base
+from lora_pl.model.classifier import LoRAClassifier, model_settings
+from lora_pl.storage.archive import require_finite
+from lora_pl.storage.checkpoint import BASE_KEY, SETTINGS_KEY, Fingerprints, check_base, differing
+from lora_pl.storage.schema import parse_json, require_values
 
 WEIGHTS = "adapter.safetensors"
+RENAMED = ("task", "label_names", "pairs")
+"""Settings by which a user may rename what the folder says of its classes and its texts."""
+
+
+class Record(TypedDict):
+    """What is read of `lora_pl.json`."""
+
+    format: str
+    base: Fingerprints
+    hyper_parameters: dict[str, Any]
 
 
 class AdapterExport(Export):
@@ -60,29 +72,33 @@ def read_adapter_folder(folder: str | Path, **overrides: Any) -> LoRAClassifier:
         overrides: Constructor arguments to change, such as `encoder` if the base has moved.
 
     Raises:
-        UserError: adapter.missing or adapter.damaged, or the base is not the one that the adapter was trained on.
+        UserError: adapter.missing, adapter.damaged, adapter.settings or adapter.version; checkpoint.settings or
+            checkpoint.base: the overrides or the base differ from what the adapter was trained with.
     """
     source, paths = str(folder), [Path(folder) / name for name in (WEIGHTS, RECORD)]
     for path in paths:
         if not path.is_file():
             raise UserError("adapter.missing", f"{path}: no such file; expected an export of --format adapter")
     weights, record = parse_safetensors(paths[0].read_bytes(), source), parse_record(paths[1].read_bytes(), source)
-    require_finite(source, weights)
-    try:
-        model = LoRAClassifier(**{**record["hyper_parameters"], **overrides})
-    except TypeError as error:
-        raise UserError("adapter.damaged", f"{source}: {RECORD} is damaged or of another version: {error}") from error
+    require_finite(source, weights, "adapter")
+    settings = record[SETTINGS_KEY]
+    model = LoRAClassifier.of_file(settings, overrides)
+    differing(settings | {name: overrides[name] for name in RENAMED if name in overrides}, model.hparams)
     check_base({BASE_KEY: record["base"]}, model.base.fingerprints)
     model.load_state_dict(weights)
     return model.eval()
 
 
 def parse_record(data: bytes, source: str) -> dict[str, Any]:
-    """The content of `lora_pl.json`."""
+    """The content of `lora_pl.json`.
+
+    Raises:
+        UserError: adapter.damaged, adapter.settings or adapter.version.
+    """
+    where = f"{source}: {RECORD}"
     try:
-        record = json.loads(data)
-        if {"hyper_parameters", "base", "format"} <= record.keys():
-            return dict(record)
-    except (ValueError, AttributeError):
-        pass
-    raise UserError("adapter.damaged", f"{source}: {RECORD} is damaged; expected what lora_pl export wrote")
+        record = parse_json(data)
+    except ValueError as error:
+        raise UserError("adapter.damaged", f"{where} is damaged: {error}") from error
+    require_values(record, Record, "adapter.damaged", f"{where}: ")
+    return {**record, SETTINGS_KEY: model_settings(record, where, "adapter")}

@@ -22,7 +22,7 @@ from lora_pl.formats.fused_projections import join_parts
 from lora_pl.formats.importing import load_external, lora_config
 from lora_pl.formats.peft_folder import CONFIG, PREFIX, WEIGHTS
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
-from lora_pl.formats.stock_model import linear_names, read_logits, save_tokenizer, stock_class, stock_config
+from lora_pl.formats.stock_model import HERE, linear_names, read_logits, save_tokenizer, stock_class, stock_config
 from lora_pl.lora import VARIANTS, lora_layers
 
 
@@ -56,7 +56,7 @@ class PeftExport(Export):
     def usage(self) -> str:
         """By PEFT."""
         settings = {**self._arguments, "dtype": "float32"}
-        arguments = ", ".join([f'"{self._base}"', *(f"{name}={value!r}" for name, value in settings.items())])
+        arguments = ", ".join([json.dumps(self._base), *(f"{name}={value!r}" for name, value in settings.items())])
         return (
             "from peft import PeftModel\n"
             "from transformers import AutoModelForSequenceClassification\n\n"
@@ -126,9 +126,11 @@ class PeftExport(Export):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         with quiet_transformers():
-            base = AutoModelForSequenceClassification.from_pretrained(self._base, dtype=self.dtype, **self._arguments)
+            base = AutoModelForSequenceClassification.from_pretrained(
+                self._base, dtype=self.dtype, trust_remote_code=False, **self._arguments
+            )
             model = PeftModel.from_pretrained(base, str(folder))
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **HERE)
         return read_logits(model.eval(), tokenizer, texts)
 
 

@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from lora_pl.errors import UserError
 from lora_pl.formats.external import ExternalAdapter, ExternalLayer, parse_safetensors, split_layers
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.native import parse_record
-from lora_pl.lora import VARIANTS
+from lora_pl.lora import VARIANTS, LoRAError
+from lora_pl.lora.names import LITERAL, matching_whole, require_patterns
+from lora_pl.storage.schema import parse_json, require_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
-REPRESENTED = {
-    *("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"),
-    *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora"),
-    *("modules_to_save", "bias", "init_lora_weights"),
-}
+
+class PeftConfig(TypedDict, total=False):
+    """The fields of `adapter_config.json` that lora_pl represents."""
+
+    peft_type: str
+    task_type: str | None
+    base_model_name_or_path: str | None
+    r: int
+    lora_alpha: float
+    lora_dropout: float | None
+    target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    layers_to_transform: list[int] | int | None
+    layers_pattern: list[str] | str | None
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    use_rslora: bool | None
+    modules_to_save: list[str] | None
+    bias: str | None
+    init_lora_weights: bool | str | None
+
+
 WITHOUT_EFFECT = {
     *("auto_mapping", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "revision"),
     "runtime_config",
 }
 """These don't change what a trained adapter computes on linear layers."""
+PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
 INITS = (True, False, "gaussian", "eva", "orthogonal")
 """The initializations that leave the base's weights as they are; PiSSA, OLoRA, LoftQ, ... change them."""
 
@@ -48,15 +69,15 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     variant = next(variant for variant in VARIANTS.values() if variant.peft_settings == _variant_settings(config))
     layers, head = split_layers(source, plain, variant, variant.peft_names)
-    scaled = {name: _scaled(config, name, layer, source) for name, layer in layers.items()}
+    own = layer_settings(config, list(layers))
+    scaled = {name: _scaled(*own[name], name, layer, source) for name, layer in layers.items()}
     settings, base = _from_record(files, source)
     settings = {"encoder": config.get("base_model_name_or_path"), **settings}
     settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
     return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config)
 
 
-def _scaled(config: Mapping[str, Any], name: str, layer: ExternalLayer, source: str) -> ExternalLayer:
-    r, alpha = layer_settings(config, name)
+def _scaled(r: int, alpha: float, name: str, layer: ExternalLayer, source: str) -> ExternalLayer:
     if r != layer.r:
         raise UserError(
             "adapter.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
@@ -77,15 +98,16 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
     """The configuration of a LoRA adapter.
 
     Raises:
-        UserError: adapter.damaged (no JSON object) or adapter.unsupported: every field that lora_pl can't represent is
-            named, none is ignored.
+        UserError: adapter.damaged (no JSON object, or a damaged pattern) or adapter.unsupported: every field that
+            lora_pl can't represent is named, none is ignored.
     """
     try:
-        config = json.loads(data)
+        config = parse_json(data)
         if not isinstance(config, dict):
             raise ValueError("no object")
     except ValueError as error:
         raise UserError("adapter.damaged", f"{source}: {CONFIG} is damaged: {error}") from error
+    require_json(config, PeftConfig, "adapter.unsupported", f"{source}: {CONFIG}: ", unknown="ignore")
     if config.get("peft_type") != "LORA":
         raise UserError(
             "adapter.unsupported",
@@ -94,9 +116,9 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
     if config.get("task_type") not in (None, "SEQ_CLS", "FEATURE_EXTRACTION"):
         raise UserError("adapter.unsupported", f"{source}: expected task_type SEQ_CLS, got {config['task_type']!r}")
     try:
-        for pattern in (*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())):
-            re.compile(pattern)
-    except re.error as error:
+        for field in PATTERNS:
+            require_patterns(field, _listed(config.get(field)))
+    except LoRAError as error:
         raise UserError("adapter.damaged", f"{source}: {CONFIG} has a damaged pattern: {error}") from error
     problems = list(_unrepresentable(config))
     if problems:
@@ -106,26 +128,26 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
     return config
 
 
-def layer_settings(config: Mapping[str, Any], name: str) -> tuple[int, float]:
-    """(r, alpha) of a layer by its name in the stock model, alpha such that alpha / r is PEFT's scaling.
+def layer_settings(config: Mapping[str, Any], names: list[str]) -> dict[str, tuple[int, float]]:
+    """(r, alpha) of layers by their names in the stock model, alpha such that alpha / r is PEFT's scaling.
 
     rsLoRA's scaling is alpha / sqrt(r), which is that of the alpha multiplied by sqrt(r).
     """
-    r = int(_by_pattern(config.get("rank_pattern"), name, config["r"]))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), name, config["lora_alpha"]))
-    return r, alpha * math.sqrt(r) if config.get("use_rslora") else alpha
+    ranks, alphas = (_by_pattern(config, field, names) for field in ("rank_pattern", "alpha_pattern"))
+    found = {name: (ranks.get(name, config["r"]), float(alphas.get(name, config["lora_alpha"]))) for name in names}
+    factor = math.sqrt if config.get("use_rslora") else lambda r: 1.0
+    return {name: (r, alpha * factor(max(r, 0))) for name, (r, alpha) in found.items()}
 
 
 def targeted(config: Mapping[str, Any], linear_layers: Iterable[str]) -> list[str]:
     """The layers that PEFT adapts by this configuration, without those that it saves whole."""
-    whole = [re.compile(rf"(^|.*\.){module}($|\..*)") for module in config.get("modules_to_save") or ()]
+    names = list(linear_layers)
+    wanted, excluded = (_named(config.get(field), names) for field in ("target_modules", "exclude_modules"))
+    whole = [f".{module}." for module in config.get("modules_to_save") or ()]
     return [
         name
-        for name in linear_layers
-        if _named(config.get("target_modules"), name)
-        and _in_blocks(config, name)
-        and not _named(config.get("exclude_modules"), name)
-        and not any(pattern.match(name) for pattern in whole)
+        for name in names
+        if name in wanted - excluded and _in_blocks(config, name) and not any(part in f".{name}." for part in whole)
     ]
 
 
@@ -134,16 +156,16 @@ def _in_blocks(config: Mapping[str, Any], name: str) -> bool:
     blocks = config.get("layers_to_transform")
     if blocks in (None, []) or isinstance(config.get("target_modules"), str):
         return True
-    patterns = config.get("layers_pattern") or r"[^.]*"
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in map(re.escape, _listed(config.get("layers_pattern"))) if config.get("layers_pattern") else ["[^.]*"]:
         if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
             return int(found[1]) in ([blocks] if isinstance(blocks, int) else blocks)
     return False
 
 
 def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:
+    known = {*PeftConfig.__annotations__, *WITHOUT_EFFECT, *_variant_fields()}
     for field, value in config.items():
-        if field not in REPRESENTED | WITHOUT_EFFECT | _variant_fields() and value:
+        if field not in known and value:
             yield f"{field} = {str(value)[:60]}"
     if config.get("bias", "none") != "none":
         yield f"bias = {config['bias']} (biases trained too)"
@@ -153,9 +175,11 @@ def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:
     if settings not in [variant.peft_settings for variant in VARIANTS.values()]:
         yield " and ".join(f"{field} = {value}" for field, value in settings.items())
     for field in ("r", "lora_alpha"):
-        value = config.get(field)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            yield f"{field} = {value} (expected a number > 0)"
+        if not (config.get(field) or 0) > 0:
+            yield f"{field} = {config.get(field)} (expected a number > 0)"
+    for field in ("layers_pattern", "modules_to_save"):
+        if wrong := [name for name in _listed(config.get(field)) if not LITERAL.fullmatch(name)]:
+            yield f"{field} = {wrong[0]} (expected names)"
 
 
 def _variant_fields() -> set[str]:
@@ -167,13 +191,21 @@ def _variant_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {field: config[field] for field in _variant_fields() if config.get(field)}
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    found = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name))
-    return next(found, default)
+def _by_pattern(config: Mapping[str, Any], field: str, names: list[str]) -> dict[str, Any]:
+    """The values of the layers that a pattern matches; the first one counts."""
+    found: dict[str, Any] = {}
+    for pattern, value in reversed((config.get(field) or {}).items()):
+        found |= dict.fromkeys(matching_whole(names, rf"(?:.*\.)?(?:{pattern})"), value)
+    return found
 
 
-def _named(targets: Any, name: str) -> bool:
-    """A pattern over the whole name, or a list of last parts."""
+def _named(targets: list[str] | str | None, names: list[str]) -> set[str]:
+    """Those that a pattern matches whole, or whose last parts are in a list."""
     if isinstance(targets, str):
-        return targets == "all-linear" or re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets or ())
+        return set(names if targets == "all-linear" else matching_whole(names, targets))
+    return {name for name in names if any(f".{name}".endswith(f".{target}") for target in targets or ())}
+
+
+def _listed(value: Any) -> list[str]:
+    """The names or patterns of a field: one, several, or the keys of a mapping."""
+    return [value] if isinstance(value, str) else list(value or ())

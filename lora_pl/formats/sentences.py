@@ -11,6 +11,7 @@ from lora_pl.data.sources import HUB, SAMPLE, read_split
 from lora_pl.data.tasks import get_task
 from lora_pl.data.texts import Text, as_text
 from lora_pl.errors import UserError
+from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED
 
 DEFAULT_COUNT = 256
 
@@ -39,13 +40,11 @@ def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
 
     The embedded sentences are used instead if that is on the hub or was deleted.
     """
-    settings = dict(checkpoint.get("datamodule_hyper_parameters", {}))
-    labels = {"label_names": checkpoint["hyper_parameters"]["label_names"]}
-    if (settings and settings["source"] != HUB) or any(
-        settings.get(f"{kind}_file") for kind in ("train", "validation")
-    ):
+    settings = {key: value for key, value in checkpoint.get(DATA_KEY, {}).items() if key in EVALUATED}
+    settings |= {"label_names": checkpoint["hyper_parameters"]["label_names"]}
+    if any(settings.get(key) not in (None, HUB) for key in ("source", "train_file", "validation_file")):
         try:
-            return sentences_of(SentenceDataModule(**{**settings, **labels}), count)
+            return sentences_of(SentenceDataModule(**settings), count)
         except UserError:  # moved or deleted since
             pass
     return embedded_sentences(bool(checkpoint["hyper_parameters"]["pairs"]), count)

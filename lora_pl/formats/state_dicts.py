@@ -11,14 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from lora_pl.data.tasks import GLUE_TASKS
 from lora_pl.errors import UserError
 from lora_pl.formats.external import ExternalAdapter, split_layers
 from lora_pl.lora.adapter import LoRA
+from lora_pl.storage.schema import require_json
 
 LORALIB = {"lora_A": "lora_A", "lora_B": "lora_B"}
 ORIGINAL = {"lora_A": "A", "lora_B": "B"}
 """Their names of LoRA's parameters."""
+
+
+class Config(TypedDict, total=False):
+    """The original repository's `config`, as far as it is read."""
+
+    model: str | None
+    task: str | None
+    r: int | None
+    alpha: float | None
+    max_length: int | None
 
 
 def read_state_dict(state: Mapping[str, Any], source: str) -> ExternalAdapter:
@@ -45,9 +58,9 @@ def _has(state: Mapping[str, Any], names: Mapping[str, str]) -> bool:
 
 def _read_original(state: Mapping[str, Any], source: str) -> ExternalAdapter:
     """With rank, alpha, task and length if the file says them."""
-    config = state.get("config", {}) if "lora" in state else {}
+    config = _config(state.get("config"), source) if "lora" in state else {}
     layers, head = split_layers(source, state.get("lora", state), LoRA, ORIGINAL, config.get("alpha"))
-    wrong = [name for name, layer in layers.items() if layer.r != config.get("r", layer.r)]
+    wrong = [name for name, layer in layers.items() if layer.r != (config.get("r") or layer.r)]
     if wrong:
         raise UserError(
             "adapter.shape", f"{source}: config says r = {config['r']}, but {wrong[0]} has r = {layers[wrong[0]].r}"
@@ -55,8 +68,16 @@ def _read_original(state: Mapping[str, Any], source: str) -> ExternalAdapter:
     return ExternalAdapter(source, layers, head, _settings(config), linear_head=True)
 
 
+def _config(stored: Any, source: str) -> dict[str, Any]:
+    config = (
+        {name: stored[name] for name in Config.__annotations__ if name in stored} if isinstance(stored, dict) else {}
+    )
+    require_json(config, Config, "adapter.damaged", f"{source}: config.")
+    return config
+
+
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     tasks = {task.folder: task.name for task in GLUE_TASKS.values()}
-    known = {"encoder": config.get("model"), "task": tasks.get(config.get("task", ""))}
+    known = {"encoder": config.get("model"), "task": tasks.get(config.get("task") or "")}
     known["max_length"] = config.get("max_length")
     return {key: value for key, value in known.items() if value is not None}

@@ -76,8 +76,8 @@ class AdapterBank:
         """
         if name in self.configs:
             raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or remove it first")
-        for target in layers_to_adapt(self._linear, config):
-            self._layer(target).add(name, config.of_layer(target))
+        for target, own in layers_to_adapt(self._linear, config).items():
+            self._layer(target).add(name, own)
         self.configs[name] = config
         if state is not None:
             try:

@@ -1,12 +1,12 @@
 """What `inject_lora` puts where."""
 
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.names import matches
+from lora_pl.lora.names import matching, require_patterns
 from lora_pl.lora.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ else:
     Variant = Literal[tuple(VARIANTS)]  # so that the command line lists them
 
 Init = Literal["gaussian", "kaiming_uniform"]
+MOST_PATTERNS = 1000
+"""Targets, or entries of a pattern: more than any encoder has linear layers to name."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class LoRAConfig:
     """Hyper-parameters of LoRA (Hu et al., 2021, Section 4.1).
 
     Raises:
-        LoRAError: FIELD: a value out of range, or a pattern that is no regular expression.
+        LoRAError: FIELD: a value of another type or out of range, or a pattern that is no regular expression.
     """
 
     r: int = 4
@@ -32,8 +34,9 @@ class LoRAConfig:
     lora_dropout: float = 0.0
     """Probability of dropping an entry of the branch's input while training, in [0, 1)."""
     target_modules: tuple[str, ...] = ("query", "value")
-    """Linear layers to adapt: the last parts of their names (`attention.self.query`) or regular expressions that match
-    whole names. Every encoder of the table knows query, key, value, attention_output, mlp_up and mlp_down."""
+    """Linear layers to adapt: the last parts of their names (`attention.self.query`) or regular expressions
+    (RE2's) that match whole names. Every encoder of the table knows query, key, value, attention_output, mlp_up and
+    mlp_down."""
     init: Init = "gaussian"
     """How A starts: `gaussian` (std 0.02) or `kaiming_uniform` (loralib's). B always starts at zero."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -45,42 +48,41 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         targets = self.target_modules
+        self._require("target_modules", isinstance(targets, str | list | tuple) and bool(targets), "names or patterns")
         object.__setattr__(self, "target_modules", (targets,) if isinstance(targets, str) else tuple(targets))
-        self._require("r", isinstance(self.r, int) and not isinstance(self.r, bool) and self.r >= 1, "an integer >= 1")
-        self._require("lora_alpha", 0 < self.lora_alpha < float("inf"), "a number > 0")
-        self._require("lora_dropout", 0 <= self.lora_dropout < 1, "a probability in [0, 1)")
-        self._require("init", self.init in ("gaussian", "kaiming_uniform"), "gaussian or kaiming_uniform")
-        self._require("variant", self.variant in VARIANTS, " or ".join(VARIANTS))
-        self._require("target_modules", bool(self.target_modules), "at least one name or pattern")
+        self._require("r", _is_rank(self.r), "an integer >= 1")
+        self._require("lora_alpha", _is_alpha(self.lora_alpha), "a number > 0")
+        self._require("lora_dropout", _is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1,
+                      "a probability in [0, 1)")  # fmt: skip
+        self._require("init", self.init in get_args(Init), "gaussian or kaiming_uniform")
+        self._require("variant", self.variant in tuple(VARIANTS), " or ".join(VARIANTS))
+        self._require_values("rank_pattern", _is_rank, "integers >= 1 by name or pattern")
+        self._require_values("alpha_pattern", _is_alpha, "numbers > 0 by name or pattern")
         for name in ("target_modules", "rank_pattern", "alpha_pattern"):
-            self._require_patterns(name)
-        for pattern in (*self.rank_pattern, *self.alpha_pattern):
-            self.of_layer(pattern)  # its rank and alpha are in range
+            self._require(name, len(getattr(self, name)) <= MOST_PATTERNS, f"at most {MOST_PATTERNS:,}")
+            require_patterns(name, getattr(self, name))
 
-    def _require_patterns(self, field: str) -> None:
-        for pattern in getattr(self, field):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise LoRAError(field, f"{pattern!r} is no regular expression: {error}") from None
+    def _require_values(self, field: str, holds: Callable[[object], bool], expected: str) -> None:
+        patterns = getattr(self, field)
+        self._require(field, isinstance(patterns, Mapping) and all(map(holds, patterns.values())), expected)
 
     def _require(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise LoRAError(field, f"expected {expected}, got {getattr(self, field)!r}")
+            raise LoRAError(field, f"expected {expected}, got {getattr(self, field)!r:.200}")
 
     @property
     def scaling(self) -> float:
         """alpha / r."""
         return self.lora_alpha / self.r
 
-    def of_layer(self, name: str) -> "LoRAConfig":
-        """The configuration of the layer `name`: its own rank and alpha, and no patterns."""
-        if not self.rank_pattern and not self.alpha_pattern:
-            return self
-        r = next((rank for pattern, rank in self.rank_pattern.items() if matches(name, pattern)), self.r)
-        alphas = self.alpha_pattern.items()
-        alpha = next((alpha for pattern, alpha in alphas if matches(name, pattern)), self.lora_alpha)
-        return replace(self, r=r, lora_alpha=alpha, rank_pattern={}, alpha_pattern={})
+    def of_layers(self, names: Sequence[str]) -> dict[str, "LoRAConfig"]:
+        """The configuration of each layer: its own rank and alpha, and no patterns."""
+        ranks, alphas = dict.fromkeys(names, self.r), dict.fromkeys(names, self.lora_alpha)
+        for own, patterns in ((ranks, self.rank_pattern), (alphas, self.alpha_pattern)):
+            for pattern, value in reversed(patterns.items()):  # the first match counts
+                own.update(dict.fromkeys(matching(names, pattern), value))  # type: ignore[arg-type]
+        plain = replace(self, rank_pattern={}, alpha_pattern={})
+        return {name: replace(plain, r=ranks[name], lora_alpha=alphas[name]) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Primitive values only, as a checkpoint stores them; `LoRAConfig(**d)` reads them back."""
@@ -90,3 +92,16 @@ class LoRAConfig:
     def of(cls, value: "LoRAConfig | Mapping[str, Any]") -> "LoRAConfig":
         """`value` itself, or the configuration that a mapping of its fields describes."""
         return value if isinstance(value, cls) else cls(**dict(value))  # type: ignore[arg-type]
+
+
+def _is_rank(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_alpha(value: object) -> bool:
+    return _is_number(value) and 0 < value < math.inf  # type: ignore[operator]
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a float, or an integer that fits into one."""
+    return isinstance(value, float) or (type(value) is int and value.bit_length() <= 64)

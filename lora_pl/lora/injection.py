@@ -8,7 +8,7 @@ from lora_pl.lora.adapter import Adapter
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import LoRALinear, lora_layers
-from lora_pl.lora.names import folded, matches
+from lora_pl.lora.names import folded, matching
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -28,10 +28,10 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     if lora_layers(model):
         raise LoRAError("model", "LoRA is injected in this model already; call remove_lora(model) first")
     layers = linear_layers(model)
-    names = layers_to_adapt(layers, config)
-    for name in names:
-        model.set_submodule(name, LoRALinear(layers[name], config.of_layer(name)))
-    return names
+    adapted = layers_to_adapt(layers, config)
+    for name, own in adapted.items():
+        model.set_submodule(name, LoRALinear(layers[name], own))
+    return list(adapted)
 
 
 def remove_lora(model: nn.Module) -> list[str]:
@@ -55,19 +55,22 @@ def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module] = ()
         module.requires_grad_(True)
 
 
-def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> list[str]:
-    """The names of the layers `linear` that `config` adapts, in their order; errors are those of `inject_lora`."""
-    for target in config.target_modules:
-        _require_match("target_modules", target, "linear", linear)
-    adapted = [name for name in linear if any(matches(name, target) for target in config.target_modules)]
+def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> dict[str, LoRAConfig]:
+    """The layers of `linear` that `config` adapts, in their order, each with its own configuration.
+
+    Errors are those of `inject_lora`.
+    """
+    targeted = {name for target in config.target_modules for name in _found("target_modules", target, "linear", linear)}
+    adapted = [name for name in linear if name in targeted]
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field):
-            _require_match(field, pattern, "adapted", adapted)
+            _found(field, pattern, "adapted", adapted)
+    own = config.of_layers(adapted)
     for name in adapted:
-        size, r = min(linear[name].weight.shape), config.of_layer(name).r
+        size, r = min(linear[name].weight.shape), own[name].r
         if r > size:
             raise LoRAError("r", f"expected at most {size}, the smaller side of {name}, got {r}")
-    return adapted
+    return own
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
@@ -76,7 +79,9 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {n: m for n, m in model.named_modules() if n and type(m) is nn.Linear}
 
 
-def _require_match(field: str, pattern: str, kind: str, names: Iterable[str]) -> None:
-    if not any(matches(name, pattern) for name in names):
+def _found(field: str, pattern: str, kind: str, names: Iterable[str]) -> list[str]:
+    found = matching(names, pattern)
+    if not found:
         listed = ", ".join(dict.fromkeys(map(folded, names))) or "none"
         raise LoRAError(field, f"{pattern!r} matches no {kind} layer; there are: {listed}")
+    return found

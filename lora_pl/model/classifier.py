@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,12 +12,13 @@ from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import Prediction, get_task
 from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.dtype import BaseDtype, resolve_dtype
 from lora_pl.encoder.head import HeadKind
-from lora_pl.encoder.source import canonical_name
+from lora_pl.encoder.source import canonical_name, require_own_package
 from lora_pl.errors import UserError
 from lora_pl.lora import (
     LoRAConfig,
@@ -33,13 +33,20 @@ from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
 from lora_pl.model.schedule import Schedule
 from lora_pl.reporting import say
-from lora_pl.storage.checkpoint import BASE_KEY, check_base, check_options, check_settings, read_checkpoint
+from lora_pl.storage.checkpoint import (
+    BASE_KEY,
+    DATA_KEY,
+    SETTINGS_KEY,
+    check_base,
+    differing,
+    read_checkpoint,
+    read_settings,
+)
 from lora_pl.storage.flat import primitive
+from lora_pl.storage.schema import arguments, require_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from lora_pl.data.datamodule import SentenceDataModule
 
 Method = Literal["lora", "head", "full"]
 
@@ -98,12 +105,14 @@ class LoRAClassifier(TaskModule):
     ) -> None:
         settings = {name: primitive(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        _require_rates(settings)
         lora = LoRAConfig.of(lora)
+        settings["lora"] = lora.to_dict()
+        require_json(settings, arguments(LoRAClassifier.__init__), "model", "")
+        _require_ranges(settings)
         self.task = get_task(task).customized(label_names, pairs)
         canonical = {"encoder": canonical_name(encoder), "label_names": self.label_names, "pairs": self.pairs}
         # primitive values only, so that checkpoints load with weights_only=True
-        self.save_hyperparameters({**settings, **canonical, "lora": lora.to_dict()})
+        self.save_hyperparameters({**settings, **canonical})
         self.base = Base.load(encoder, dropout, head)
         self.encoder = self.base.encoder
         self.max_length = min(max_length, self.base.max_tokens)
@@ -233,8 +242,9 @@ class LoRAClassifier(TaskModule):
         checkpoint[BASE_KEY] = dict(self.base.fingerprints)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise `checkpoint.settings` or `checkpoint.base` if settings or base differ."""
-        check_settings(checkpoint, self.hparams)
+        """Raise `checkpoint.settings` or `checkpoint.base` if the model computes something else, or on another base."""
+        for difference in differing(model_settings(checkpoint, "the checkpoint"), self.hparams):
+            say(f"checkpoint: {difference}")
         check_base(checkpoint, self.base.fingerprints)
 
     @contextmanager
@@ -296,17 +306,42 @@ class LoRAClassifier(TaskModule):
         Args:
             checkpoint_path: `best.ckpt` or `last.ckpt` of a run.
             map_location: The device.
-            overrides: Constructor arguments to change, such as `encoder` if the base has moved.
+            overrides: Constructor arguments to change that do not change what the checkpoint computes, such as
+                `encoder` if the base has moved.
 
         Raises:
-            UserError: `checkpoint...`: see `read_checkpoint`; the checkpoint's version, settings or base differ.
+            UserError: `checkpoint...`: see `read_model`; the overrides or the base differ from the checkpoint's.
         """
-        checkpoint = read_checkpoint(checkpoint_path)
-        check_options(checkpoint, inspect.signature(cls).parameters)
-        model = cls(**{**checkpoint["hyper_parameters"], **overrides})
+        checkpoint = read_model(checkpoint_path)
+        model = cls.of_file(checkpoint[SETTINGS_KEY], overrides)
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
         return model.to(map_location).eval()
+
+    @classmethod
+    def of_file(cls, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> LoRAClassifier:
+        """The untrained model that the settings of a file describe, with some of the caller's own."""
+        if overrides.get("encoder") is None:
+            require_own_package(settings["encoder"])
+        return cls(**{**settings, **overrides})
+
+
+def read_model(path: str | Path) -> dict[str, Any]:
+    """The checkpoint of a model, its settings checked against the arguments of model and data.
+
+    Raises:
+        UserError: `checkpoint...`: see `read_checkpoint` and `read_settings`.
+    """
+    checkpoint = read_checkpoint(path)
+    data, known = checkpoint.get(DATA_KEY, {}), arguments(SentenceDataModule.__init__)
+    require_json(data, known, "checkpoint.settings", f"{path}: data.", unknown="ignore")
+    return {**checkpoint, SETTINGS_KEY: model_settings(checkpoint, str(path))}
+
+
+def model_settings(checkpoint: Mapping[str, Any], source: str, kind: str = "checkpoint") -> dict[str, Any]:
+    """The arguments of `LoRAClassifier` in a checkpoint or the record of an adapter folder; see `read_settings`."""
+    settings = read_settings(checkpoint, LoRAClassifier.__init__, source, kind)
+    return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict()}
 
 
 @contextmanager
@@ -321,13 +356,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _require_rates(settings: Mapping[str, Any]) -> None:
+def _require_ranges(settings: Mapping[str, Any]) -> None:
     rate, head_rate = settings["learning_rate"], settings["head_learning_rate"]
     for name, holds, expected in (
         ("learning_rate", rate > 0, "a number > 0"),
         ("head_learning_rate", head_rate is None or head_rate > 0, "a number > 0"),
         ("weight_decay", settings["weight_decay"] >= 0, "a number >= 0"),
         ("warmup_ratio", 0 <= settings["warmup_ratio"] < 1, "a fraction of the steps in [0, 1)"),
+        ("max_length", settings["max_length"] >= 3, "at least 3 tokens"),
         ("dropout", 0 <= (settings["dropout"] or 0) < 1, "a probability in [0, 1)"),
     ):
         if not holds:

@@ -16,10 +16,13 @@ from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.data.tokens import Tokens, concatenate
 from lora_pl.encoder.architectures import require_shared_batches
 from lora_pl.encoder.dtype import DTYPES
+from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
+from lora_pl.lora.state import copy_state
 from lora_pl.model.base import Base
-from lora_pl.storage.checkpoint import check_base, read_checkpoint
+from lora_pl.model.classifier import read_model
+from lora_pl.storage.checkpoint import check_base
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class ManyAdapters(nn.Module):
         base_dtype: float32, bfloat16 or float16: of the base's weights and its computation.
 
     Raises:
-        UserError: `checkpoint...`: see `read_checkpoint`; `adapter`: a checkpoint has another base, or was trained
+        UserError: `checkpoint...`: see `read_model`; `adapter`: a checkpoint has another base, or was trained
             with `method: full`.
     """
 
@@ -56,7 +59,9 @@ class ManyAdapters(nn.Module):
         super().__init__()
         if not checkpoints:
             raise UserError("adapter", "expected at least one name with a checkpoint, got none")
-        settings = read_checkpoint(next(iter(checkpoints.values())))["hyper_parameters"]
+        settings = read_model(next(iter(checkpoints.values())))["hyper_parameters"]
+        if encoder is None:
+            require_own_package(settings["encoder"])
         self.base = Base.load(encoder or settings["encoder"])
         require_shared_batches(self.base.config)
         self.base.cast(DTYPES[base_dtype])
@@ -75,13 +80,13 @@ class ManyAdapters(nn.Module):
         Raises:
             UserError: see `ManyAdapters`; `adapter`: the name is taken, empty or has a dot.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_model(path)
         settings = checkpoint["hyper_parameters"]
         self._require_fitting(name, path, checkpoint)
         task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
         member = Member(task, settings["max_length"], settings["method"] == "lora")
         head = self.base.new_head(settings["head"], task.outputs)
-        head.load_state_dict(_below("head.", checkpoint["state_dict"]))
+        copy_state(head.state_dict(), _below("head.", checkpoint["state_dict"]))
         if member.has_adapter:
             lora = self.base.resolve(LoRAConfig.of(settings["lora"]))
             self.bank.add(name, lora, _below("encoder.", checkpoint["state_dict"]))

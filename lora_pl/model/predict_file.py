@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 from lora_pl.data import texts
 from lora_pl.data.texts import STDIN, Text, TextStream
 from lora_pl.errors import UserError
+from lora_pl.printable import json_line
 from lora_pl.reporting import say
 from lora_pl.storage.write_whole import write_whole
 
@@ -152,7 +153,7 @@ def _counted(chunks: Iterable[list[Text]], shard: int, bar: bool) -> Iterator[li
 
 
 def _lines(rows: Rows) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(json_line(row) + "\n" for row in rows).encode()
 
 
 def _as_lines(parts: Sequence[Path], path: Path) -> int:

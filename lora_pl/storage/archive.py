@@ -7,7 +7,7 @@ import itertools
 import pickle
 import pickletools
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ CALLED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._
 """The only functions that a file may call; `weights_only` allows more, such as `bytearray`, which fills memory."""
 MAX_DEPTH, MAX_VALUES = 32, 1_000_000
 """The deepest nesting of dicts and lists, and the number of values in all."""
+LONGEST_NAME = 1000
+"""Characters of a tensor's name."""
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+NUMBERS = (*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 END, LOCATOR, END64 = 22, 20, 56
 """Bytes of a zip's last records: the end of its directory, the locator of the zip64 end, and that end."""
 
@@ -49,17 +53,23 @@ def read_archive(path: Path, kind: str = "checkpoint") -> Any:
         content = None if reason else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         reason = reason or _why_not_plain(content)
     except Exception as error:  # zipfile, pickletools and the unpickler raise what the bytes happen to lead to
-        said = printable(first_line(error)[:150])
-        raise UserError(f"{kind}.damaged", f"{path}: truncated or no {kind}: {said}") from error
+        raise UserError(f"{kind}.damaged", f"{path}: truncated or no {kind}: {first_line(error)[:150]}") from error
     if reason:
         raise UserError(f"{kind}.refused", f"{path}: refused, {reason}")
     return content
 
 
-def printable(value: Any) -> str:
-    """A value from a file as text without line breaks and control characters."""
-    text = str(value)
-    return text if text.isprintable() else repr(text)
+def require_finite(
+    source: str, tensors: Mapping[str, Any], kind: str, dtypes: Collection[torch.dtype] = FLOATS
+) -> None:
+    """Raise a UserError, `KIND.damaged`, that names what is no tensor of these types, or holds inf or NaN."""
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or len(name) > LONGEST_NAME:
+            raise UserError(f"{kind}.damaged", f"{source}: {str(name)[:60]} is no name of a tensor")
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in dtypes:
+            raise UserError(f"{kind}.damaged", f"{source}: {name} is no tensor of numbers")
+        if not tensor.isfinite().all():
+            raise UserError(f"{kind}.damaged", f"{source}: {name} holds inf or NaN")
 
 
 def _why_refused(data: bytes) -> str:
@@ -80,7 +90,7 @@ def _why_refused(data: bytes) -> str:
     strange = next((name for name in called if name not in CALLED and not _is_storage(name)), None)
     if strange is None:
         return ""
-    return f"the file holds more than tensors and plain values and could run code when loaded ({printable(strange)})"
+    return f"the file holds more than tensors and plain values and could run code when loaded ({strange})"
 
 
 def _require_one_directory(data: bytes) -> None:
@@ -127,8 +137,10 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, int):
+        return value.bit_length() <= 64
     if not isinstance(value, torch.Tensor):
-        return value is None or isinstance(value, str | int | float | bytes | dict | list | tuple)
+        return value is None or isinstance(value, str | float | bytes | dict | list | tuple)
     # an expanded tensor takes no memory until it is copied
     dense = value.layout is torch.strided and not value.is_meta
     return dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()

@@ -2,37 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+from typing_extensions import TypedDict
 
 from lora_pl.errors import UserError
-from lora_pl.storage.archive import printable, read_archive
+from lora_pl.storage.archive import NUMBERS, read_archive, require_finite
 from lora_pl.storage.flat import flatten
+from lora_pl.storage.schema import arguments, defaults, require_json, require_values
 from lora_pl.storage.write_whole import write_whole
 
 BEST, LAST, PREVIOUS, SUFFIX = "best", "last", "previous", ".ckpt"
 """The checkpoints of a run by name."""
 BASE_KEY = "lora_pl_base"
-"""Where a checkpoint says what it was trained on: `{"encoder", "weights", "vocabulary"}`."""
-REQUIRED = (BASE_KEY, "state_dict", "hyper_parameters")
+"""Where a checkpoint says what it was trained on: `Fingerprints`."""
+SETTINGS_KEY, DATA_KEY = "hyper_parameters", "datamodule_hyper_parameters"
+REQUIRED = (BASE_KEY, "state_dict", SETTINGS_KEY)
+
+
+class Fingerprints(TypedDict, total=False):
+    """What a checkpoint or an adapter folder says of its base; 0.2.0 has the first three."""
+
+    encoder: Required[str]
+    """Its name."""
+    weights: Required[str]
+    vocabulary: Required[str]
+    configuration: str
+    tokenizer: str
+
+
+class OptimizerGroup(TypedDict, total=False):
+    """Settings of AdamW, and the numbers of its parameters."""
+
+    params: Required[list[int]]
+    lr: Required[float]
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+
+
+class OptimizerState(TypedDict):
+    """AdamW's state."""
+
+    state: dict[int, dict[str, Tensor]]
+    param_groups: list[OptimizerGroup]
+
+
+class ScheduleState(TypedDict):
+    """The state of `make_schedule`."""
+
+    base_lrs: list[float]
+    last_epoch: int
+    _step_count: int
+    _last_lr: list[float]
+    lr_lambdas: list[None]
+
+
+class Contents(TypedDict, total=False):
+    """What is read of a checkpoint, wherever it is read; a resumed run's counters are checked when it resumes."""
+
+    state_dict: Required[dict[str, Tensor]]
+    hyper_parameters: Required[dict[str, Any]]
+    lora_pl_base: Required[Fingerprints]
+    datamodule_hyper_parameters: dict[str, Any]
+    epoch: int
+    global_step: int
+    optimizer_states: list[OptimizerState]
+    lr_schedulers: list[ScheduleState]
+    loops: dict[str, dict[str, Any]]
+    callbacks: dict[str, Any]
+    lora_pl_run: dict[str, Any]
+    lora_pl_resume: dict[str, Any]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checkpoint on the CPU, read without running code from it.
 
     Raises:
-        UserError: `checkpoint.missing`, `checkpoint.damaged`, `checkpoint.refused` (it holds more than tensors and
-            plain values), or `checkpoint.format` (lora_pl did not write it).
+        UserError: `checkpoint.missing`, `checkpoint.damaged` (inf and NaN too), `checkpoint.refused` (it holds more
+            than tensors and plain values), or `checkpoint.format` (lora_pl did not write it).
     """
     checkpoint = read_archive(Path(path))
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in REQUIRED):
         raise UserError(
             "checkpoint.format", f"{path}: lora_pl did not write this file; expected best.ckpt or last.ckpt of a run"
         )
+    require_values(checkpoint, Contents, "checkpoint.format", f"{path}: ")
+    require_finite(str(path), checkpoint["state_dict"], "checkpoint", NUMBERS)
     return checkpoint
 
 
@@ -50,7 +111,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         path = folder / f"{name}{SUFFIX}"
         try:
             if path.exists():
-                steps[path] = read_checkpoint(path)["global_step"]
+                steps[path] = read_checkpoint(path).get("global_step", 0)
         except UserError as error:
             damaged.append(str(error))
         if name == LAST and steps:
@@ -60,42 +121,84 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return max(steps, key=steps.__getitem__, default=None), damaged
 
 
-SHAPING = {"task": None, "label_names": None, "method": None, "head": None,
-           "lora.r": None, "lora.target_modules": None, "lora.variant": "lora"}  # fmt: skip
-"""The settings that a checkpoint's tensors depend on, and their values where a checkpoint has none."""
+EQUAL = (
+    *("task", "label_names", "pairs", "method", "head"),
+    *("lora.r", "lora.lora_alpha", "lora.target_modules", "lora.rank_pattern", "lora.alpha_pattern", "lora.variant"),
+)
+"""The settings of a model that decide which tensors it has, and what it computes from them."""
+SAID = ("max_length",)
+"""Those that may differ and that change some answers."""
+FREE = (
+    *("encoder", "base_dtype"),  # compared by fingerprints; how numbers are rounded
+    *("lora.lora_dropout", "lora.init", "dropout", "nonfinite_loss", "learning_rate", "head_learning_rate"),
+    *("weight_decay", "decay_bias", "schedule", "warmup_ratio"),
+)
+"""Those that matter to training alone, and where and how the base is loaded."""
+EVALUATED = (
+    *("task", "source", "train_file", "validation_file", "text_column", "text_pair_column", "label_column"),
+    *("label_names", "max_length", "too_long", "batching"),
+)
+"""The data's settings of a checkpoint that evaluation and prediction use."""
+TRAINED = ("train_sentences", "batch_size", "eval_batch_tokens")
+"""Those that training uses too; a checkpoint says nothing of worker processes and folders of this machine."""
 
 
-def check_settings(checkpoint: Mapping[str, Any], hparams: Mapping[str, Any]) -> None:
-    """Raise `checkpoint.settings` if the model differs in a setting that the tensors depend on."""
-    settings, own = flatten(checkpoint["hyper_parameters"]), flatten(hparams)
-    for key, absent in SHAPING.items():
-        stored, given = settings.get(key) or absent, own.get(key) or absent
-        if stored != given:
-            raise UserError(
-                "checkpoint.settings",
-                f"trained with {key} = {printable(stored)}, but the model has {key} = {given}; leave the setting out",
-            )
+def read_settings(
+    checkpoint: Mapping[str, Any], model: Callable[..., Any], source: str, kind: str = "checkpoint"
+) -> dict[str, Any]:
+    """The arguments of `model` that a checkpoint, or the record of an adapter folder, was made with.
 
+    Args:
+        checkpoint: Has `hyper_parameters`; a setting that they lack has its default.
+        model: Its annotated arguments say which settings there are, and their types.
+        source: The file, for messages.
+        kind: The first part of the errors' keys.
 
-def check_options(checkpoint: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise `checkpoint.version` if the checkpoint has options that this version lacks."""
-    unknown = [key for key in checkpoint["hyper_parameters"] if key not in known]
+    Raises:
+        UserError: `KIND.version` (a setting that this version lacks) or `KIND.settings` (a wrong value).
+    """
+    stored, known = checkpoint[SETTINGS_KEY], arguments(model)
+    unknown = [str(key) for key in stored if key not in known.__annotations__]
     if unknown:
         raise UserError(
-            "checkpoint.version",
-            f"written by another version of lora_pl: this one has no option {printable(', '.join(unknown))}",
+            f"{kind}.version",
+            f"{source}: written by another version of lora_pl: this one has no option {', '.join(unknown)}",
         )
+    require_json(stored, known, f"{kind}.settings", f"{source}: model.")
+    return {**defaults(model), **stored}
+
+
+def differing(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Those of `SAID` in which two models differ, as text; both are settings by name.
+
+    Raises:
+        UserError: `checkpoint.settings`: they differ in one of `EQUAL`.
+    """
+    before, now = flatten(stored), flatten(given)
+    adapts = "lora" in (before["method"], now["method"])
+    for key in EQUAL:
+        if _ordered(before[key]) != _ordered(now[key]) and (adapts or not key.startswith("lora.")):
+            raise UserError(
+                "checkpoint.settings",
+                f"trained with {key} = {before[key]}, but the model has {key} = {now[key]}; leave the setting out",
+            )
+    return [f"{key} = {now[key]}, trained with {before[key]}" for key in SAID if before[key] != now[key]]
+
+
+def _ordered(value: Any) -> Any:
+    """A pattern's entries in their order, of which the first match counts."""
+    return list(value.items()) if isinstance(value, Mapping) else value
 
 
 def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
     """Raise `checkpoint.base` unless the checkpoint was trained on the encoder that `base` fingerprints."""
     stored = checkpoint[BASE_KEY]
-    for part in ("weights", "vocabulary"):
-        if stored.get(part) != base[part]:
+    for part in base:
+        if part != "encoder" and part in stored and stored[part] != base[part]:
             raise UserError(
                 "checkpoint.base",
-                f"trained on {printable(stored.get('encoder'))}, but the {part} of {base['encoder']} differ "
-                f"(fingerprint {base[part]}, expected {printable(stored.get(part))}); give that encoder",
+                f"trained on {stored['encoder']}, but the {part} of {base['encoder']} differs "
+                f"(fingerprint {base[part]}, expected {stored[part]}); give that encoder",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,9 +12,12 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lora_pl.errors import UserError
+from lora_pl.errors import UserError, first_line
+from lora_pl.lora import LoRAError
 from lora_pl.training.resume.stop_signals import RunStopped
 
+RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "restore_progress"}
+"""Lightning's functions, and ours, that read a checkpoint's state into a run."""
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -23,7 +27,8 @@ def explained(trainer: Trainer) -> Iterator[None]:
 
     Raises:
         RunStopped: SIGTERM before the first step.
-        UserError: `trainer.memory`, out of memory; `trainer.val_check_interval`, it is longer than the epoch.
+        UserError: `trainer.memory`, out of memory; `trainer.val_check_interval`, it is longer than the epoch;
+            `checkpoint.state`, a resumed run's checkpoint has another state than this run.
     """
     try:
         yield
@@ -31,7 +36,7 @@ def explained(trainer: Trainer) -> Iterator[None]:
         raise
     except SIGTERMException as stop:
         raise RunStopped(signal.SIGTERM, "by SIGTERM before the first step") from stop
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except Exception as error:
         text = str(error)
         if is_out_of_memory(error):
             raise UserError(
@@ -40,9 +45,19 @@ def explained(trainer: Trainer) -> Iterator[None]:
                 f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches * 2} for the same steps, or cut "
                 "--data.eval_batch_tokens if it was validation",
             ) from error
+        if not isinstance(error, LoRAError) and _restores(error):
+            raise UserError(
+                "checkpoint.state",
+                f"the checkpoint's state does not fit this run ({type(error).__name__}: {first_line(error)}); resume "
+                "from another checkpoint, or start a run",
+            ) from error
         if "val_check_interval" in text:
             raise UserError("trainer.val_check_interval", " ".join(text.split())) from error
         raise
+
+
+def _restores(error: Exception) -> bool:
+    return any(frame.f_code.co_name in RESTORING for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -10,12 +10,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
+from lora_pl.errors import UserError
 from lora_pl.model.metrics import SplitMetrics
 from lora_pl.reporting import say
 
 RESUME_KEY = "lora_pl_resume"
 """A checkpoint's key of the state that Lightning leaves out."""
 
+MOST = 1 << 48
+"""More steps than any run takes."""
+ONE = torch.ones(())
 Position = tuple[int, int]
 """Whole epochs, and finished batches of the next one."""
 
@@ -49,15 +53,29 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Start the data where the run was; the rest waits for the first step."""
+        require_like(trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"], "loops.fit_loop")
         self._loaded = checkpoint.get(RESUME_KEY)
+        if self._loaded is not None:
+            require_like({"epoch": 0, "batch": 0, "log_steps": 0}, self._loaded, RESUME_KEY)
         if self._loaded is not None and hasattr(trainer.datamodule, "start_at"):  # type: ignore[attr-defined]
             trainer.datamodule.start_at(self._loaded["epoch"], self._loaded["batch"])  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the rest before the first step, when nothing changes it any more."""
-        if self._loaded is None:
-            return
-        loaded, self._loaded = self._loaded, None
+        if self._loaded is not None:
+            loaded, self._loaded = self._loaded, None
+            self.restore_progress(trainer, pl_module, loaded)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise a UserError, `checkpoint.state`: the optimizer's state is of other shapes than the parameters."""
+        for optimizer in trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                moments = [state.get(name, parameter) for name in ("exp_avg", "exp_avg_sq")]
+                if any(moment.shape != parameter.shape for moment in moments) or state.get("step", ONE).numel() != 1:
+                    raise UserError("checkpoint.state", "the optimizer's state does not fit the parameters' shapes")
+
+    def restore_progress(self, trainer: Trainer, pl_module: LightningModule, loaded: dict[str, Any]) -> None:
+        """The counters, the metrics' sums and the random generators."""
         progress = trainer.fit_loop.epoch_loop
         progress._batches_that_stepped = loaded["log_steps"]
         progress.batch_progress.total.ready = progress.batch_progress.total.completed + 1
@@ -66,8 +84,23 @@ class ExactResume(Callback):
             return
         own = loaded["processes"][trainer.global_rank]
         if loaded["batch"]:
-            _train_sums(pl_module).load_sums(own["sums"])
+            sums = _train_sums(pl_module)
+            for name, (_, state) in sums.sums().items():
+                if state.keys() != own["sums"][name][1].keys():
+                    raise UserError("checkpoint.state", f"expected sums of {name}: {', '.join(state)}")
+            sums.load_sums(own["sums"])
         set_random_state(own["random"])
+
+
+def require_like(own: Any, stored: Any, name: str) -> None:
+    """Raise a UserError, `checkpoint.state`, unless `stored` has the counters that `own` has."""
+    if isinstance(own, dict):
+        if not isinstance(stored, dict) or own.keys() - stored.keys():
+            raise UserError("checkpoint.state", f"expected {name} with {', '.join(map(str, own))}, got {stored!r:.60}")
+        for key, value in own.items():
+            require_like(value, stored[key], f"{name}.{key}")
+    elif isinstance(own, bool | int) and (type(stored) is not type(own) or not 0 <= stored <= MOST):
+        raise UserError("checkpoint.state", f"expected {type(own).__name__} for {name}, got {stored!r:.60}")
 
 
 def position(trainer: Trainer) -> Position:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
+from typing_extensions import TypedDict
 
 from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import BEST, LAST, PREVIOUS, SUFFIX
+from lora_pl.storage.schema import require_values
 from lora_pl.storage.write_whole import remove_unfinished
 from lora_pl.training.resume.stop_signals import RunStopped, StopSignals, requeue
 
 SAVE = 1  # below every signal that stops a run
+
+
+class BestState(TypedDict, total=False):
+    """What is read of the state of a `BestCheckpoint`."""
+
+    best_k_models: Required[dict[str, Tensor]]
+    best_model_score: Tensor | None
+    current_score: Tensor | None
+    kth_value: Tensor
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -40,6 +52,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, also if the run's folder was moved."""
+        require_values(state_dict, BestState, "checkpoint.state", "the best score: ")
         path = str(Path(str(self.dirpath)) / f"{BEST}{SUFFIX}")
         scores = list(state_dict["best_k_models"].values())
         self.current_score = state_dict.get("current_score")

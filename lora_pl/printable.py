@@ -1,0 +1,26 @@
+"""Text from files, safe to print."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What steers a terminal or reorders a line: control characters, line and paragraph separators, the marks of
+bidirectional text, and halves of surrogate pairs, which no encoding has."""
+
+
+def printable(text: str, kept: str = "") -> str:
+    """`text` with the characters of `CONTROLS` escaped, except those in `kept`; text of any language stays as it is."""
+    return CONTROLS.sub(lambda found: found[0] if found[0] in kept else _escape(found[0]), text)
+
+
+def json_line(value: Any) -> str:
+    """`value` as one line of JSON in which `CONTROLS` are escaped: the same to a program, harmless to a terminal."""
+    text = json.dumps(value, ensure_ascii=False)
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
