@@ -22,6 +22,7 @@ from lora_pl.encoder.source import canonical_name, require_own_package
 from lora_pl.errors import UserError
 from lora_pl.lora import (
     LoRAConfig,
+    LoRAError,
     adapter_state_dict,
     load_adapter_state_dict,
     mark_only_lora_as_trainable,
@@ -341,7 +342,12 @@ def read_model(path: str | Path) -> dict[str, Any]:
 def model_settings(checkpoint: Mapping[str, Any], source: str, kind: str = "checkpoint") -> dict[str, Any]:
     """The arguments of `LoRAClassifier` in a checkpoint or the record of an adapter folder; see `read_settings`."""
     settings = read_settings(checkpoint, LoRAClassifier.__init__, source, kind)
-    return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict()}
+    try:
+        return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict()}
+    except TypeError as error:
+        raise UserError(f"{kind}.version", f"{source}: written by another version of lora_pl: {error}") from None
+    except LoRAError as error:
+        raise UserError(f"{kind}.settings", f"{source}: model.lora.{error}") from None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import inspect
 import json
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from typing_extensions import TypedDict, is_typeddict
@@ -28,8 +29,15 @@ def parse_json(data: bytes) -> Any:
 
 @functools.cache
 def arguments(function: Callable[..., Any]) -> Any:
-    """The type of a mapping of the function's arguments by name, any of which may be missing."""
-    hints = {name: hint for name, hint in typing.get_type_hints(function).items() if name != "return"}
+    """The type of a mapping of the function's arguments by name, any of which may be missing.
+
+    A dataclass among them is the mapping of its fields, which it checks itself.
+    """
+    hints = {
+        name: dict[str, Any] if is_dataclass(hint) else hint
+        for name, hint in typing.get_type_hints(function).items()
+        if name != "return"
+    }
     return TypedDict(f"arguments of {function.__qualname__}", hints, total=False)  # type: ignore[operator]
 
 
@@ -42,8 +50,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 def require_json(values: Any, annotation: Any, key: str, prefix: str, unknown: str = "forbid") -> None:
     """Raise a UserError, `key`, unless `values` are JSON of the type `annotation`.
 
-    The check is strict: true is no integer, 4.7 no rank, "4" no number, NaN no rate. A dataclass stands for the mapping
-    of its fields, and its own errors are passed on.
+    The check is strict: true is no integer, 4.7 no length, "4" no number, NaN no rate.
 
     Args:
         values: Plain values.
@@ -86,8 +93,8 @@ def _told(error: Any) -> str:
     """`lora.r: expected a valid integer, got 4.7`: the first of pydantic's errors."""
     first: Mapping[str, Any] = error.errors(include_url=False)[0]
     name = ".".join(map(str, first["loc"])) or "all of it"
-    said = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    got = "" if first["type"] in ("value_error", "missing") else f", got {first['input']!r:.60}"
+    said = first["msg"].replace("Input should be", "expected")
+    got = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
     return f"{name}: {said}{got}"
 
 

@@ -31,7 +31,7 @@ from tests.cli.mistakes import fails
 
 BEFORE = Path(__file__).resolve().parents[1] / "fixtures" / "before"
 ENCODER, CHECKPOINT = str(BEFORE / "encoder"), BEFORE / "lora" / "last.ckpt"
-FEW, MANY = 25, 3000
+FEW, MANY = 10, 1000
 counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.attack)])
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(4.7)
@@ -174,7 +174,7 @@ def test_in_python_too(changes):
     assert told(SentenceDataModule, batch_size=4.7) == "data"
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(200, marks=pytest.mark.attack)])
+@pytest.mark.parametrize("count", [2, pytest.param(60, marks=pytest.mark.attack)])
 def test_any_value_of_a_resumed_run(count, glue_folder, tmp_path):
     """A run or one line: counters, random states, sums, optimizer, schedule."""
     stored = torch.load(CHECKPOINT, weights_only=True)
