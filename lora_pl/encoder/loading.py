@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ from lora_pl.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_LOADING = threading.RLock()
+"""Transformers patches modules of its own and of torch while it loads: one thread at a time."""
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -133,7 +138,7 @@ def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
 def _loaded(kind: Any, name: str, config: PretrainedConfig, **arguments: Any) -> tuple[Any, Collection[str]]:
     """A model in fp32, and the keys that the weights lack, which Transformers draws; the generators do not move."""
     arguments |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with _LOADING, quiet_transformers(), torch.random.fork_rng(devices=[]):
         model, report = _from_pretrained(kind.from_pretrained, name, **arguments)
     return model, report["missing_keys"]
 
@@ -141,7 +146,8 @@ def _loaded(kind: Any, name: str, config: PretrainedConfig, **arguments: Any) ->
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     path = local_path(name)
     try:
-        return load(path, trust_remote_code=False, **kwargs)
+        with _LOADING:
+            return load(path, trust_remote_code=False, **kwargs)
     except UserError:
         raise
     except Exception as error:  # the hub's and the file formats' errors share no base class
