@@ -30,7 +30,7 @@ class FirstTokenFeatures:
         self.encoder = encoder
         architecture = architecture_of(encoder.config)
         self._has_types = architecture.has_token_types(encoder.config)
-        self._skipped = encoder.config.pad_token_id if architecture.positions_after_padding else None
+        self._skipped: int | None = encoder.config.pad_token_id if architecture.positions_after_padding else None
         self._packed = architecture.packed
         self._drops_rows = architecture.packed and architecture.last_block is not None
         use_bulk_dropout(encoder)
