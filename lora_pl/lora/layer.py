@@ -142,5 +142,6 @@ def _merge_again(layer: nn.Module, incompatible_keys: Any = None) -> None:
 
 @torch.no_grad()
 def _merged_weight(layer: LoRALinear, dtype: torch.dtype) -> Tensor:
-    """W, (out, in): computed in fp32, rounded once to `dtype`."""
-    return layer.adapter.merged(layer.weight).to(dtype)
+    """W, (out, in): computed in fp32, or fp64 if the weight is, rounded once to `dtype`."""
+    exact = torch.promote_types(layer.weight.dtype, torch.float32)
+    return layer.adapter.merged(layer.weight, exact).to(dtype)
