@@ -25,7 +25,8 @@ class AdapterBank:
 
     for LoRA itself, where k(t) is the adapter of the sentence that token t belongs to. The product with W_0 is computed
     once for all sentences; the A of all routed adapters are stacked, and each token keeps its own adapter's columns of
-    the thin product. No adapter's result or gradient depends on another's sentences.
+    the thin product. No adapter's result depends on another's sentences, inf and NaN included; nor does its
+    gradient, as long as the numbers are finite.
 
     Threads may route different adapters at once, and add adapters meanwhile; an adapter that is loaded anew or removed
     waits for the forwards that use it.

@@ -252,9 +252,9 @@ class LoRAClassifier(TaskModule):
     def predict(
         self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
     ) -> list[Prediction]:
-        """The model's answers to the texts, in their order.
+        """The model's answers to the texts, in their order, in eval mode. Threads may share a model.
 
-        For 256 texts or more, adapters on an fp32 base are merged during the call.
+        For 256 texts or more, adapters on an fp32 base are merged, for this call alone.
 
         Args:
             texts: Sentences, or pairs of sentences for a task on pairs.

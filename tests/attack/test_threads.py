@@ -66,7 +66,9 @@ def write(tiny_encoder, tmp_path):
 
 
 @calls
-@pytest.mark.parametrize("kind", ["roberta", "modernbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    "kind", ["roberta", *(pytest.param(kind, marks=pytest.mark.attack) for kind in ("modernbert", "deberta-v2"))]
+)
 @pytest.mark.parametrize("trains", [False, True])
 def test_one_classifier_on_both_sides_of_merging(trains, kind, count, tiny_encoder, monkeypatch):
     monkeypatch.setattr(classifier, "MERGED_FROM", 6)
@@ -270,7 +272,7 @@ COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-@pytest.mark.parametrize("kind", ["roberta", "modernbert"])
+@pytest.mark.parametrize("kind", ["roberta", "modernbert", "deberta-v2"])
 def test_copies_of_a_classifier_are_whole_and_independent(kind, copied, tiny_encoder):
     model = drawn(tiny_encoder(kind)).eval()
     own = texts(random.Random(0), 8)
