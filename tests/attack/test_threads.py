@@ -1,5 +1,6 @@
 """Threads that share a model get the answers of one thread, to the last bit."""
 
+import asyncio
 import copy
 import pickle
 import random
@@ -255,6 +256,35 @@ def test_banks_route_by_themselves():
             assert one.model(x).shape == other.model(x).shape
     with pytest.raises(LoRAError):
         one.model(x)
+
+
+def test_tasks_of_one_thread_route_by_themselves():
+    bank, x = bank_of("a", "b"), torch.randn(1, 2, 6)
+    for name in bank.names:
+        nn.init.normal_(bank.parameters(name)[1])
+
+    async def answer(name: str) -> torch.Tensor:
+        with bank.route([name], [2]):
+            await asyncio.sleep(0)
+            return bank.model(x)
+
+    async def together() -> list[torch.Tensor]:
+        return await asyncio.gather(*(answer(name) for name in "abab"))
+
+    one, other, *again = asyncio.run(together())
+    assert not torch.equal(one, other)
+    assert torch.equal(one, again[0])
+    assert torch.equal(other, again[1])
+
+
+def test_an_error_in_one_call_leaves_every_mode_as_it_was(tiny_encoder, monkeypatch):
+    model = drawn(tiny_encoder()).train()
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="inside"):
+        patched.setattr(model.head, "forward", lambda x: (_ for _ in ()).throw(RuntimeError("inside")))
+        model.predict(["good"])
+    assert all(module.training for module in model.modules())
+    model.predict(["good"])
+    assert all(module.training for module in model.modules())
 
 
 def test_copies_of_a_bank_are_used_by_nobody():
