@@ -357,6 +357,9 @@ def test_spawned_processes_train_and_predict(export, tiny_encoder, glue_folder, 
     own = ["--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--trainer.max_epochs", "1"]
     run_cli(["fit", "--config", "export.yaml", *own, *spawned, "--run_name", "r"], tmp_path, check=True)
     checkpoint = tmp_path / "checkpoints" / "r" / "best.ckpt"
+    refused = run_cli(["fit", *own, *spawned, "--run_name", "s", "--model.nonfinite_loss", "skip"], tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("lora_pl fit: model.nonfinite_loss: ")
     (tmp_path / "in.txt").write_text("the film is good\nthe plot is bad\nfine\n")
     asked = ["predict", "--ckpt_path", str(checkpoint), "--input", "in.txt", "--trainer.precision", "32-true"]
     for name, options in {"two": spawned, "one": ["--trainer.accelerator", "cpu"]}.items():
