@@ -63,7 +63,8 @@ class AdapterBank:
     @property
     def layers(self) -> dict[str, BankLinear]:
         """The layers that some adapter is in, by name."""
-        return {name: module for name, module in self.model.named_modules() if isinstance(module, BankLinear)}
+        with self._routes.lock:
+            return {name: module for name, module in self.model.named_modules() if isinstance(module, BankLinear)}
 
     def add(self, name: str, config: LoRAConfig, state: Mapping[str, Tensor] | None = None) -> None:
         """Add an adapter, drawn as `inject_lora` draws it, or with the tensors of `state`.

@@ -80,7 +80,8 @@ class Routes:
     def __init__(self) -> None:
         self._users: Counter[str] = Counter()
         self._closed: set[str] = set()
-        self._changed = threading.Condition()
+        self.lock = threading.Condition()
+        """Whoever holds it sees, or makes, whole changes of the bank."""
 
     def __reduce__(self) -> tuple[type[Routes], tuple[()]]:
         return Routes, ()  # nobody uses a copy yet
@@ -100,8 +101,8 @@ class Routes:
         """
         own = self._own()
         entered = set(routing.used).difference(*(outer.used for outer in own))
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed.isdisjoint(entered))
+        with self.lock:
+            self.lock.wait_for(lambda: self._closed.isdisjoint(entered))
             require_known(routing.used, known)
             self._users.update(routing.used)
         token = _ACTIVE.set({**_ACTIVE.get(), self: (*own, routing)})
@@ -109,9 +110,9 @@ class Routes:
             yield
         finally:
             _ACTIVE.reset(token)
-            with self._changed:
+            with self.lock:
                 self._users.subtract(routing.used)
-                self._changed.notify_all()
+                self.lock.notify_all()
 
     @contextmanager
     def changing(self, name: str) -> Iterator[None]:
@@ -124,15 +125,15 @@ class Routes:
         """
         if any(name in routing.used for routing in self._own()):
             raise LoRAError("adapter", f"{name!r} is in use; change it outside of `with bank.route(...)`")
-        with self._changed:
-            self._changed.wait_for(lambda: name not in self._closed)
+        with self.lock:
+            self.lock.wait_for(lambda: name not in self._closed)
             self._closed.add(name)
             try:
-                self._changed.wait_for(lambda: self._users[name] == 0)
+                self.lock.wait_for(lambda: self._users[name] == 0)
                 yield
             finally:
                 self._closed.remove(name)
-                self._changed.notify_all()
+                self.lock.notify_all()
 
     def _own(self) -> tuple[Routing, ...]:
         return _ACTIVE.get().get(self, ())

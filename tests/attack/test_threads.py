@@ -152,8 +152,12 @@ def test_mixed_adapters_while_others_come_and_go(count, write):
         models.bank.load("passing", {name: t + 1 for name, t in models.bank.state_dict("passing").items()})
         models.bank.remove("passing")
 
+    def answers(own: tuple[list[str], list[str]]) -> list[dict]:
+        assert models.bank.state_dict("short").keys()
+        return models.predict(*own)
+
     jobs = [job(seed) for seed in range(count)]
-    expected = [models.predict(*own) for own in jobs]
+    expected = list(map(answers, jobs))
     stopped = threading.Event()
 
     def change() -> None:
@@ -166,7 +170,7 @@ def test_mixed_adapters_while_others_come_and_go(count, write):
     models.train()  # it stays in eval mode
     with ThreadPoolExecutor(1) as pool:
         changes = pool.submit(change)
-        got = in_threads(lambda own: models.predict(*own), jobs)
+        got = in_threads(answers, jobs)
         stopped.set()
         changes.result()
     assert got == expected
