@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 1000  # texts per call of the tokenizer, a step of the progress bar
+# a call sets its limit on the tokenizer, which threads may share
+_CALLS: WeakKeyDictionary[PreTrainedTokenizerBase, threading.Lock] = WeakKeyDictionary()
 CACHE_FORMAT = "1"
 
 
@@ -115,7 +119,9 @@ def _encodings(
     with tqdm(total=count, desc="Tokenizing", unit=" sentences", disable=hidden, leave=False) as bar:
         for start in range(0, count, CHUNK):
             columns = [list(column[start : start + CHUNK]) for column in texts]
-            yield from tokenizer(*columns, truncation=True, max_length=max_length).encodings
+            with _CALLS.setdefault(tokenizer, threading.Lock()):
+                encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+            yield from encoded.encodings
             bar.update(len(columns[0]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,16 +17,23 @@ if TYPE_CHECKING:
 
 NAME = "lora_pl_packed"
 """The attention's name in a configuration's `attn_implementation`."""
+# of a thread; when a checkpointed layer is computed again too, its attention comes before its output block
+_LAST: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 
 def use_packed_attention(encoder: PreTrainedModel) -> None:
     """Let `encoder(..., packing=Packing(lengths))` take a packed row; without `packing` nothing changes."""
+    register_packed_attention()
+    encoder.set_attn_implementation(NAME)
+
+
+def register_packed_attention() -> None:
+    """Let Transformers find the attention by `NAME`, in this process."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    encoder.set_attn_implementation(NAME)
 
 
 def packed_attention(
@@ -59,6 +67,7 @@ def packed_attention(
     Returns:
         (1, tokens, heads, head size), and no probabilities.
     """
+    _LAST.set(packing)
     if packing is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -75,6 +84,13 @@ def packed_attention(
     grouping = packing.grouping(heads, sliding_window)
     y = _GroupedAttention.apply(q, k, v, grouping, scale, dropout)  # type: ignore[no-untyped-call]
     return cast(Tensor, y).view(1, tokens, heads, size), None
+
+
+def take_packing() -> Packing | None:
+    """The packing of this thread's last attention, once: for what follows it and is not given its arguments."""
+    packing = _LAST.get()
+    _LAST.set(None)
+    return packing
 
 
 def _has_kernel(query: Tensor, dropout: float) -> bool:

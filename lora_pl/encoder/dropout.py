@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -50,14 +51,14 @@ def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     mask = _random_int16(x.numel()).view(x.shape)
     # b in [-2^14, 2^14) is kept where b - c is negative; the shift spreads its sign over all bits
     mask.bitwise_right_shift_(1).sub_(kept - (1 << BITS - 1)).bitwise_right_shift_(BITS)
-    return _apply(x, mask, (1 << BITS) / kept), mask
+    return _apply(x, mask, kept), mask
 
 
 def drop_again(x: Tensor, mask: Tensor, p: float) -> Tensor:
     """x under a mask of `drop`; applied to a gradient, the backward of `drop`."""
     if draws_in_bulk(x):
-        return _apply(x, mask, (1 << BITS) / _kept(p))
-    return cast(Tensor, torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - p)))
+        return _apply(x, mask, _kept(p))
+    return cast(Tensor, torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - p) if p < 1 else 0.0))
 
 
 class _Drop(torch.autograd.Function):
@@ -76,8 +77,8 @@ class _Drop(torch.autograd.Function):
 
 
 def _kept(p: float) -> int:
-    """How many of 2^15 equally likely draws keep an element."""
-    return max(1, round((1 - p) * (1 << BITS)))
+    """How many of 2^15 equally likely draws keep an element; none only if p is 1."""
+    return max(math.ceil(1 - p), round((1 - p) * (1 << BITS)))
 
 
 def _random_int16(count: int) -> Tensor:
@@ -87,6 +88,6 @@ def _random_int16(count: int) -> Tensor:
     return torch.from_numpy(words).view(torch.int16)[:count]
 
 
-def _apply(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+def _apply(x: Tensor, mask: Tensor, kept: int) -> Tensor:
     bits = INTEGERS[x.element_size()]
-    return x.contiguous().view(bits).bitwise_and(mask.to(bits)).view(x.dtype).mul_(scale)
+    return x.contiguous().view(bits).bitwise_and(mask.to(bits)).view(x.dtype).mul_((1 << BITS) / max(kept, 1))

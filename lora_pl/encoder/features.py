@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from lora_pl.encoder.architectures import LastBlock, architecture_of
-from lora_pl.encoder.attention import use_packed_attention
+from lora_pl.encoder.attention import register_packed_attention, take_packing, use_packed_attention
 from lora_pl.encoder.dropout import use_bulk_dropout
 from lora_pl.encoder.packing import Packing
 from lora_pl.errors import UserError
@@ -30,13 +30,19 @@ class FirstTokenFeatures:
         self.encoder = encoder
         architecture = architecture_of(encoder.config)
         self._has_types = architecture.has_token_types(encoder.config)
-        self._first_position = architecture.first_position(encoder.config)
+        self._skipped: int | None = encoder.config.pad_token_id if architecture.positions_after_padding else None
         self._packed = architecture.packed
-        self._last_layer: _LastLayer | None = None
+        self._drops_rows = architecture.packed and architecture.last_block is not None
         use_bulk_dropout(encoder)
         if self._packed:
             use_packed_attention(encoder)
-            self._last_layer = _LastLayer(encoder, architecture.last_block) if architecture.last_block else None
+            if architecture.last_block:
+                _drop_unread_rows(encoder, architecture.last_block)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        if self._packed:
+            register_packed_attention()  # unpickled in another process, which has not
 
     def of_packed(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
         """(1, tokens), (1, tokens) -> (sentences, hidden).
@@ -49,13 +55,21 @@ class FirstTokenFeatures:
             raise UserError("data.batching", f"{kind} takes no packed rows; use --data.batching padded")
         # a mask of four dimensions is taken as it is, and attention over a packed row reads none
         inputs = {"attention_mask": input_ids.new_empty(1, 1, 1, 0), "packing": packing}
-        positions = packing.positions + self._first_position
-        hidden = self._run(input_ids, token_type_ids, position_ids=positions, **inputs)[0]
-        return hidden if self._last_layer else hidden.index_select(0, packing.starts)
+        hidden = self._run(input_ids, token_type_ids, position_ids=self._positions(input_ids, packing), **inputs)[0]
+        return hidden if self._drops_rows else hidden.index_select(0, packing.starts)
 
     def of_padded(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, length), (batch, length), (batch, length) -> (batch, hidden)."""
         return self._run(input_ids, token_type_ids, attention_mask=attention_mask)[:, 0]
+
+    def _positions(self, input_ids: Tensor, packing: Packing) -> Tensor:
+        """(1, tokens): as Transformers counts, which may leave out padding, and so a text's own `<pad>`."""
+        if self._skipped is None:
+            return packing.positions
+        counts = input_ids.ne(self._skipped).long()
+        total = counts.cumsum(1)
+        before = (total - counts).index_select(1, packing.starts)  # (1, sentences)
+        return (total - before.index_select(1, packing.sentences)) * counts + self._skipped
 
     def _run(self, input_ids: Tensor, token_type_ids: Tensor, **inputs: Any) -> Tensor:
         if self._has_types:
@@ -64,26 +78,16 @@ class FirstTokenFeatures:
         return hidden
 
 
-class _LastLayer:
-    """Drops the last layer's rows that nothing reads.
+def _drop_unread_rows(encoder: nn.Module, names: LastBlock) -> None:
+    """Drop the last layer's rows that nothing reads.
 
-    What follows attention works row by row, so only the first tokens' rows are handed on. A pair of hooks: the layer
-    gets the packing, its attention's output block the rows.
+    What follows attention works row by row, so only the first tokens' rows are handed on.
     """
+    *_, layer = encoder.get_submodule(names.layers).children()
+    layer.get_submodule(names.output).register_forward_pre_hook(_first_tokens)
 
-    def __init__(self, encoder: nn.Module, names: LastBlock) -> None:
-        self._packing: Packing | None = None
-        *_, layer = encoder.get_submodule(names.layers).children()
-        output = layer.get_submodule(names.output)
-        layer.register_forward_pre_hook(self._remember, with_kwargs=True)
-        output.register_forward_pre_hook(self._select)
 
-    def _remember(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._packing = kwargs.get("packing")
-
-    def _select(self, output: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """(attention's output, residual), each (1, tokens, hidden) -> the same, (1, sentences, hidden)."""
-        if self._packing is None:
-            return None
-        starts = self._packing.starts
-        return tuple(rows.index_select(1, starts) for rows in args)
+def _first_tokens(output: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """(attention's output, residual), each (1, tokens, hidden) -> the same, (1, sentences, hidden)."""
+    packing = take_packing()
+    return None if packing is None else tuple(rows.index_select(1, packing.starts) for rows in args)

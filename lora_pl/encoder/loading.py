@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,10 @@ RANGES = {
     **dict.fromkeys(("initializer_range", "layer_norm_eps", "norm_eps"), (0, 1)),
 }
 """Least and most: modules are built before the weights are read, and a file could ask for a billion of them."""
+
+
+_LOADING = threading.RLock()
+"""Transformers patches modules of its own and of torch while it loads: one thread at a time."""
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -162,7 +167,7 @@ def _loaded(kind: Any, name: str, config: PretrainedConfig, **arguments: Any) ->
     """A model in fp32, and the keys that the weights lack, which Transformers draws; the generators do not move."""
     _require_plain_pickles(name)
     arguments |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    with torch.random.fork_rng(devices=[]):
+    with _LOADING, torch.random.fork_rng(devices=[]):
         model, report = _from_pretrained(kind.from_pretrained, name, **arguments)
     return model, report["missing_keys"]
 
@@ -178,7 +183,7 @@ def _require_plain_pickles(name: str) -> None:
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
     path = local_path(name)
     try:
-        with quiet_transformers():  # its warnings quote the files
+        with _LOADING, quiet_transformers():  # its warnings quote the files
             return load(path, trust_remote_code=False, **kwargs)
     except UserError:
         raise

@@ -98,6 +98,11 @@ class Packing:
         return self._tensor(self._ends - self.lengths)
 
     @cached_property
+    def sentences(self) -> Tensor:
+        """(tokens,), int64: each token's sentence."""
+        return self._tensor(np.repeat(np.arange(len(self.lengths)), self.lengths))
+
+    @cached_property
     def cumulative_lengths(self) -> Tensor:
         """(sentences + 1,), int32: as variable-length attention kernels take them."""
         return self._tensor(np.concatenate([[0], self._ends]).astype(np.int32))

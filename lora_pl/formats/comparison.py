@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
@@ -67,5 +68,8 @@ def _metrics(model: LoRAClassifier, logits: Tensor, sentences: Sentences) -> dic
     if not sentences.labels:
         return {}
     metrics, labels = SplitMetrics(model.task), torch.tensor(sentences.labels)
+    for metric in metrics.modules():
+        if isinstance(metric, Metric):
+            metric.distributed_available_fn = lambda: False  # the first process compares alone
     metrics.update(logits, labels, model.task.loss(logits, labels))
     return {name: value.item() for name, value in metrics.compute().items() if name != "loss"}

@@ -26,7 +26,7 @@ def merged_state(encoder: nn.Module, dtype: torch.dtype, arithmetic: torch.dtype
             continue
         for name, tensor in module.named_parameters(recurse=False):
             if isinstance(module, LoRALinear) and name == "weight":
-                tensor = module.adapter.merged(module.frozen_weight, arithmetic)
+                tensor = module.adapter.merged(tensor, arithmetic)
             state[f"{prefix}.{name}"] = tensor.detach().to(dtype, copy=True).contiguous()
     return joined_state(encoder, state)
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from lora_pl.lora.bank_layer import BankLinear, Current
+from lora_pl.lora.bank_layer import BankLinear
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.injection import layers_to_adapt, linear_layers
 from lora_pl.lora.layer import lora_layers
-from lora_pl.lora.routing import Routing
+from lora_pl.lora.routing import Routes, Routing, require_known
 from lora_pl.lora.state import copy_state
 
 
@@ -25,7 +25,11 @@ class AdapterBank:
 
     for LoRA itself, where k(t) is the adapter of the sentence that token t belongs to. The product with W_0 is computed
     once for all sentences; the A of all routed adapters are stacked, and each token keeps its own adapter's columns of
-    the thin product. No adapter's result or gradient depends on another's sentences.
+    the thin product. No adapter's result depends on another's sentences, inf and NaN included; nor does its
+    gradient, as long as the numbers are finite.
+
+    Threads may route different adapters at once, and add adapters meanwhile; an adapter that is loaded anew or removed
+    waits for the forwards that use it.
 
     Example:
         >>> bank = AdapterBank(nn.Sequential(nn.Linear(8, 8)))
@@ -48,7 +52,7 @@ class AdapterBank:
         self.model = model
         self.configs: dict[str, LoRAConfig] = {}
         """Rank, alpha and the rest by the adapter's name, in the order of adding."""
-        self._current = Current()
+        self._routes = Routes()
         self._linear = linear_layers(model)
 
     @property
@@ -59,7 +63,8 @@ class AdapterBank:
     @property
     def layers(self) -> dict[str, BankLinear]:
         """The layers that some adapter is in, by name."""
-        return {name: module for name, module in self.model.named_modules() if isinstance(module, BankLinear)}
+        with self._routes.lock:
+            return {name: module for name, module in self.model.named_modules() if isinstance(module, BankLinear)}
 
     def add(self, name: str, config: LoRAConfig, state: Mapping[str, Tensor] | None = None) -> None:
         """Add an adapter, drawn as `inject_lora` draws it, or with the tensors of `state`.
@@ -72,47 +77,48 @@ class AdapterBank:
 
         Raises:
             LoRAError: adapter (the name is taken), target_modules, rank_pattern or alpha_pattern (nothing matches), r
-                (above a layer's size), or state (does not fit). The bank is then unchanged.
+                (above a layer's size), or state (see `load`). The bank is then unchanged.
         """
-        if name in self.configs:
-            raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or remove it first")
-        for target, own in layers_to_adapt(self._linear, config).items():
-            self._layer(target).add(name, own)
-        self.configs[name] = config
-        if state is not None:
+        with self._routes.changing(name):
+            if name in self.configs:
+                raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or remove it")
+            places = layers_to_adapt(self._linear, config)
             try:
-                self.load(name, state)
-            except LoRAError:
-                self.remove(name)
+                for place, own in places.items():
+                    self._layer(place).add(name, own)
+                if state is not None:
+                    self._load(name, state)
+            except BaseException:
+                self._remove(name)
                 raise
+            self.configs[name] = config  # the last step: from now on it can be routed
 
     def remove(self, name: str) -> None:
         """Remove an adapter; a layer left without one becomes a plain `nn.Linear` again."""
-        self._require(name)
-        for place, layer in self.layers.items():
-            layer.remove(name)
-            if not layer.adapters:
-                self.model.set_submodule(place, self._linear[place].train(layer.training))
-        del self.configs[name]
+        with self._routes.changing(name):
+            self._require(name)
+            del self.configs[name]
+            self._remove(name)
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """An adapter's tensors, as `adapter_state_dict` gives them; they share the bank's memory."""
+        self._require(name)
         return {key: parameter.detach() for key, parameter in self._named(name).items()}
 
     def load(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Copy `state` into an adapter, the reverse of `state_dict`.
 
         Raises:
-            LoRAError: state: keys that are missing, unexpected or of another shape, or inf or NaN (which would spread
-                to other adapters' sentences); nothing is copied then.
+            LoRAError: state: keys that are missing, unexpected or of another shape, or numbers that are inf or NaN, in
+                the base's dtype and multiplied by alpha / r too; nothing is copied then.
         """
-        wrong = [key for key, tensor in state.items() if not tensor.isfinite().all()]
-        if wrong:
-            raise LoRAError("state", f"the tensors of the adapter {name!r} hold inf or NaN: {', '.join(wrong)}")
-        copy_state(self._named(name), state)
+        with self._routes.changing(name):
+            self._require(name)
+            self._load(name, state)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """An adapter's parameters."""
+        self._require(name)
         return list(self._named(name).values())
 
     @contextmanager
@@ -124,24 +130,41 @@ class AdapterBank:
             lengths: Tokens per segment. A segment is a sentence. Neighbours with the same adapter may form one segment
                 if no layer sees a row per sentence (first tokens alone, or a padded batch).
         """
-        for name in set(adapters) - {None}:
-            self._require(str(name))
-        before = self._current.routing
-        self._current.routing = Routing(tuple(adapters), tuple(lengths))
-        try:
+        with self._routes.taken(Routing(tuple(adapters), tuple(lengths)), self.configs):
             yield
-        finally:
-            self._current.routing = before
 
     def _layer(self, place: str) -> BankLinear:
         layer = self.model.get_submodule(place)
         if not isinstance(layer, BankLinear):
-            layer = BankLinear(self._linear[place], self._current)
+            layer = BankLinear(self._linear[place], self._routes)
             self.model.set_submodule(place, layer)
         return layer
 
+    def _remove(self, name: str) -> None:
+        for place, layer in self.layers.items():
+            layer.remove(name)
+            if not layer.adapters:
+                self.model.set_submodule(place, self._linear[place].train(layer.training))
+
+    def _load(self, name: str, state: Mapping[str, Tensor]) -> None:
+        own = self._named(name)
+        before = {key: parameter.detach().clone() for key, parameter in own.items()}
+        try:
+            copy_state(own, state)
+            self._require_finite(name)
+        except BaseException:
+            copy_state(own, before)
+            raise
+
+    def _require_finite(self, name: str) -> None:
+        wrong = [place for place, layer in self.layers.items() if name in layer and not layer.is_finite(name)]
+        if wrong:
+            dtype = str(self._linear[wrong[0]].weight.dtype).removeprefix("torch.")
+            raise LoRAError(
+                "state", f"the adapter {name!r} has inf or NaN in {dtype}, the base's dtype: {wrong[0]}, ..."
+            )
+
     def _named(self, name: str) -> dict[str, nn.Parameter]:
-        self._require(name)
         return {
             f"{place}.{own}": parameter
             for place, layer in self.layers.items()
@@ -150,5 +173,4 @@ class AdapterBank:
         }
 
     def _require(self, name: str) -> None:
-        if name not in self.configs:
-            raise LoRAError("adapter", f"there is no {name!r}; there are: {', '.join(self.configs) or 'none'}")
+        require_known([name], self.configs)

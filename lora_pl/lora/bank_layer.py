@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -14,16 +13,9 @@ from torch.nn import functional as F
 from lora_pl.lora.adapter import Adapter, Factors
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.product import adapted_linear
-from lora_pl.lora.routing import Routing
+from lora_pl.lora.product import adapted_linear, computed_in
+from lora_pl.lora.routing import Routes, Routing
 from lora_pl.lora.variants import VARIANTS
-
-
-@dataclass
-class Current:
-    """The routing of the current forward, shared by the layers of a bank."""
-
-    routing: Routing | None = None
 
 
 class BankLinear(nn.Linear):
@@ -32,12 +24,12 @@ class BankLinear(nn.Linear):
     `weight` (out, in) and `bias` (out) are those of `base`, shared, not copied, and must be frozen.
     """
 
-    def __init__(self, base: nn.Linear, current: Current) -> None:
+    def __init__(self, base: nn.Linear, routes: Routes) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         self.adapters = nn.ModuleDict()
-        self.current = current
+        self._routes = routes
         self.train(base.training)
 
     def add(self, name: str, config: LoRAConfig) -> None:
@@ -56,13 +48,19 @@ class BankLinear(nn.Linear):
         """An adapter of this layer."""
         return cast(Adapter, self.adapters[_key(name)])
 
+    def is_finite(self, name: str) -> bool:
+        """Whether the factors of an adapter are finite in the base's dtype."""
+        adapter = self.adapter(name)
+        factors = adapter.factors(self.weight, adapter.dtype)
+        return all(factor.to(self.weight.dtype).isfinite().all() for factor in factors if factor is not None)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype that the base layer alone would give.
 
         Raises:
             LoRAError: adapter: called outside of `AdapterBank.route`.
         """
-        routing = self.current.routing
+        routing = self._routes.current
         if routing is None:
             raise LoRAError(
                 "adapter", "this model holds a bank of adapters; call it within `with bank.route(adapters, lengths)`"
@@ -75,7 +73,10 @@ class BankLinear(nn.Linear):
         drops = self.training and any(adapter.lora_dropout.p for adapter in used.values())
         dropout = partial(self._dropped, used=used, routing=routing) if drops else None
         factors = {name: adapter.factors(self.weight, adapter.dtype) for name, adapter in used.items()}
-        return adapted_linear(x, self.weight, self.bias, self._joined(x, factors, routing), dropout, mask)
+        joined = self._joined(x, factors, routing)
+        if mask is not None:
+            joined = _contained(joined, computed_in(x, joined.a.dtype))
+        return adapted_linear(x, self.weight, self.bias, joined, dropout, mask)
 
     def _joined(self, x: Tensor, factors: Mapping[str, Factors], routing: Routing) -> Factors:
         """a (sum of k, in) and b (out, sum of k) of all adapters, and the gain of each row's own."""
@@ -102,6 +103,17 @@ class BankLinear(nn.Linear):
         of_rows = p[routing.of_rows(tuple(x.shape[:-1]), x.device)].view(*x.shape[:-1], 1)
         kept = torch.rand(x.shape, device=x.device) >= of_rows
         return x * kept / (1 - of_rows).to(x.dtype)
+
+
+def _contained(factors: Factors, dtype: torch.dtype) -> Factors:
+    """The same, but where a column of b overflows in `dtype`, x a^T is NaN instead.
+
+    The mask keeps x a^T to the rows of its own adapter; 0 * inf in the product with b would reach all rows.
+    """
+    overflows = ~factors.b.detach().to(dtype).isfinite().all(0)  # (k,)
+    return factors._replace(
+        a=factors.a.masked_fill(overflows[:, None], torch.nan), b=factors.b.masked_fill(overflows, 0)
+    )
 
 
 def _key(name: str) -> str:

@@ -38,7 +38,6 @@ def remove_lora(model: nn.Module) -> list[str]:
     """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names."""
     layers = lora_layers(model)
     for name, layer in layers.items():
-        layer.unmerge()
         base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         base.weight, base.bias = layer.weight, layer.bias
         model.set_submodule(name, base.train(layer.training))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -38,10 +39,9 @@ def adapted_linear(
         (..., out), in the dtype that the linear layer alone would give.
     """
     if dropout is None and _is_one_operation(x, weight, bias, factors):
-        device = x.device.type
-        x = x.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
-        rows = _FrozenProduct.apply(x.flatten(0, -2), weight, bias, factors.a, factors.b, mask)  # type: ignore[no-untyped-call]
-        y = cast(Tensor, rows).view(*x.shape[:-1], -1)
+        rows = x.to(computed_in(x, x.dtype)).reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        y = _FrozenProduct.apply(rows, weight, bias, factors.a, factors.b, mask)  # type: ignore[no-untyped-call]
+        y = cast(Tensor, y).view(*x.shape[:-1], weight.shape[0])
     else:
         y = _two_products(x, weight, bias, factors, dropout, mask)
     return y if factors.gain is None else _with_gain(y, bias, factors.gain)
@@ -53,7 +53,17 @@ def _is_one_operation(x: Tensor, weight: Tensor, bias: Tensor | None, factors: F
         return False
     if weight.requires_grad or (bias is not None and bias.requires_grad):
         return False
-    return torch.is_autocast_enabled(x.device.type) or x.dtype == weight.dtype == factors.a.dtype
+    return _is_autocast(x) or x.dtype == weight.dtype == factors.a.dtype
+
+
+def computed_in(x: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type of products with x: autocast's, else `dtype`."""
+    return torch.get_autocast_dtype(x.device.type) if _is_autocast(x) else dtype
+
+
+def _is_autocast(x: Tensor) -> bool:
+    # autocast leaves fp64 as it is
+    return torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
 
 
 def _two_products(
@@ -66,7 +76,7 @@ def _two_products(
 ) -> Tensor:
     y = F.linear(x, weight, bias)
     branch = x if dropout is None else dropout(x)
-    if not torch.is_autocast_enabled(x.device.type):
+    if not _is_autocast(x):
         branch = branch.to(factors.a.dtype)
     thin = F.linear(branch, factors.a)  # (..., k)
     if mask is not None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from lora_pl.lora.errors import LoRAError
+
+# of a context (a thread, a task): by bank, the innermost routing last
+_ACTIVE: ContextVar[Mapping[Routes, tuple[Routing, ...]]] = ContextVar("active", default={})  # noqa: B039  never changed
 
 
 class Routing:
@@ -54,7 +63,7 @@ class Routing:
 
     def _of_rows(self, shape: tuple[int, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         rows, segments = int(np.prod(shape)), len(self._lengths)
-        if shape[0] == segments and len(shape) == 2 and segments > 1:  # padded, a row of tokens per segment
+        if len(shape) == 2 and shape[0] == segments > 1:  # padded, a row of tokens per segment
             return np.repeat(self._adapter, shape[1])
         if rows == self._lengths.sum():
             return np.repeat(self._adapter, self._lengths)
@@ -63,3 +72,75 @@ class Routing:
         raise LoRAError(
             "route", f"{segments} segments of {self._lengths.sum()} tokens do not fit an input of shape {shape}"
         )
+
+
+class Routes:
+    """The routings in use of one bank, which its layers share: each thread (and asyncio task) has its own."""
+
+    def __init__(self) -> None:
+        self._users: Counter[str] = Counter()
+        self._closed: set[str] = set()
+        self.lock = threading.Condition()
+        """Whoever holds it sees, or makes, whole changes of the bank."""
+
+    def __reduce__(self) -> tuple[type[Routes], tuple[()]]:
+        return Routes, ()  # nobody uses a copy yet
+
+    @property
+    def current(self) -> Routing | None:
+        """This thread's."""
+        routings = self._own()
+        return routings[-1] if routings else None
+
+    @contextmanager
+    def taken(self, routing: Routing, known: Collection[str]) -> Iterator[None]:
+        """Within the context, forwards of this thread follow `routing`, and none of its adapters changes.
+
+        Raises:
+            LoRAError: adapter: one is not `known`.
+        """
+        own = self._own()
+        entered = set(routing.used).difference(*(outer.used for outer in own))
+        with self.lock:
+            self.lock.wait_for(lambda: self._closed.isdisjoint(entered))
+            require_known(routing.used, known)
+            self._users.update(routing.used)
+        token = _ACTIVE.set({**_ACTIVE.get(), self: (*own, routing)})
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+            with self.lock:
+                self._users.subtract(routing.used)
+                self.lock.notify_all()
+
+    @contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """Within the context the bank is this thread's alone to change, and no forward uses the adapter `name`.
+
+        Waits for those that do, and lets no further one begin.
+
+        Raises:
+            LoRAError: adapter: this thread itself is in a `route` that uses it.
+        """
+        if any(name in routing.used for routing in self._own()):
+            raise LoRAError("adapter", f"{name!r} is in use; change it outside of `with bank.route(...)`")
+        with self.lock:
+            self.lock.wait_for(lambda: name not in self._closed)
+            self._closed.add(name)
+            try:
+                self.lock.wait_for(lambda: self._users[name] == 0)
+                yield
+            finally:
+                self._closed.remove(name)
+                self.lock.notify_all()
+
+    def _own(self) -> tuple[Routing, ...]:
+        return _ACTIVE.get().get(self, ())
+
+
+def require_known(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise a LoRAError, adapter, if one of `names` is not `known`."""
+    for name in names:
+        if name not in known:
+            raise LoRAError("adapter", f"there is no {name!r}; there are: {', '.join(known) or 'none'}")

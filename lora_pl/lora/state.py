@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lora_pl.lora.adapter import Adapter
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.layer import lora_layers
+from lora_pl.lora.layer import lora_layers, merge_again
 
 
 def adapter_state_dict(model: nn.Module, also: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
@@ -37,6 +37,7 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], also:
             then.
     """
     copy_state(adapter_state_dict(model, also), state)
+    merge_again(model)
 
 
 @torch.no_grad()

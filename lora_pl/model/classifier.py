@@ -29,6 +29,7 @@ from lora_pl.lora import (
     merged_lora,
 )
 from lora_pl.model.base import Base
+from lora_pl.model.evaluating import evaluating
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
@@ -252,21 +253,19 @@ class LoRAClassifier(TaskModule):
     def merged_for_prediction(self, dtype: torch.dtype = torch.float32) -> Iterator[None]:
         """Within the context, all calls of `predict` share one merge: in fp32, then rounded once to `dtype`.
 
-        Afterwards the adapters are unmerged; the base's other weights stay in `dtype`.
+        In this thread alone; but the base stays in `dtype` afterwards, so no other thread may use it meanwhile.
         """
-        with torch.inference_mode(False):  # the weights outlive the caller's inference mode
-            with merged_lora(self.encoder):
-                self.base.cast(dtype)
-                yield
-            self.base.cast(self.base.dtype)  # W0, which was kept in fp32
+        with torch.inference_mode(False), merged_lora(self.encoder, dtype):  # weights outlive an inference mode
+            self.base.cast(dtype)
+            yield
 
     @torch.inference_mode()
     def predict(
         self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
     ) -> list[Prediction]:
-        """The model's answers to the texts, in their order.
+        """The model's answers to the texts, in their order, in eval mode. Threads may share a model.
 
-        For 256 texts or more, adapters on an fp32 base are merged during the call.
+        For 256 texts or more, adapters on an fp32 base are merged, for this call alone.
 
         Args:
             texts: Sentences, or pairs of sentences for a task on pairs.
@@ -293,7 +292,7 @@ class LoRAClassifier(TaskModule):
     ) -> Tensor:
         """(texts, outputs), fp32, on the CPU: the logits behind `predict`; adapters stay merged or unmerged."""
         tokens = self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
-        with _evaluating(self):
+        with evaluating(self):
             batches = self.base.batches(tokens, batch_tokens, batching)
             rows, indices = zip(*((self(batch).cpu(), torch.tensor(own)) for batch, own in batches), strict=True)
         return torch.cat(rows)[torch.cat(indices).argsort()]
@@ -348,18 +347,6 @@ def model_settings(checkpoint: Mapping[str, Any], source: str, kind: str = "chec
         raise UserError(f"{kind}.version", f"{source}: written by another version of lora_pl: {error}") from None
     except LoRAError as error:
         raise UserError(f"{kind}.settings", f"{source}: model.lora.{error}") from None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the context; every module's own mode afterwards."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def _require_ranges(settings: Mapping[str, Any]) -> None:

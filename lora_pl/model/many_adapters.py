@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from lora_pl.lora.state import copy_state
 from lora_pl.model.base import Base
 from lora_pl.model.classifier import read_model
 from lora_pl.storage.checkpoint import check_base
+
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,22 @@ class ManyAdapters(nn.Module):
             self.load_adapter(member, path)
         self.eval()
 
+    def train(self, mode: bool = True) -> ManyAdapters:
+        """Nothing: it stays in eval mode."""
+        return super().train(False)
+
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Add a checkpoint's adapter and head under a new name; after an error nothing has changed.
+
+        Other threads may predict meanwhile.
 
         Raises:
             UserError: see `ManyAdapters`; `adapter`: the name is taken, empty or has a dot.
         """
+        with _LOADING:
+            self._load_adapter(name, path)
+
+    def _load_adapter(self, name: str, path: str | Path) -> None:
         checkpoint = read_model(path)
         settings = checkpoint["hyper_parameters"]
         self._require_fitting(name, path, checkpoint)
@@ -87,10 +100,11 @@ class ManyAdapters(nn.Module):
         member = Member(task, settings["max_length"], settings["method"] == "lora")
         head = self.base.new_head(settings["head"], task.outputs)
         copy_state(head.state_dict(), _below("head.", checkpoint["state_dict"]))
+        head.to(self.base.device).eval().requires_grad_(False)
         if member.has_adapter:
             lora = self.base.resolve(LoRAConfig.of(settings["lora"]))
             self.bank.add(name, lora, _below("encoder.", checkpoint["state_dict"]))
-        self.heads[name] = head.to(self.base.device).eval().requires_grad_(False)
+        self.heads[name] = head
         self.members[name] = member
 
     def set_adapter(self, name: str) -> None:

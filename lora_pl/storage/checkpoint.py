@@ -19,6 +19,8 @@ from lora_pl.storage.write_whole import write_whole
 
 BEST, LAST, PREVIOUS, SUFFIX = "best", "last", "previous", ".ckpt"
 """The checkpoints of a run by name."""
+HANDED_BACK = ".temp.ckpt"
+"""Lightning's name for a file in a temporary folder of its own (`ddp_spawn`)."""
 BASE_KEY = "lora_pl_base"
 """Where a checkpoint says what it was trained on: `Fingerprints`."""
 SETTINGS_KEY, DATA_KEY = "hyper_parameters", "datamodule_hyper_parameters"
@@ -223,8 +225,8 @@ class WholeFileCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """The checkpoint on the CPU."""
-        return read_checkpoint(path)
+        """The checkpoint on the CPU, or the weights alone that a spawned process hands back."""
+        return read_archive(Path(path)) if Path(path).name == HANDED_BACK else read_checkpoint(path)
 
 
 def _save(checkpoint: dict[str, Any], path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import LoRAError
@@ -18,6 +19,8 @@ from lora_pl.training.resume.stop_signals import RunStopped
 
 RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "restore_progress"}
 """Lightning's functions, and ours, that read a checkpoint's state into a run."""
+FROM_A_PROCESS = re.compile(r"^lora_pl\.errors\.UserError: ([\w.]+): (.+)", re.MULTILINE)
+"""A UserError in the traceback that a spawned process leaves."""
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -28,12 +31,18 @@ def explained(trainer: Trainer) -> Iterator[None]:
     Raises:
         RunStopped: SIGTERM before the first step.
         UserError: `trainer.memory`, out of memory; `trainer.val_check_interval`, it is longer than the epoch;
-            `checkpoint.state`, a resumed run's checkpoint has another state than this run.
+            `checkpoint.state`, a resumed run's checkpoint has another state than this run; or whatever a spawned
+            process has raised.
     """
     try:
         yield
     except UserError:
         raise
+    except ProcessRaisedException as error:
+        found = FROM_A_PROCESS.search(str(error))
+        if found is None:
+            raise
+        raise UserError(found[1], found[2]) from error
     except SIGTERMException as stop:
         raise RunStopped(signal.SIGTERM, "by SIGTERM before the first step") from stop
     except Exception as error:

@@ -55,6 +55,10 @@ def made(kind: str, **changes) -> tuple[FirstTokenFeatures, nn.Module]:
     return FirstTokenFeatures(encoder), encoder
 
 
+SPECIAL = [[0, 5, 1, 6, 2], [0, 1, 1, 2], [0, 3, 0, 9, 2, 1, 7, 2], [1, 1], [0, 8, 2], [0, 63, 1, 2, 2, 1]]
+"""Tokens that a text may spell out: `<s>`, `<pad>`, `</s>`, `<unk>`."""
+
+
 def sentences(lengths) -> list[torch.Tensor]:
     return [torch.randint(4, 60, (length,)) for length in lengths]
 
@@ -107,6 +111,21 @@ def test_features_are_those_of_transformers_own_forward(kind, tiny_encoder):
     expected = stock(input_ids=rows, attention_mask=mask, **typed).last_hidden_state[:, 0]
     got = FirstTokenFeatures(encoder).of_padded(rows, types, mask)
     torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_within_a_text_count_as_transformers_counts_them(kind, tiny_encoder):
+    """Positions of RoBERTa's kind leave out a text's own `<pad>`."""
+    stock = AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32).eval()
+    features = FirstTokenFeatures(load_encoder(tiny_encoder(kind)).eval())
+    ids = [torch.tensor(own) for own in SPECIAL]
+    rows, types, mask = padded_batch(ids)
+    typed = {"token_type_ids": types} if architecture_of(stock.config).has_token_types(stock.config) else {}
+    with torch.no_grad():
+        expected = stock(input_ids=rows, attention_mask=mask, **typed).last_hidden_state[:, 0]
+        ways = [padded(features, ids)] + ([packed(features, ids)] if kind in PACKED else [])
+    for got in ways:
+        torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
 
 
 def without_pooler(stock):

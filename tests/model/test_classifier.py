@@ -365,9 +365,9 @@ def test_many_predictions_share_one_merge(dtype, tiny_encoder):
     expected, base = model.predict(TEXTS), layer.weight.clone()
     merged = (base + layer.delta_weight()).to(dtype)
     with model.merged_for_prediction(dtype):
-        assert torch.equal(layer.weight, merged)  # rounded once
+        assert torch.equal(layer.merged_weight, merged)  # rounded once
         found = [model.predict([text])[0] for text in TEXTS]
-        assert torch.equal(layer.weight, merged)
+        assert torch.equal(layer.merged_weight, merged)
     tolerance = 1e-6 if dtype == torch.float32 else 0.02
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=tolerance)
     assert torch.equal(layer.weight, base.to(dtype))
