@@ -59,7 +59,8 @@ class ExactResume(Callback):
             "stopped": trainer.should_stop and _stops_early(trainer),
         }
         if between_steps(trainer):
-            _settle(checkpoint, epoch, batch)
+            progress = trainer.fit_loop.epoch_progress.current
+            _settle(checkpoint, epoch, batch, bool(batch) or progress.started > progress.processed)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Start the data where the run was; the rest waits for the first step.
@@ -125,13 +126,14 @@ def between_steps(trainer: Trainer) -> bool:
     return batches.ready > batches.started or epochs.completed == epochs.ready  # type: ignore[attr-defined]
 
 
-def _settle(checkpoint: dict[str, Any], epoch: int, batch: int) -> None:
+def _settle(checkpoint: dict[str, Any], epoch: int, batch: int, in_epoch: bool) -> None:
     """Set Lightning's counters to what they are before batch `batch` of epoch `epoch`.
 
-    To Lightning, a batch that is ready but not started means that it stopped between two steps.
+    To Lightning, a batch that is ready but not started means that it stopped between two steps. An epoch has begun, at
+    its first batch too, once its `on_train_epoch_start` was called; a resumed run does not call it again.
     """
     loops = checkpoint["loops"]["fit_loop"]
-    begun = epoch + bool(batch)
+    begun = epoch + in_epoch
     epochs = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
     loops["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
     total = loops["epoch_loop.batch_progress"]["total"]["processed"]
