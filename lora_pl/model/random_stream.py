@@ -12,7 +12,7 @@ import torch
 def take_own_stream(rank: int) -> None:
     """Seed the generators of Python, NumPy and torch by a hash of torch's state, which all processes share, and `rank`.
 
-    Process 0 keeps the shared stream, so that its numbers are those of a single process.
+    Process 0 keeps the shared stream, as a single process does.
     """
     if rank == 0:
         return

@@ -11,7 +11,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl.callbacks.epoch_lines import EpochLines
 from lora_pl.callbacks.finite_gradients import FiniteGradients
@@ -22,15 +21,16 @@ from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
 from lora_pl.errors import UserError
-from lora_pl.storage.checkpoint import BEST, LAST, SUFFIX, read_checkpoint
+from lora_pl.storage.checkpoint import BEST, LAST, SUFFIX
 from lora_pl.training.explained import explained
 from lora_pl.training.resume.conditions import require_resumable
-from lora_pl.training.resume.exact_resume import RESUME_KEY, ExactResume
+from lora_pl.training.resume.exact_resume import ExactResume
 from lora_pl.training.resume.same_run import check_same_run, checkpoint_to_resume
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from lora_pl.training.run_config import CONFIG, Configuration, RunConfig, configuration_of
 from lora_pl.training.run_folder import CHECKPOINTS, LOGS, require_free, require_name
 from lora_pl.training.run_lock import LockedRun, run_lock
+from lora_pl.training.run_log import run_logger
 from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, settled, shows_bar
 
 
@@ -144,7 +144,7 @@ class Run:
     def _trainer(self, options: Mapping[str, Any], checkpoint: Path | None, first: Sequence[Callback] = ()) -> Trainer:
         own = dict(options)
         if options.get("logger") in (None, True):
-            own["logger"] = self._logger(checkpoint)
+            own["logger"] = run_logger(self.logs, self.name, checkpoint)
         configuration = partial(self._configuration, options=options)
         own["callbacks"] = [
             *([*first, *self._saving()] if _saves(options) else []),
@@ -154,11 +154,6 @@ class Run:
         ]
         own["enable_progress_bar"] = self.reports and shows_bar(options)
         return make_trainer(own)
-
-    def _logger(self, checkpoint: Path | None) -> TensorBoardLogger:
-        # points logged after the checkpoint, or by a run that was killed before its first, will be logged again
-        purged = read_checkpoint(checkpoint).get(RESUME_KEY, {}).get("log_steps") if checkpoint else 0
-        return TensorBoardLogger(self.logs, name=self.name, version="", default_hp_metric=False, purge_step=purged)
 
     def _saving(self) -> list[Callback]:
         """The callbacks that make a run resumable; they come first."""

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
-from lora_pl.training.run_folder import is_first_process
+from lora_pl.training.run_folder import is_first_process, require_free
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
@@ -64,11 +64,14 @@ class LockedRun(Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._held = ExitStack()
+        self._held, self._fitted = ExitStack(), False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lock."""
+        """Lock a run that nobody began since the trainer was made."""
         self._held.enter_context(run_lock(self.folder))
+        if not self._fitted:
+            require_free(self.folder, None)
+        self._fitted = True
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Unlock."""
