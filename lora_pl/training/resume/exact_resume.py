@@ -73,7 +73,9 @@ class ExactResume(Callback):
             return
         if self.strict:
             self._require_exact(trainer, pl_module, loaded)
-            trainer.should_stop = loaded.get("stopped", False)
+            if loaded.get("stopped"):
+                say("resume: early stopping has ended this run; --force trains on")
+                trainer.should_stop = True
         if hasattr(trainer.datamodule, "start_at"):  # type: ignore[attr-defined]
             # versions up to 0.2.0 name no order
             order = loaded.get("order", "summed")
