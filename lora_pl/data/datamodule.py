@@ -108,6 +108,7 @@ class SentenceDataModule(LightningDataModule):
         self.source, self.encoder, self.seed = source, encoder, seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
         self._tokens: dict[str, Tokens] = {}
+        self._fingerprints: dict[str, str] = {}
         self.start_at(0, 0)
 
     @cached_property
@@ -155,7 +156,9 @@ class SentenceDataModule(LightningDataModule):
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of tokens and labels by split, 16 hexadecimal digits, of those that are set up."""
-        return {split: _fingerprint(tokens) for split, tokens in self._tokens.items()}
+        for split in self._tokens.keys() - self._fingerprints.keys():
+            self._fingerprints[split] = _fingerprint(self._tokens[split])
+        return dict(self._fingerprints)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """A loader per labelled split, every sentence once."""
