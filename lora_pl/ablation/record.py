@@ -80,6 +80,10 @@ class EpochRecord(Callback):
         """A trial's parameters, losses and metric."""
         raise NotImplementedError
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of an epoch that a resumed trial has begun already."""
+        self._epoch_started = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch's clock."""
         self._epoch_started, self._step_seconds = time.perf_counter(), 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import SUPPRESS
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,8 @@ from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.training.resume.same_run import checkpoint_to_resume
 from lora_pl.training.run import Run
 from lora_pl.training.run_config import CONFIG
-from lora_pl.training.run_folder import CHECKPOINTS, run_name
+from lora_pl.training.run_folder import CHECKPOINTS, require_name, run_name
+from lora_pl.training.run_lock import run_lock
 from lora_pl.training.trainer import TRAINER_DEFAULTS, as_list, ignore_advice, make_trainer, settled, shows_bar
 
 LINKED: dict[str, Callable[[SentenceDataModule], Any]] = {
@@ -56,18 +58,19 @@ class ClassifierCLI(LightningCLI):
 
     def __init__(self, args: list[str], parser_kwargs: dict[str, Any] | None = None) -> None:
         self.verb = args[0]
-        super().__init__(
-            LoRAClassifier,
-            SentenceDataModule,
-            save_config_callback=None,
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=0,
-            parser_class=Parser,
-            parser_kwargs=parser_kwargs,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
+        with ExitStack() as self._held:  # the lock of a run that is resumed, from before its checkpoint is chosen
+            super().__init__(
+                LoRAClassifier,
+                SentenceDataModule,
+                save_config_callback=None,
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                parser_class=Parser,
+                parser_kwargs=parser_kwargs,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=args,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The given verb alone: the others need no parser."""
@@ -120,6 +123,8 @@ class ClassifierCLI(LightningCLI):
             raise UsageError("resume", "expected --resume or --ckpt_path, got both")
         if name is None:
             raise UsageError("resume", "expected --run_name NAME beside --resume, got none")
+        require_name(name)
+        self._held.enter_context(run_lock(CHECKPOINTS / name))
         path = checkpoint_to_resume(CHECKPOINTS / name)
         return str(path) if path else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -146,11 +147,26 @@ class RandomBatches(DistributedSampler[list[int]]):
         return -(-self.num_samples // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        indices: list[int] = list(super().__iter__())  # type: ignore[arg-type]
+        # the first sentences once more where the processes do not divide them
+        own = np.resize(self.shuffled(), self.total_size)[self.rank :: self.num_replicas].tolist()
         first, done = self.start
         skipped = done * self.batch_size if self.epoch == first else 0
-        for start in range(skipped, len(indices), self.batch_size):
-            yield indices[start : start + self.batch_size]
+        for start in range(skipped, len(own), self.batch_size):
+            yield own[start : start + self.batch_size]
+
+    def shuffled(self) -> NDArray[np.int64]:
+        """The epoch's order, (sentences,); a hash of seed and epoch, as seed + epoch would repeat orders."""
+        digest = hashlib.sha256(f"{self.seed} {self.epoch}".encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest)).permutation(len(self.dataset))  # type: ignore[arg-type]
+
+
+class SummedSeedBatches(RandomBatches):
+    """The order of runs that version 0.2.0 or an earlier one began: DistributedSampler's, by seed + epoch."""
+
+    def shuffled(self) -> NDArray[np.int64]:
+        """The epoch's order, (sentences,)."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return torch.randperm(len(self.dataset), generator=generator).numpy()  # type: ignore[arg-type]
 
 
 class ExactBatches(DistributedSampler[list[int]]):

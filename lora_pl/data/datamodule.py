@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,15 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, ExactBatches, RandomBatches, TokenDataset
+from lora_pl.data.batches import (
+    BATCH_TOKENS,
+    Batch,
+    Batching,
+    ExactBatches,
+    RandomBatches,
+    SummedSeedBatches,
+    TokenDataset,
+)
 from lora_pl.data.examples import Examples, discover_labels, read_examples
 from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
 from lora_pl.data.tasks import CUSTOM, Task, get_task
@@ -30,6 +39,8 @@ if TYPE_CHECKING:
 
 
 PATHS = ("source", "train_file", "validation_file", "cache_dir")
+ORDERS = {"hashed": RandomBatches, "summed": SummedSeedBatches}
+"""How the random batches follow from seed and epoch, as checkpoints name it."""
 
 
 class SentenceDataModule(LightningDataModule):
@@ -99,7 +110,8 @@ class SentenceDataModule(LightningDataModule):
         self.source, self.encoder, self.seed = source, encoder, seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
         self._tokens: dict[str, Tokens] = {}
-        self._start = (0, 0)
+        self._fingerprints: dict[str, str] = {}
+        self.start_at(0, 0)
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -134,15 +146,21 @@ class SentenceDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Random batches."""
         data, size = self._dataset(TRAIN), self.hparams["batch_size"]
-        return self._loader(data, RandomBatches(data, size, self.seed, *self._replicas(), self._start))
+        return self._loader(data, ORDERS[self.order](data, size, self.seed, *self._replicas(), self._start))
 
-    def start_at(self, epoch: int, batch: int) -> None:
-        """Start the next training in `epoch`, after `batch` of its batches."""
-        self._start = (epoch, batch)
+    def start_at(self, epoch: int, batch: int, order: str = "hashed") -> None:
+        """Start the next training in `epoch`, after `batch` of its batches, in one of `ORDERS`."""
+        self._start, self.order = (epoch, batch), order
 
     def teardown(self, stage: str) -> None:
         """Start the next training at its first batch."""
-        self._start = (0, 0)
+        self.start_at(0, 0)
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of tokens and labels by split, 16 hexadecimal digits, of those that are set up."""
+        for split in self._tokens.keys() - self._fingerprints.keys():
+            self._fingerprints[split] = _fingerprint(self._tokens[split])
+        return dict(self._fingerprints)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """A loader per labelled split, every sentence once."""
@@ -224,6 +242,13 @@ class SentenceDataModule(LightningDataModule):
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+def _fingerprint(tokens: Tokens) -> str:
+    digest = hashlib.sha256()
+    for array in (tokens.offsets, tokens.ids, tokens.second, tokens.labels):
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, ...]:

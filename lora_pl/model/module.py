@@ -17,6 +17,7 @@ from lora_pl.encoder.source import canonical_name
 from lora_pl.errors import UserError
 from lora_pl.model.base import Base
 from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.random_stream import take_own_stream
 from lora_pl.model.schedule import make_schedule
 
 
@@ -68,6 +69,10 @@ class TaskModule(LightningModule):
         total = 0 if math.isinf(steps) else int(steps)
         schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let each process draw dropout masks of its own; until here all draw the same."""
+        take_own_stream(self.global_rank)
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's metrics."""

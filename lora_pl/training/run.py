@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl.callbacks.epoch_lines import EpochLines
 from lora_pl.callbacks.finite_gradients import FiniteGradients
@@ -21,13 +21,16 @@ from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
 from lora_pl.errors import UserError
-from lora_pl.storage.checkpoint import BEST, LAST, SUFFIX, read_checkpoint
+from lora_pl.storage.checkpoint import BEST, LAST, SUFFIX
 from lora_pl.training.explained import explained
-from lora_pl.training.resume.exact_resume import RESUME_KEY, ExactResume
+from lora_pl.training.resume.conditions import require_resumable
+from lora_pl.training.resume.exact_resume import ExactResume
 from lora_pl.training.resume.same_run import check_same_run, checkpoint_to_resume
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from lora_pl.training.run_config import CONFIG, Configuration, RunConfig, configuration_of
 from lora_pl.training.run_folder import CHECKPOINTS, LOGS, require_free, require_name
+from lora_pl.training.run_lock import LockedRun, run_lock
+from lora_pl.training.run_log import run_logger
 from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, settled, shows_bar
 
 
@@ -99,17 +102,21 @@ class Run:
             trainer_options: Those of `lightning.Trainer`; by default 3 epochs in the fastest precision.
 
         Raises:
-            UserError: `run_name`, the run exists and `resume` is false; `resume`, options differ from the saved run;
+            UserError: `run_name`, the run exists and `resume` is false, or another process uses it; `resume`, options,
+                data or processes differ from the saved run, or a feature in use can't be resumed exactly;
                 `checkpoint...`, no checkpoint is whole; `trainer...`, an option that does not work here.
         """
         options = settled(trainer_options)
-        checkpoint = self._checkpoint()
-        if self.resume and checkpoint is not None and not self.force:
-            check_same_run(checkpoint.with_name(CONFIG), self._configuration(model, data, options))
-        trainer = self._trainer(options, checkpoint)
-        with warnings.catch_warnings(), explained(trainer):
-            ignore_advice()
-            trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+        with run_lock(self.folder) if _saves(options) else nullcontext():
+            checkpoint = self._checkpoint()
+            if self._strict and checkpoint is not None:
+                check_same_run(checkpoint.with_name(CONFIG), self._configuration(model, data, options))
+            trainer = self._trainer(options, checkpoint)
+            if self._strict and checkpoint is not None:
+                require_resumable(trainer)
+            with warnings.catch_warnings(), explained(trainer):
+                ignore_advice()
+                trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
 
     def trainer(self, **options: Any) -> Trainer:
         """The trainer that `fit` uses to start the run, with the run's callbacks before and after those in `options`.
@@ -120,7 +127,12 @@ class Run:
         checkpoint = self._checkpoint()
         if checkpoint is not None:
             raise UserError("resume", f"{checkpoint} would be overwritten; resume by Run.fit, or choose another name")
-        return self._trainer(settled(options), None)
+        return self._trainer(settled(options), None, [LockedRun(self.folder)])
+
+    @property
+    def _strict(self) -> bool:
+        """Whether the run goes on as the saved one or not at all."""
+        return self.resume and not self.force
 
     def _checkpoint(self) -> Path | None:
         checkpoint = self.ckpt_path
@@ -129,13 +141,13 @@ class Run:
         require_free(self.folder, checkpoint)
         return checkpoint
 
-    def _trainer(self, options: Mapping[str, Any], checkpoint: Path | None) -> Trainer:
+    def _trainer(self, options: Mapping[str, Any], checkpoint: Path | None, first: Sequence[Callback] = ()) -> Trainer:
         own = dict(options)
         if options.get("logger") in (None, True):
-            own["logger"] = self._logger(checkpoint)
+            own["logger"] = run_logger(self.logs, self.name, checkpoint)
         configuration = partial(self._configuration, options=options)
         own["callbacks"] = [
-            *self._saving(options),
+            *([*first, *self._saving()] if _saves(options) else []),
             *as_list(options.get("callbacks")),
             *(self._reports(options, bool(own["logger"])) if self.reports else []),
             RunConfig(configuration, self.folder if _saves(options) else None),
@@ -143,18 +155,11 @@ class Run:
         own["enable_progress_bar"] = self.reports and shows_bar(options)
         return make_trainer(own)
 
-    def _logger(self, checkpoint: Path | None) -> TensorBoardLogger:
-        resumed = read_checkpoint(checkpoint).get(RESUME_KEY, {}) if checkpoint else {}
-        # points logged after the checkpoint will be logged again
-        purge: dict[str, Any] = {"purge_step": resumed["log_steps"]} if resumed.get("log_steps") else {}
-        return TensorBoardLogger(self.logs, name=self.name, version="", default_hp_metric=False, **purge)
-
-    def _saving(self, options: Mapping[str, Any]) -> list[Callback]:
+    def _saving(self) -> list[Callback]:
         """The callbacks that make a run resumable; they come first."""
-        if not _saves(options):
-            return []
         best, last = BestCheckpoint(self.folder), LastCheckpoint(self.folder)
-        return [ExactResume(), SavePoints(best, last, self.save_every_steps, self.save_every_minutes), best, last]
+        points = SavePoints(best, last, self.save_every_steps, self.save_every_minutes)
+        return [ExactResume(self._strict), points, best, last]
 
     def _reports(self, options: Mapping[str, Any], logs: bool) -> list[Callback]:
         progress = ProgressBar() if shows_bar(options) else EpochLines()

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl import __version__
-from lora_pl.storage.write_whole import write_whole
+from lora_pl.storage.write_whole import remove_unfinished, write_whole
 
 CONFIG = "config.yaml"
 RUN_KEY = "lora_pl_run"
@@ -59,6 +59,7 @@ class RunConfig(Callback):
                 trainer.logger.experiment.add_text("config", f"```yaml\n{commented}\n```")
             if self.folder is not None:
                 path = self.folder / CONFIG
+                remove_unfinished(path)  # of a run that was killed
                 write_whole(path, lambda beside: beside.write_text(commented, encoding="utf-8"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -129,7 +129,7 @@ def test_a_checkpoint_is_resumed_in_the_same_run(run_folder, tmp_path, tiny_enco
     config = yaml.safe_load((tmp_path / "copy" / "checkpoints" / "tiny" / "config.yaml").read_text())
     assert (config["trainer"]["max_epochs"], config["data"]["batch_size"]) == (6, 8)
     assert "epoch 3/6" not in done.stderr
-    assert [path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()] == ["tiny"]
+    assert [path.name for path in (tmp_path / "copy" / "checkpoints").glob("[!.]*")] == ["tiny"]
 
 
 def test_callbacks_of_ones_own(tiny_encoder, glue_folder, tmp_path):

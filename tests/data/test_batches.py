@@ -3,8 +3,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DistributedSampler
 
-from lora_pl.data.batches import ExactBatches, RandomBatches, TokenDataset, make_batch, split_by_tokens
+from lora_pl.data.batches import (
+    ExactBatches,
+    RandomBatches,
+    SummedSeedBatches,
+    TokenDataset,
+    make_batch,
+    split_by_tokens,
+)
 from lora_pl.data.tokens import Tokens
 from lora_pl.errors import UserError
 
@@ -43,6 +53,36 @@ def test_random_batches_draw_every_sentence_once_an_epoch_and_anew_each_epoch(co
     assert count < 31 or epochs[0] != epochs[1]
     sampler.set_epoch(0)
     assert [index for batch in sampler for index in batch] == epochs[0]
+
+
+def order(sampler: RandomBatches, epoch: int) -> list[int]:
+    sampler.set_epoch(epoch)
+    return [index for batch in sampler for index in batch]
+
+
+def test_no_two_seeds_and_epochs_share_an_order():
+    """Seed + epoch would: seed 1 would begin as seed 0 goes on."""
+    data = TokenDataset(make_tokens([3] * 20), "packed", 0)
+    orders = [tuple(order(RandomBatches(data, 4, seed), epoch)) for seed in range(40) for epoch in range(40)]
+    assert len(set(orders)) == len(orders)
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 7])
+@pytest.mark.parametrize("kind", [RandomBatches, SummedSeedBatches])
+def test_processes_share_an_order_out(replicas, kind):
+    """The first sentences are repeated until the processes divide them."""
+    data = TokenDataset(make_tokens([3] * 23), "packed", 0)
+    whole = order(kind(data, 4, 5), 2)
+    shares = [order(kind(data, 4, 5, replicas, rank), 2) for rank in range(replicas)]
+    assert [index for turn in zip(*shares, strict=True) for index in turn] == whole + whole[: -23 % replicas]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 50), st.integers(1, 60))
+def test_the_order_of_earlier_versions_is_that_of_distributed_sampler(seed, epoch, count):
+    data = TokenDataset(make_tokens([3] * count), "packed", 0)
+    theirs = DistributedSampler(data, num_replicas=1, rank=0, seed=seed)
+    theirs.set_epoch(epoch)
+    assert order(SummedSeedBatches(data, 4, seed), epoch) == list(theirs)
 
 
 def test_packing_puts_sentences_one_after_the_other():

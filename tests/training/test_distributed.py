@@ -13,15 +13,15 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 STEPS = 20
 SCRIPT = """
-import json, os, sys
+import hashlib, json, os, sys
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 import lora_pl.storage.checkpoint
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 
 torch.set_num_threads(1)
 encoder, source, devices, fits = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
-save, saved = lora_pl.storage.checkpoint._save, []
+save, saved, seen = lora_pl.storage.checkpoint._save, [], {}
 lora_pl.storage.checkpoint._save = lambda content, path: (saved.append(path), save(content, path))
 shared = {"accelerator": "cpu", "devices": devices, "strategy": "ddp" if devices > 1 else "auto", "logger": False}
 
@@ -33,10 +33,27 @@ def made(accumulate=1, dropout=0.0):
     return LoRAClassifier(encoder=encoder, learning_rate=1e-3, dropout=dropout), data
 
 
+class Seen(Callback):  # weights at start and end, and the state that the first step's masks are drawn from
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if not hasattr(self, "draws"):
+            self.draws, self.start = digest([torch.get_rng_state()]), weights(pl_module)
+
+    def on_train_end(self, trainer, pl_module):
+        self.end = weights(pl_module)
+
+
+def weights(model):
+    return digest(model.state_dict().values())
+
+
+def digest(tensors):
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
 def fit(name, steps, accumulate=1, resume=None, dropout=0.0):
     Run(name, save_every_steps=4, save_every_minutes=None, checkpoints=".", ckpt_path=resume).fit(
         *made(accumulate, dropout), precision="32-true", max_epochs=100, max_steps=steps,
-        accumulate_grad_batches=accumulate, **shared,
+        accumulate_grad_batches=accumulate, callbacks=seen.setdefault(name, Seen()), **shared,
     )
 
 
@@ -48,7 +65,9 @@ if "fits" in fits:
     fit("whole", 12, dropout=0.1)
     fit("part", 7, dropout=0.1)
     fit("rest", 12, dropout=0.1, resume="part/last.ckpt")
-print("RESULT", json.dumps({**measured, "rank": int(os.environ.get("LOCAL_RANK", 0)), "saved": len(saved)}), flush=True)
+rank = int(os.environ.get("LOCAL_RANK", 0))
+said = {name: {key: vars(callback)[key] for key in ("draws", "start", "end")} for name, callback in seen.items()}
+print("RESULT", json.dumps({**measured, "rank": rank, "saved": len(saved), "seen": said}), flush=True)
 """.replace("STEPS", str(STEPS))
 
 
@@ -86,7 +105,7 @@ def test_metrics_are_exact_over_a_split_that_does_not_divide(fits):
 
 @pytest.mark.parametrize("name", ["plain", "accumulated"])
 def test_two_processes_train_what_one_does_with_the_same_global_batch(name, fits):
-    """Packed batches, no dropout (its masks are drawn per process)."""
+    """Packed batches, no dropout (each process draws masks of its own)."""
     one, two = (read_checkpoint(fits[n][0] / name / "last.ckpt") for n in (1, 2))
     assert one["global_step"] == two["global_step"] == STEPS
     for key, tensor in one["state_dict"].items():
@@ -101,6 +120,13 @@ def test_a_resumed_run_of_several_processes_is_bit_identical(processes, fits):
     assert rest["global_step"] == whole["global_step"] == 12
     assert all(torch.equal(rest["state_dict"][key], tensor) for key, tensor in whole["state_dict"].items())
     assert len(rest["lora_pl_resume"]["processes"]) == processes
+
+
+def test_processes_have_the_same_weights_and_masks_of_their_own(fits):
+    first, second = ([result["seen"] for result in fits[2][1]][rank] for rank in (0, 1))
+    for name, seen in first.items():
+        assert (seen["start"], seen["end"]) == (second[name]["start"], second[name]["end"])
+        assert seen["draws"] != second[name]["draws"]
 
 
 def test_one_process_writes(fits):

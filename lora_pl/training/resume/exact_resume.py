@@ -8,11 +8,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from numpy.typing import NDArray
 
 from lora_pl.errors import UserError
 from lora_pl.model.metrics import SplitMetrics
 from lora_pl.reporting import say
+from lora_pl.training.resume.conditions import OR_FORCE, conditions, require_same
 
 RESUME_KEY = "lora_pl_resume"
 """A checkpoint's key of the state that Lightning leaves out."""
@@ -28,14 +31,19 @@ class ExactResume(Callback):
     """Saves and restores what Lightning leaves out of a checkpoint.
 
     That is the position in the epoch's random order (Lightning restarts the epoch's data), the random generators of
-    every process, the training metrics' sums of the epoch so far, and the count behind the steps of log points.
-    Lightning's own counters are written as they are between two steps, after a window of accumulated gradients with its
-    logging and its validation. `SavePoints` saves there.
+    every process, the training metrics' sums of the epoch so far, the last values of logged metrics, whether early
+    stopping has ended the run, and the count behind the steps of log points. Lightning's own counters are written as
+    they are between two steps, after a window of accumulated gradients with its logging and its validation.
+    `SavePoints` saves there.
 
     It must be the first callback, so that on resume it restores the generators before others draw from them.
+
+    Args:
+        strict: Whether a checkpoint from which the run can't be resumed exactly is an error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, strict: bool = True) -> None:
+        self.strict = strict
         self._loaded: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -47,18 +55,44 @@ class ExactResume(Callback):
             "batch": batch,
             "log_steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
             "processes": _gathered(trainer, own),
+            "order": getattr(trainer.datamodule, "order", None),  # type: ignore[attr-defined]
+            "conditions": conditions(trainer, pl_module),
+            "between_steps": between_steps(trainer),
+            "metrics": dict(trainer.callback_metrics),
+            "stopped": trainer.should_stop and _stops_early(trainer),
         }
         if between_steps(trainer):
-            _settle(checkpoint, epoch, batch)
+            progress = trainer.fit_loop.epoch_progress.current
+            _settle(checkpoint, epoch, batch, bool(batch) or progress.started > progress.processed)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Start the data where the run was; the rest waits for the first step."""
+        """Start the data where the run was; the rest waits for the first step.
+
+        Raises:
+            UserError: `checkpoint.state`, it is of other types; `resume`, strict, and the run would go on as another.
+        """
         require_like(trainer.fit_loop.state_dict(), checkpoint["loops"]["fit_loop"], "loops.fit_loop")
-        self._loaded = checkpoint.get(RESUME_KEY)
-        if self._loaded is not None:
-            require_like({"epoch": 0, "batch": 0, "log_steps": 0}, self._loaded, RESUME_KEY)
-        if self._loaded is not None and hasattr(trainer.datamodule, "start_at"):  # type: ignore[attr-defined]
-            trainer.datamodule.start_at(self._loaded["epoch"], self._loaded["batch"])  # type: ignore[attr-defined]
+        self._loaded = loaded = checkpoint.get(RESUME_KEY)
+        if loaded is None:
+            return
+        require_like({"epoch": 0, "batch": 0, "log_steps": 0}, loaded, RESUME_KEY)
+        if self.strict:
+            self._require_exact(trainer, pl_module, loaded)
+            if loaded.get("stopped"):
+                say("resume: early stopping has ended this run; --force trains on")
+                trainer.should_stop = True
+        if hasattr(trainer.datamodule, "start_at"):  # type: ignore[attr-defined]
+            # versions up to 0.2.0 name no order
+            order = loaded.get("order", "summed")
+            trainer.datamodule.start_at(loaded["epoch"], loaded["batch"], order)  # type: ignore[attr-defined]
+
+    def _require_exact(self, trainer: Trainer, pl_module: LightningModule, loaded: dict[str, Any]) -> None:
+        if not loaded.get("between_steps", True):
+            raise UserError("resume", f"the checkpoint is of the middle of a step; take the run's last.ckpt{OR_FORCE}")
+        if loaded["batch"] and not hasattr(trainer.datamodule, "start_at"):  # type: ignore[attr-defined]
+            raise UserError("resume", f"these data can't start within an epoch (they have no start_at){OR_FORCE}")
+        saved = {"the number of processes": len(loaded["processes"]), **loaded.get("conditions", {})}
+        require_same(saved, conditions(trainer, pl_module))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Restore the rest before the first step, when nothing changes it any more."""
@@ -79,6 +113,10 @@ class ExactResume(Callback):
         progress = trainer.fit_loop.epoch_loop
         progress._batches_that_stepped = loaded["log_steps"]
         progress.batch_progress.total.ready = progress.batch_progress.total.completed + 1
+        trainer.callback_metrics.update(loaded.get("metrics", {}))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):  # which acts at the start of an epoch
+                callback.on_train_epoch_start(trainer)
         if len(loaded["processes"]) != trainer.world_size:
             say(f"resume: saved by {len(loaded['processes'])} processes; random numbers and metric sums start anew")
             return
@@ -121,13 +159,14 @@ def between_steps(trainer: Trainer) -> bool:
     return batches.ready > batches.started or epochs.completed == epochs.ready  # type: ignore[attr-defined]
 
 
-def _settle(checkpoint: dict[str, Any], epoch: int, batch: int) -> None:
+def _settle(checkpoint: dict[str, Any], epoch: int, batch: int, in_epoch: bool) -> None:
     """Set Lightning's counters to what they are before batch `batch` of epoch `epoch`.
 
-    To Lightning, a batch that is ready but not started means that it stopped between two steps.
+    To Lightning, a batch that is ready but not started means that it stopped between two steps. An epoch has begun, at
+    its first batch too, once its `on_train_epoch_start` was called; a resumed run does not call it again.
     """
     loops = checkpoint["loops"]["fit_loop"]
-    begun = epoch + bool(batch)
+    begun = epoch + in_epoch
     epochs = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
     loops["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
     total = loops["epoch_loop.batch_progress"]["total"]["processed"]
@@ -137,6 +176,14 @@ def _settle(checkpoint: dict[str, Any], epoch: int, batch: int) -> None:
     }
     # after an epoch, Lightning has the last one that was trained
     checkpoint["epoch"] = epoch if batch else max(0, epoch - 1)
+
+
+def _stops_early(trainer: Trainer) -> bool:
+    """A run that ended by early stopping has ended; one that ended by `max_time` may be given more."""
+    return any(
+        isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+    )
 
 
 def _before(done: int) -> dict[str, int]:
