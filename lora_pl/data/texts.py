@@ -87,6 +87,8 @@ class TextStream:
 
 def _lines(path: str, columns: int) -> Iterator[tuple[str, ...]]:
     name = "standard input" if path == STDIN else path
+    if path == STDIN and sys.stdin is None:
+        raise UserError("input", "standard input is closed; give a file")
     stream = sys.stdin.buffer if path == STDIN else open(path, "rb")  # noqa: SIM115  closed below
     with stream:
         for number, line in enumerate(decoded_lines(stream, name), 1):
