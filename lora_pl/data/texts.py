@@ -66,7 +66,8 @@ class TextStream:
 
     def __init__(self, path: str, columns: Sequence[str]) -> None:
         if path != STDIN and not Path(path).is_file():
-            raise UserError("input", f"{path}: no such file; give a file, or - for standard input")
+            what = "not a regular file" if Path(path).exists() else "no such file"
+            raise UserError("input", f"{path}: {what}; give a file, or - for standard input")
         self.path, self.columns = path, columns
 
     def __iter__(self) -> Iterator[list[Text]]:

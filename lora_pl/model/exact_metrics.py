@@ -87,7 +87,8 @@ def _ranks(values: Tensor) -> Tensor:
     """1 for the smallest; equal values have the mean of their ranks."""
     _, places, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return last[places].sub((counts[places] - 1) / 2)
+    shared: Tensor = last - (counts - 1) / 2
+    return shared[places]
 
 
 def _fp64(state: Any) -> Tensor:
