@@ -57,9 +57,10 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
 
 def _error(path: Path, said: bytes) -> UserError:
     try:
-        return UserError(*json.loads(said))
-    except (ValueError, TypeError):
+        key, message = json.loads(said)
+    except ValueError:
         return UserError("data.format", f"{path}: could not be read as parquet: the decoder crashed")
+    return UserError(key, message)
 
 
 def _decode(path: str, columns: Sequence[str]) -> None:

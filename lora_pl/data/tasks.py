@@ -19,8 +19,6 @@ MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 Prediction = dict[str, Any]
 """`{"label", "score", "probabilities": {label: p}}`, or `{"score"}` for a regression."""
 MAX_DIGITS = 10  # of a class id
-NONFINITE = "predict.nonfinite"
-"""The key of the error for logits that are inf or NaN."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Task(ABC):
         if broken:
             place = (places or range(len(logits)))[broken[0]]
             raise UserError(
-                NONFINITE,
+                "predict.nonfinite",
                 f"the logits of text {place + 1} are {logits[broken[0]].tolist()[:5]} ({len(broken)} such texts); "
                 "compute in a wider type, or take another checkpoint",
             )

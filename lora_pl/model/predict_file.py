@@ -11,7 +11,6 @@ from typing import Any
 from lightning.fabric import Fabric
 
 from lora_pl.data import texts
-from lora_pl.data.tasks import NONFINITE
 from lora_pl.data.texts import STDIN, Text, TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.parts import Parts, Rows, json_lines
@@ -97,9 +96,10 @@ def _answered(chunks: Iterable[list[Text]], first: int, answers: Answers) -> Ite
         try:
             yield answers(chunk)
         except UserError as error:
-            if error.key != NONFINITE:
+            if error.key != "predict.nonfinite":
                 raise
-            raise UserError(NONFINITE, f"after {first:,} texts, {str(error).removeprefix(f'{NONFINITE}: ')}") from error
+            said = str(error).removeprefix(f"{error.key}: ")
+            raise UserError("predict.nonfinite", f"after the first {first:,} texts, {said}") from error
         first += len(chunk)
 
 
