@@ -94,7 +94,8 @@ def _plain_type(type: Any, where: str) -> Any:
 
 def main() -> None:
     """Write the columns `argv[2:]` of the file `argv[1]` to standard output; an error to standard error."""
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = sys.argv[1]
     try:
