@@ -17,8 +17,11 @@ def printable(text: str, kept: str = "") -> str:
 
 
 def json_line(value: Any) -> str:
-    """`value` as one line of JSON in which `CONTROLS` are escaped: the same to a program, harmless to a terminal."""
-    text = json.dumps(value, ensure_ascii=False)
+    """`value` as one line of JSON in which `CONTROLS` are escaped: the same to a program, harmless to a terminal.
+
+    A ValueError for inf and NaN, which JSON lacks.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -109,7 +109,10 @@ class JointTrials(TaskModule):
 
     def epoch_metrics(self, index: int, stage: str) -> dict[str, float]:
         """A trial's loss and metrics over the stage's first split."""
-        return {name: float(value) for name, value in self.stage_metrics()[index].of(stage).compute().items()}
+        metrics = self.stage_metrics()[index].of(stage)
+        if stage != "train" and metrics.broken:
+            raise BrokenPackError(f"logits are not finite after step {self.global_step}")
+        return {name: float(value) for name, value in metrics.compute().items()}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Dtype, ExportOptions
-from lora_pl.formats.exporting import Format, export_checkpoint
+from lora_pl.formats.exporting import Format, export_checkpoint, require_free
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, embedded_sentences, sentences_of
 from lora_pl.reporting import say
 
@@ -21,7 +21,7 @@ class MergedExport(Callback):
     The trained model stays as it is: the export is made from the checkpoint and the base's own source.
 
     Args:
-        folder: By default `merged` beside the checkpoint. What an earlier run left there is replaced.
+        folder: By default `merged` beside the checkpoint. An earlier export there is replaced.
         format: hf, peft, onnx or adapter.
         dtype: The type of the written weights.
         sentences: How many validation sentences to compare on; 0: all.
@@ -36,6 +36,11 @@ class MergedExport(Callback):
     ) -> None:
         self.folder, self.format, self.dtype, self.sentences = folder, format, dtype, sentences
         self.exported: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raise `export.taken` before the run, if the folder holds something else."""
+        if self.folder:
+            require_free(Path(self.folder).expanduser(), overwrite=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, by the first process alone."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lora_pl.encoder.source import require_own_package
+from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED, SETTINGS_KEY, TRAINED
+from lora_pl.storage.yaml_file import read_yaml
 from lora_pl.training.run_config import FROM_DATA
 
 
@@ -30,8 +29,8 @@ def early_value(args: Sequence[str], key: str) -> str | None:
     if given is not None or config is None:
         return given
     try:
-        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):  # the parser will report it
+        values = read_yaml(config)
+    except (OSError, UserError):  # the parser will report it
         return None
     value = values.get(key) if isinstance(values, dict) else None
     return value if isinstance(value, str) else None

@@ -44,7 +44,36 @@ VERBS = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run `lora_pl ARGS`; the exit code is 0, 1 if it failed, 2 for a usage error, 128 + N if signal N stopped it."""
-    given = list(sys.argv[1:] if args is None else args)
+    _fill_standard_streams()
+    try:
+        code = _main(list(sys.argv[1:] if args is None else args))
+        _flush()
+    except BrokenPipeError:  # the reader of our output has closed it
+        _flush(discards=True)
+        return 1
+    return code
+
+
+def _flush(discards: bool = False) -> None:
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            if not discards:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fill_standard_streams() -> None:
+    """Connect closed standard streams to /dev/null: else a file of ours gets such a number, and what is printed."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _main(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(USAGE.format(verbs="\n".join(f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items())))
         return 0 if given else 2
@@ -68,9 +97,8 @@ def _run(given: list[str]) -> int:
         return int(done.code or 0)
     except KeyboardInterrupt:
         return _fail(verb, "interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has closed it; discard what is buffered
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        raise
     except Exception as error:
         mistake = _user_error(error)
         if mistake is None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, NoReturn
 
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lora_pl.errors import UsageError, UserError
+from lora_pl.storage.yaml_file import bounded_load, read_yaml_text
 
 # how jsonargparse says that an option is unknown (on the command line, in a file), is missing, or has a wrong value
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
 REQUIRED = re.compile(r"arguments are required: (?:--)?(?P<key>[\w.]+)")
 WRONG = re.compile(r"""(?:Parser key "|argument (?:-\w/)?--)(?P<key>[\w.]+)"?[\w ]*:\s*(?P<said>.*)""", re.DOTALL)
+# whatever is parsed as YAML, in files and on the command line
+set_loader("yaml", partial(bounded_load, load=get_loader("yaml")), (yaml.YAMLError,))
 
 
 def verb_parser(verb: str, function: Callable[..., Any], skip: Collection[str] = ()) -> Parser:
@@ -49,13 +54,11 @@ class Parser(LightningArgumentParser):
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration file; a UsageError, `config`, if that fails."""
+        read_yaml_text(str(cfg_path))
         try:
             return super().parse_path(cfg_path, *args, **kwargs)
         except UserError:
             raise
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise UsageError("config", f"{cfg_path}: not UTF-8 (byte 0x{byte:02x})") from None
         except Exception as error:  # the parsers of YAML raise what the text leads them to
             if UNKNOWN.search(str(error)) or WRONG.search(str(error)):
                 self.error(str(error), error)

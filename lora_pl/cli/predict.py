@@ -23,7 +23,9 @@ from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line
 from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.model.many_adapters import ManyAdapters
-from lora_pl.model.predict_file import STDOUT, Rows, predict_file
+from lora_pl.model.parts import Rows
+from lora_pl.model.predict_file import predict_file
+from lora_pl.model.predict_output import STDOUT, require_output
 from lora_pl.reporting import say
 from lora_pl.training.explained import is_out_of_memory
 from lora_pl.training.resume.stop_signals import RunStopped
@@ -76,6 +78,7 @@ class PredictCLI(ClassifierCLI):
     def predict(self) -> None:
         """Write the predictions, by as many processes as `--trainer.devices` says."""
         checkpoint, output = self._option("ckpt_path"), self._option("output")
+        require_output(output, self._option("input"), checkpoint)
         stream = TextStream(self._option("input"), self.datamodule.text_columns)
         trainer = self._option("trainer")
         bar = trainer.enable_progress_bar is not False
@@ -140,6 +143,7 @@ def predict_adapters(
     if output.endswith(".parquet"):
         raise UserError("output", "adapters differ in their labels, so rows are JSON lines; give another ending")
     checkpoints = _by_name(adapter)
+    require_output(output, input, *checkpoints.values())
     models = ManyAdapters(checkpoints, encoder, base_dtype)
     pairs = {name: member.task.pairs for name, member in models.members.items()}
     columns = [text_column, *([text_pair_column] if any(pairs.values()) else [])]

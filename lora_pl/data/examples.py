@@ -11,7 +11,7 @@ from lora_pl.data.rows import read_rows
 from lora_pl.data.tasks import MAX_DIGITS, Task
 from lora_pl.errors import UserError
 
-MAX_CLASSES = 1000
+MAX_CLASSES, MAX_NAME = 1000, 1000
 WHOLE, SCORE = re.compile(r"([+-]?\d+)\.0*"), re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -62,11 +62,16 @@ def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
     Raises:
         UserError: `data.label`: a label is missing or a decimal number, or there are fewer than 2 or over 1,000.
     """
-    distinct = {_class_name(cell, where) for where, (cell,) in read_rows(path, [label_column])}
+    distinct: set[str] = set()
+    for where, (cell,) in read_rows(path, [label_column]):
+        distinct.add(_class_name(cell, where))
+        if len(distinct) > MAX_CLASSES:
+            break
     if not 2 <= len(distinct) <= MAX_CLASSES:
+        count = f"over {MAX_CLASSES}" if len(distinct) > MAX_CLASSES else len(distinct)
         raise UserError(
             "data.label",
-            f"{path}: column {label_column!r} has {len(distinct)} distinct labels; expected 2 to {MAX_CLASSES} classes",
+            f"{path}: column {label_column!r} has {count} distinct labels; expected 2 to {MAX_CLASSES} classes",
         )
     if all(name.isdecimal() and len(name) < MAX_DIGITS for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))
@@ -89,6 +94,8 @@ def _class_name(cell: str, where: str) -> str:
     name = _label_text(cell)
     if not name:
         raise UserError("data.label", f"{where}: the label is missing")
+    if len(name) > MAX_NAME:
+        raise UserError("data.label", f"{where}: a label of {len(name):,} characters is no class's name")
     if SCORE.fullmatch(name):
-        raise UserError("data.label", f"{where}: label {name} is no class; for scores take --data.task stsb")
+        raise UserError("data.label", f"{where}: label {name[:40]} is no class; for scores take --data.task stsb")
     return name

@@ -1,24 +1,24 @@
 """Rows of a table, streamed, for training and prediction.
 
-Read by csv, json and pyarrow rather than `datasets`, because cells must stay as written and errors must name a line:
-`datasets` turns "2020-01-01" in JSON into a timestamp, silently fills short rows of CSV, reads lines of any length and
-crashes on JSON nested 200,000 deep.
+Read by csv, json and pyarrow rather than `datasets`, because cells must stay as written, errors must name a line and
+memory must have a bound: `datasets` turns "2020-01-01" in JSON into a timestamp, silently fills short rows of CSV,
+reads lines of any length and crashes on JSON nested 200,000 deep.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from lora_pl.errors import UserError, first_line
+from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
+from lora_pl.data.parquet import parquet_batches
+from lora_pl.errors import UserError
 
-MAX_LINE = 1 << 24
-"""Bytes of the longest line: anything longer is no text and must not fill memory."""
-ROWS = 4096  # at a time from Parquet
+FREE, RATIO, ROW = 1 << 28, 200, 64
+"""A Parquet file may stand for 256 MiB and 200 times its size: its texts, and 64 bytes per row."""
 
 Cells = tuple[str, ...]
 Row = tuple[str, Cells]
@@ -28,8 +28,8 @@ Row = tuple[str, Cells]
 def read_rows(path: str | Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[Row]:
     """The columns of a CSV, TSV, JSON lines or Parquet file, row by row.
 
-    Cells are texts as written, empty if missing. Quotes count in CSV but not in TSV (as in GLUE's files). Memory is
-    constant, except for a `.json` file that is a single array. Blank lines are skipped.
+    Cells are texts as written, empty if missing. Quotes count in CSV but not in TSV (as in GLUE's files). A `.json`
+    file may be one array. Memory is constant. Blank lines are skipped.
 
     Args:
         path: The file; its ending is its format.
@@ -39,12 +39,12 @@ def read_rows(path: str | Path, columns: Sequence[str], header: Sequence[str] = 
     Raises:
         UserError: `data.missing`, `data.format` (an unknown ending, or not the ending's format), `data.empty`,
             `data.encoding` (not UTF-8), `data.column`, `data.row` (a wrong number of cells, or a cell that is no text),
-            `data.long_line` (more than 16 MiB).
+            `data.long_line` (a line or row of more than 16 MiB).
     """
     path = Path(path).expanduser()
     reader = TABLES.get(path.suffix.lower())
     if not path.is_file():
-        raise UserError("data.missing", f"{path}: no such file")
+        raise UserError("data.missing", f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     if reader is None:
         raise UserError("data.format", f"{path}: expected a name that ends in {', '.join(TABLES)}")
     if not path.stat().st_size:
@@ -76,18 +76,34 @@ def _decoded(data: bytes, where: str, first: bool) -> str:
     try:
         return data.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError("data.encoding", f"{where}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8") from None
+        raise _not_utf8(error, where) from None
+
+
+def _not_utf8(error: UnicodeDecodeError, where: str) -> UserError:
+    byte = error.object[error.start]
+    return UserError("data.encoding", f"{where}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
 
 
 Numbered = Iterator[tuple[int, list[str]]]
 
 
 def _csv(lines: Iterator[str], path: Path) -> Numbered:
+    read = 0
+
+    def bounded() -> Iterator[str]:
+        nonlocal read
+        for line in lines:
+            read += len(line)
+            if read > MAX_LINE:  # over many lines, where a quote is never closed
+                where = f"{path}, line {reader.line_num}"
+                raise UserError("data.long_line", f"{where}: a row of over {MAX_LINE:,} characters; is a quote open?")
+            yield line
+
     csv.field_size_limit(MAX_LINE)
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(bounded(), strict=True)
     try:
         for row in reader:
+            read = 0
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
@@ -119,24 +135,22 @@ def _delimited(
 def _json(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
     with path.open("rb") as file:
         if path.suffix.lower() == ".json" and file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
-            file.seek(0)
-            values = enumerate(_parsed(_decoded(file.read(), str(path), first=True), str(path)), 1)
-            yield from (_json_row(value, columns, f"{path}, row {number}") for number, value in values)
+            yield from _json_array(path, columns)
             return
         file.seek(0)
         for number, line in enumerate(decoded_lines(file, str(path)), 1):
             if line.strip():
                 where = f"{path}, line {number}"
-                yield _json_row(_parsed(line, where), columns, where)
+                yield _json_row(parse_json(line, where), columns, where)
 
 
-def _parsed(text: str, where: str) -> Any:
-    try:  # numbers as they are written; NaN is a missing one
-        return json.loads(text, parse_float=str, parse_int=str, parse_constant=lambda name: None)
-    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
-        raise UserError(
-            "data.format", f"{where}: could not be read as json: {str(error)[:100]}; expected an object per line"
-        ) from None
+def _json_array(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, value in enumerate(array_values(file, str(path)), 1):
+                yield _json_row(value, columns, f"{path}, row {number}")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error, str(path)) from None
 
 
 def _json_row(values: Any, columns: Sequence[str], where: str) -> Row:
@@ -159,21 +173,16 @@ def _text(value: Any, where: str) -> str:
 
 
 def _parquet(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    done = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            require_columns(columns, file.schema_arrow.names, str(path))
-            for batch in file.iter_batches(ROWS, columns=list(columns)):
-                lists = [batch.column(column).to_pylist() for column in columns]
-                for number, row in enumerate(zip(*lists, strict=True), done + 1):
-                    where = f"{path}, row {number}"
-                    yield where, tuple(_text(cell, where) for cell in row)
-                done += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise UserError("data.format", f"{path}: could not be read as parquet: {first_line(error)[:150]}") from None
+    left, number = FREE + RATIO * path.stat().st_size, 0
+    for batch in parquet_batches(path, columns):
+        for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            number += 1
+            where = f"{path}, row {number}"
+            row = tuple(_text(cell, where) for cell in cells)
+            left -= ROW + sum(map(len, row))
+            if left < 0:
+                raise UserError("data.format", f"{where}: the file repeats itself over {RATIO} times; save it as CSV")
+            yield where, row
 
 
 TABLES: dict[str, Callable[[Path, Sequence[str], Sequence[str]], Iterator[Row]]] = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -87,9 +88,29 @@ class Task(ABC):
     def decisions(self, logits: Tensor) -> Tensor:
         """(batch, outputs) -> (batch,): the metrics' predictions."""
 
+    def predictions(self, logits: Tensor, places: Sequence[int] | None = None) -> list[Prediction]:
+        """An answer per row of logits, (texts, outputs).
+
+        Args:
+            logits: Those of the texts.
+            places: The texts' places in what was asked, from 0; by default in `logits`.
+
+        Raises:
+            UserError: `predict.nonfinite`: a logit is inf or NaN, which decides nothing.
+        """
+        broken = (~torch.isfinite(logits)).any(-1).nonzero().flatten().tolist()
+        if broken:
+            place = (places or range(len(logits)))[broken[0]]
+            raise UserError(
+                "predict.nonfinite",
+                f"the logits of text {place + 1} are {logits[broken[0]].tolist()[:5]} ({len(broken)} such texts); "
+                "compute in a wider type, or take another checkpoint",
+            )
+        return self._answers(logits)
+
     @abstractmethod
-    def predictions(self, logits: Tensor) -> list[Prediction]:
-        """An answer per row of logits, (texts, outputs)."""
+    def _answers(self, logits: Tensor) -> list[Prediction]:
+        """`predictions` of finite logits."""
 
     def customized(self, label_names: Sequence[str] | None = None, pairs: bool | None = None) -> Task:
         """The task with other labels, and with one or two texts; by default the row's.
@@ -149,7 +170,7 @@ class Classification(Task):
         """The most probable class."""
         return logits.argmax(-1)
 
-    def predictions(self, logits: Tensor) -> list[Prediction]:
+    def _answers(self, logits: Tensor) -> list[Prediction]:
         """The most probable label, its probability as `score`, and every label's."""
         return [self._prediction(row) for row in logits.softmax(-1).tolist()]
 
@@ -184,7 +205,7 @@ class Regression(Task):
         except ValueError:
             score = math.nan
         if not math.isfinite(score):
-            raise UserError("data.label", f"{where}: expected a number as the score, got {text!r}")
+            raise UserError("data.label", f"{where}: expected a number as the score, got {text[:40]!r}")
         return score
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -199,7 +220,7 @@ class Regression(Task):
         """The predicted scores."""
         return logits.squeeze(-1)
 
-    def predictions(self, logits: Tensor) -> list[Prediction]:
+    def _answers(self, logits: Tensor) -> list[Prediction]:
         """The score."""
         return [{"score": score} for score in logits.squeeze(-1).tolist()]
 

@@ -66,7 +66,8 @@ class TextStream:
 
     def __init__(self, path: str, columns: Sequence[str]) -> None:
         if path != STDIN and not Path(path).is_file():
-            raise UserError("input", f"{path}: no such file; give a file, or - for standard input")
+            what = "not a regular file" if Path(path).exists() else "no such file"
+            raise UserError("input", f"{path}: {what}; give a file, or - for standard input")
         self.path, self.columns = path, columns
 
     def __iter__(self) -> Iterator[list[Text]]:
@@ -87,6 +88,8 @@ class TextStream:
 
 def _lines(path: str, columns: int) -> Iterator[tuple[str, ...]]:
     name = "standard input" if path == STDIN else path
+    if path == STDIN and sys.stdin is None:
+        raise UserError("input", "standard input is closed; give a file")
     stream = sys.stdin.buffer if path == STDIN else open(path, "rb")  # noqa: SIM115  closed below
     with stream:
         for number, line in enumerate(decoded_lines(stream, name), 1):

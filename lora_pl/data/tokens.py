@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 CHUNK = 1000  # texts per call of the tokenizer, a step of the progress bar
 # a call sets its limit on the tokenizer, which threads may share
 _CALLS: WeakKeyDictionary[PreTrainedTokenizerBase, threading.Lock] = WeakKeyDictionary()
-CACHE_FORMAT = "1"
+CACHE_FORMAT = "2"
+DTYPES = {"ids": np.int32, "offsets": np.int64, "second": np.int32, "labels": np.float32}
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def tokenize_cached(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_
     """
     path = cache / f"{_key(tokenizer, examples, max_length)}.safetensors"
     tokens = _load(path)
-    if tokens is None:
+    if tokens is None or not _fits(tokens, 1 + max(tokenizer.get_vocab().values()), examples, max_length):
         tokens = tokenize(tokenizer, examples.texts, max_length, show_progress=True)
         tokens = replace(tokens, labels=np.asarray(examples.labels, np.float32))
         _save(tokens, path)
@@ -127,8 +129,8 @@ def _encodings(
 
 def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> str:
     """SHA-256, 32 hexadecimal digits, over all that the tokens depend on."""
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, max_length, len(examples.texts)]).encode())
-    digest.update(_tokenizer_text(tokenizer).encode())
+    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, max_length, len(examples.texts), len(examples)]).encode())
+    digest.update(_definition(tokenizer).encode())
     digest.update(np.asarray(examples.labels, np.float32).tobytes())
     for column in examples.texts:
         # lengths keep "a", "bc" apart from "ab", "c"
@@ -137,28 +139,76 @@ def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
     return digest.hexdigest()[:32]
 
 
-def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's whole definition, less the limits that the last call set on it."""
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps({**definition, "truncation": None, "padding": None}, sort_keys=True)
+def _definition(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The whole tokenizer as text, with the libraries' versions.
+
+    Its algorithm, vocabulary, added tokens and template, and what its class adds to them; not the limits that the last
+    call set on it, nor padding, which is not stored.
+    """
+    backend = tokenizer.backend_tokenizer
+    return json.dumps(
+        {
+            **json.loads(backend.to_str()),
+            "truncation": None,
+            "padding": None,
+            "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
+            "inputs": list(tokenizer.model_input_names),
+            "truncation_side": tokenizer.truncation_side,
+            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "split_special_tokens": [backend.encode_special_tokens, getattr(tokenizer, "split_special_tokens", None)],
+            "versions": [version("tokenizers"), version("transformers")],
+        },
+        sort_keys=True,
+    )
+
+
+def _fits(tokens: Tokens, vocabulary: int, examples: Examples, max_length: int) -> bool:
+    """Whether arrays from a file are sentences at all, of these examples: no index leads outside."""
+    if any(array.dtype != DTYPES[name] or array.ndim != 1 for name, array in _arrays(tokens).items()):
+        return False
+    count, lengths = len(examples), tokens.lengths
+    return (
+        (len(tokens), len(tokens.second)) == (count, count)
+        and np.array_equal(tokens.labels, np.asarray(examples.labels, np.float32))
+        and tokens.offsets[0] == 0
+        and tokens.offsets[-1] == len(tokens.ids)
+        and bool(((lengths >= 0) & (lengths <= max_length)).all())
+        and bool(((tokens.second >= 0) & (tokens.second <= lengths)).all())
+        and bool(((tokens.ids >= 0) & (tokens.ids < vocabulary)).all())
+        and 0 <= tokens.cut <= count
+    )
+
+
+def _arrays(tokens: Tokens) -> dict[str, NDArray[Any]]:
+    return {name: getattr(tokens, name) for name in DTYPES}
+
+
+def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
+    digest = hashlib.sha256()
+    for name in DTYPES:
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
 
 
 def _load(path: Path) -> Tokens | None:
+    """The tokens of a file; None if there is none, or it is damaged."""
     from safetensors import safe_open
 
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in ("ids", "offsets", "second", "labels")}
-            return Tokens(**arrays, cut=int((file.metadata() or {})["cut"]))
-    except (SafetensorError, KeyError, ValueError, OSError):
+            arrays = {name: file.get_tensor(name) for name in DTYPES}
+            metadata = file.metadata() or {}
+            return Tokens(**arrays, cut=int(metadata["cut"])) if metadata["sha256"] == _checksum(arrays) else None
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError):
         return None
 
 
 def _save(tokens: Tokens, path: Path) -> None:
     from safetensors.numpy import save_file
 
-    arrays = {name: getattr(tokens, name) for name in ("ids", "offsets", "second", "labels")}
+    arrays = _arrays(tokens)
+    metadata = {"cut": str(tokens.cut), "sha256": _checksum(arrays)}
     with suppress(OSError, SafetensorError):  # a full or read-only disk: no cache
-        write_whole(path, lambda beside: save_file(arrays, beside, metadata={"cut": str(tokens.cut)}))
+        write_whole(path, lambda beside: save_file(arrays, beside, metadata=metadata))

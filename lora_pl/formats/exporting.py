@@ -7,10 +7,10 @@ from lora_pl.errors import UserError
 from lora_pl.formats import FORMATS
 from lora_pl.formats.comparison import Comparison, compare
 from lora_pl.formats.export import Export, ExportOptions
-from lora_pl.formats.model_card import write_model_card, write_record
+from lora_pl.formats.model_card import RECORD, write_model_card, write_record
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, sentences_for
 from lora_pl.model.classifier import LoRAClassifier, read_model
-from lora_pl.storage.write_whole import write_folder_whole
+from lora_pl.storage.write_whole import recover, write_folder_whole
 
 if TYPE_CHECKING:
     Format = str
@@ -39,7 +39,7 @@ def export_checkpoint(
         options: The type of the weights, and how they are merged.
         encoder: The base, if it has moved.
         sentences: What to compare on, or how many of the checkpoint's validation split (0: all).
-        overwrite: Whether to replace an existing folder.
+        overwrite: Whether to replace an earlier export.
 
     Returns:
         A comparison per written model, by file or format.
@@ -49,7 +49,9 @@ def export_checkpoint(
             explains), or what the format can't hold: see `Export`. Nothing is left behind then.
     """
     output = Path(output).expanduser()
-    _require_free(output, overwrite)
+    require_free(output, overwrite)
+    if not output.absolute().parent.is_dir():
+        raise UserError("export.parent", f"{output}: there is no folder {output.parent}; make it first")
     checkpoint = read_model(ckpt_path)
     moved = {} if encoder is None else {"encoder": encoder}
     model = LoRAClassifier.load_from_checkpoint(ckpt_path, base_dtype="float32", **moved)
@@ -83,11 +85,13 @@ def _compared(export: Export, folder: Path, sentences: Sentences) -> dict[str, C
     return comparisons
 
 
-def _require_free(output: Path, overwrite: bool) -> None:
-    if output.is_file() or (output.exists() and not overwrite and any(output.iterdir())):
+def require_free(output: Path, overwrite: bool) -> None:
+    """Raise `export.taken` if `output` is a file, or holds something other than an export to replace."""
+    recover(output)
+    if output.exists() and not output.is_dir():
+        raise UserError("export.taken", f"{output} is no folder; give another name, or remove it")
+    if output.is_dir() and any(output.iterdir()) and not (overwrite and (output / RECORD).is_file()):
         raise UserError("export.taken", f"{output} exists already; give another name, or remove it")
-    if not output.absolute().parent.is_dir():
-        raise UserError("export.parent", f"{output}: there is no folder {output.parent}; make it first")
 
 
 def _made_by(ckpt_path: str | Path, format: str, options: ExportOptions) -> str:

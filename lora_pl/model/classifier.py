@@ -227,6 +227,8 @@ class LoRAClassifier(TaskModule):
         self._log("test")
 
     def _log(self, stage: str) -> None:
+        if stage != "train":
+            self.check_finite(stage)
         for name, value in self.metrics.compute(stage).items():
             if name != "train/loss":  # logged by step
                 self.log(name, value, prog_bar=stage == "val" and not name.startswith("val/loss"))

@@ -162,8 +162,8 @@ class ManyAdapters(nn.Module):
         for name in dict.fromkeys(names):
             rows = [row for row, other in enumerate(names) if other == name]
             logits: Tensor = self.heads[name](features[rows])
-            predictions = self.members[name].task.predictions(logits)
-            answers |= zip((places[row] for row in rows), predictions, strict=True)
+            own = [places[row] for row in rows]
+            answers |= zip(own, self.members[name].task.predictions(logits, own), strict=True)
         return answers
 
     def _member(self, name: str) -> Member:

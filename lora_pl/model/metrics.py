@@ -3,19 +3,20 @@
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
-from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics import Metric, MetricCollection, SumMetric
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
 from lora_pl.data.tasks import MetricName, Task
+from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
 
 METRICS: dict[MetricName, Callable[[int], Metric]] = {
     "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
     "f1": lambda classes: BinaryF1Score(),
-    "matthews": MulticlassMatthewsCorrCoef,
-    "pearson": lambda classes: PearsonCorrCoef(),
-    "spearman": lambda classes: SpearmanCorrCoef(),
+    "matthews": Matthews,
+    "pearson": lambda classes: Correlation(),
+    "spearman": lambda classes: Correlation(ranks=True),
 }
 
 STAGES = ("train", "val", "test")
@@ -25,18 +26,21 @@ class SplitMetrics(nn.Module):
     """The loss and the task's metrics over a whole split, exact for batches of any size and several processes.
 
     The loss is a metric too: the mean that Lightning logs over processes divides by a rounded count of sentences.
+    Where logits are inf or NaN there are no decisions, so that every metric is NaN.
     """
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.task = task
         self.metrics = MetricCollection({name: METRICS[name](task.outputs) for name in task.metrics})
-        self.loss = MeanMetric()
+        self.loss = Mean()
+        self.nonfinite = SumMetric()
 
     def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
         """Add a batch: logits (batch, outputs), labels (batch,), and the batch's mean loss."""
         self.metrics.update(self.task.decisions(logits), self.task.targets(labels))
-        self.loss.update(loss.detach(), len(labels))
+        self.loss.update(loss, len(labels))
+        self.nonfinite.update((~torch.isfinite(logits)).any(-1).sum())
 
     @property
     def seen(self) -> bool:
@@ -45,12 +49,18 @@ class SplitMetrics(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """The loss and every metric, by name."""
-        return {"loss": self.loss.compute(), **self.metrics.compute()}
+        values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        return {name: torch.full_like(value, torch.nan) for name, value in values.items()} if self.broken else values
+
+    @property
+    def broken(self) -> int:
+        """The number of examples with a logit that is inf or NaN."""
+        return int(self.nonfinite.compute()) if self.seen else 0
 
     def reset(self) -> None:
         """Reset loss and metrics."""
-        self.metrics.reset()
-        self.loss.reset()
+        for _, metric in self._parts():
+            metric.reset()
 
     def sums(self) -> dict[str, Any]:
         """This process's state since the last reset, on the CPU."""
@@ -60,14 +70,17 @@ class SplitMetrics(nn.Module):
         }
 
     def load_sums(self, sums: dict[str, Any]) -> None:
-        """The reverse of `sums`."""
+        """The reverse of `sums`; a metric that another version summed up otherwise starts anew."""
         for name, metric in self._parts():
-            metric._update_count, state = sums[name]
-            for key, value in state.items():
-                setattr(metric, key, _on(value, metric.device))
+            count, state = sums.get(name, (0, {}))
+            if state.keys() == metric.metric_state.keys():
+                metric._update_count = count
+                for key, value in state.items():
+                    setattr(metric, key, _on(value, metric.device))
 
     def _parts(self) -> Iterator[tuple[str, Metric]]:
         yield "loss", self.loss
+        yield "nonfinite", self.nonfinite
         yield from self.metrics.items()
 
 
@@ -92,6 +105,10 @@ class StageMetrics(nn.ModuleDict):
         for split in range(len(self.splits(stage))):
             self.of(stage, split).reset()
 
+    def broken(self, stage: str) -> int:
+        """The number of examples in the stage's splits with a logit that is inf or NaN."""
+        return sum(self.of(stage, split).broken for split in range(len(self.splits(stage))))
+
     def compute(self, stage: str) -> dict[str, Tensor]:
         """A stage's losses and metrics by their logged names: `val/accuracy`, `val/accuracy_mismatched`."""
         found: dict[str, Tensor] = {}
@@ -104,7 +121,7 @@ class StageMetrics(nn.ModuleDict):
 
 
 def _on(state: Tensor | list[Tensor], device: Any) -> Tensor | list[Tensor]:
-    """A copy of a metric's state, which is a tensor, or a list of them."""
+    """A copy of a metric's state, which is a tensor, or a list of them, as one."""
     if isinstance(state, Tensor):
         return state.detach().to(device, copy=True)
-    return [part.detach().to(device, copy=True) for part in state]
+    return [torch.cat(state).detach().to(device, copy=True)] if state else []

@@ -19,6 +19,7 @@ from lora_pl.model.base import Base
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.random_stream import take_own_stream
 from lora_pl.model.schedule import make_schedule
+from lora_pl.reporting import say
 
 
 class TaskModule(LightningModule):
@@ -85,6 +86,20 @@ class TaskModule(LightningModule):
     def on_test_epoch_start(self) -> None:
         """As `on_train_epoch_start`."""
         self._reset("test")
+
+    def check_finite(self, stage: str) -> None:
+        """Report logits that are inf or NaN at the end of an epoch of validation or test.
+
+        Raises:
+            UserError: `model.nonfinite_loss`, unless such batches are skipped in a run; its metrics are NaN then.
+        """
+        broken = sum(metrics.broken(stage) for metrics in self.stage_metrics())
+        if not broken:
+            return
+        said = f"{stage}: {broken:,} sentences have logits that are inf or NaN"
+        if self.hparams["nonfinite_loss"] == "stop" or self.trainer.state.fn != "fit":
+            raise UserError("model.nonfinite_loss", f"{said}; compute in a wider type, or take another checkpoint")
+        say(f"{said}; the metrics are NaN, and no best checkpoint")
 
     def _reset(self, stage: str) -> None:
         # at the start: tensors that a reset in inference mode has made can't be updated outside of it

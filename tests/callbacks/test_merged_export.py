@@ -9,6 +9,7 @@ from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.formats.huggingface import HuggingFaceExport
+from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.stock_model import read_logits
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
@@ -49,6 +50,7 @@ def test_the_trained_model_stays_as_it_is_and_a_second_run_replaces_the_first(
     monkeypatch.setattr(HuggingFaceExport, "write", lambda self, folder: (seen.update(self=self), write(self, folder)))
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "of an earlier run").touch()
+    (tmp_path / "merged" / RECORD).touch()
     before = {}
     callback = MergedExport()
     on_fit_end = callback.on_fit_end

@@ -13,7 +13,7 @@ from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.many_adapters import ManyAdapters
-from lora_pl.model.predict_file import Parts
+from lora_pl.model.parts import Parts
 
 TEXTS = [f"the film {number} is good" for number in range(100)]
 

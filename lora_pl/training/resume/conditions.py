@@ -18,7 +18,6 @@ from lightning.pytorch.callbacks import (
 )
 
 from lora_pl.errors import UserError
-from lora_pl.storage.archive import printable
 
 OR_FORCE = ", or add --force to go on as another run"
 Conditions = dict[str, Any]
@@ -62,7 +61,7 @@ def conditions(trainer: Trainer, pl_module: LightningModule) -> Conditions:
 def require_same(saved: Mapping[str, Any], now: Conditions) -> None:
     """Raise a UserError, `resume`, with every condition of the saved run that differs now."""
     changed = [
-        f"{name} (was {printable(saved[name])}, now {now[name]})"
+        f"{name} (was {saved[name]}, now {now[name]})"
         for name in now
         if name in saved and saved[name] != now[name]
     ]

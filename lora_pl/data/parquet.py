@@ -1,0 +1,116 @@
+"""Columns of a Parquet file, decoded by a process of its own.
+
+1 KB of Parquet can stand for gigabytes, in pages that its metadata need not mention, and a decoder in C++ may crash.
+Here the system limits the decoder's memory, and a crash ends its process alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_pl.errors import UserError, first_line
+
+MEMORY = 1 << 30
+"""Bytes of data that the decoder may hold."""
+ROWS, BYTES = 256, 1 << 24
+"""Rows that are decoded at a time, and bytes that are passed on at a time, unless a single row is longer."""
+ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Nothing that reserves memory for later."""
+
+
+def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """The rows as Arrow's record batches of `columns`.
+
+    Raises:
+        UserError: `data.format`: the file can't be decoded, or not within `MEMORY`; `data.column`: a column is missing;
+            `data.row`: its cells are lists, structs or bytes.
+    """
+    import pyarrow as pa
+
+    command = [sys.executable, "-P", "-m", __name__, str(path), *columns]
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+        )
+        try:
+            try:
+                with pa.ipc.open_stream(process.stdout) as batches:
+                    yield from batches
+            except pa.ArrowException:  # it ends early: the process says why
+                pass
+            if process.wait():
+                said.seek(0)
+                raise _error(path, said.read(4096))
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _error(path: Path, said: bytes) -> UserError:
+    try:
+        key, message = json.loads(said)
+    except ValueError:
+        return UserError("data.format", f"{path}: could not be read as parquet: the decoder crashed")
+    return UserError(key, message)
+
+
+def _decode(path: str, columns: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from lora_pl.data.rows import require_columns
+
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        require_columns(columns, file.schema_arrow.names, path)
+        types = [_plain_type(file.schema_arrow.field(column).type, f"{path}, {column}") for column in columns]
+        schema = pa.schema(list(zip(columns, types, strict=True)))
+        with pa.ipc.new_stream(sys.stdout.buffer, schema) as written:
+            for batch in file.iter_batches(ROWS, columns=list(dict.fromkeys(columns)), use_threads=False):
+                arrays = [batch.column(column).cast(type) for column, type in zip(columns, types, strict=True)]
+                plain = pa.record_batch(arrays, schema=schema)
+                step = max(1, plain.num_rows * BYTES // max(plain.nbytes, BYTES))
+                for start in range(0, plain.num_rows, step):
+                    written.write_batch(plain.slice(start, step))
+
+
+def _plain_type(type: Any, where: str) -> Any:
+    """The type of a column's texts or numbers, without a dictionary, which one row could repeat 16 MiB of."""
+    import pyarrow as pa
+
+    plain = type.value_type if pa.types.is_dictionary(type) else type
+    if pa.types.is_nested(plain) or "binary" in str(plain):
+        raise UserError("data.row", f"{where}: expected texts, got {plain}")
+    return plain
+
+
+def main() -> None:
+    """Write the columns `argv[2:]` of the file `argv[1]` to standard output; an error to standard error."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    path = sys.argv[1]
+    try:
+        _decode(path, sys.argv[2:])
+    except UserError as error:
+        key, message = error.key, str(error).removeprefix(f"{error.key}: ")
+    except MemoryError:
+        key, message = "data.format", f"{path}: could not be read as parquet in {MEMORY >> 20:,} MiB of memory"
+    except Exception as error:  # whatever the decoder raises
+        key, message = "data.format", f"{path}: could not be read as parquet: {first_line(error)[:150]}"
+    else:
+        return
+    json.dump([key, message[:1000]], sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

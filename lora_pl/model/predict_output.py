@@ -1,0 +1,65 @@
+"""Where predictions go: a file, written whole, or a stream."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from lora_pl.errors import UserError
+
+STDOUT = "-"
+
+
+def require_output(output: str, *inputs: str) -> None:
+    """Check that predictions can be written to `output`, before any is made.
+
+    Raises:
+        UserError: `output`: a folder, one of the `inputs` (by another name too), Parquet into a stream, or a file in a
+            folder that is missing or read-only.
+    """
+    path = Path(output)
+    folder = Path(os.path.realpath(path)).parent
+    if output == STDOUT:
+        return
+    if not output or path.is_dir():
+        raise UserError("output", f"expected a file, got {f'the folder {output}' if output else 'no name'}")
+    for given in filter(os.path.exists, inputs):
+        if path.exists() and path.samefile(given):
+            raise UserError("output", f"{output} is {given}, which is read; give another file")
+    if is_stream(output):
+        if path.suffix == ".parquet":
+            raise UserError("output", f"{output} is no regular file, and Parquet is no stream; give another ending")
+    elif not folder.is_dir():
+        raise UserError("output", f"{output}: there is no folder {folder}")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError("output", f"{output}: the folder {folder} can't be written to")
+
+
+def is_stream(output: str) -> bool:
+    """Whether `output` is written as it comes: standard output by any name, a pipe or a device; no file replaces it."""
+    if output == STDOUT or _is_stdout(output):
+        return True
+    return os.path.exists(output) and not os.path.isfile(output)
+
+
+@contextmanager
+def opened(output: str) -> Iterator[IO[bytes]]:
+    """The stream, to write to."""
+    if output != STDOUT and not _is_stdout(output):
+        with open(output, "wb") as file:
+            yield file
+    elif sys.stdout is None:
+        raise UserError("output", "standard output is closed; give a file")
+    else:
+        yield sys.stdout.buffer
+
+
+def _is_stdout(output: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(output), os.fstat(1))
+    except OSError:
+        return False
