@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from lora_pl.data.examples import Examples
+from lora_pl.encoder.fingerprint import tokenizer_definition, vocabulary_fingerprint
 from lora_pl.storage.write_whole import write_whole
 
 if TYPE_CHECKING:
@@ -140,26 +141,9 @@ def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
 
 
 def _definition(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The whole tokenizer as text, with the libraries' versions.
-
-    Its algorithm, vocabulary, added tokens and template, and what its class adds to them; not the limits that the last
-    call set on it, nor padding, which is not stored.
-    """
-    backend = tokenizer.backend_tokenizer
-    return json.dumps(
-        {
-            **json.loads(backend.to_str()),
-            "truncation": None,
-            "padding": None,
-            "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
-            "inputs": list(tokenizer.model_input_names),
-            "truncation_side": tokenizer.truncation_side,
-            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-            "split_special_tokens": [backend.encode_special_tokens, getattr(tokenizer, "split_special_tokens", None)],
-            "versions": [version("tokenizers"), version("transformers")],
-        },
-        sort_keys=True,
-    )
+    """The whole tokenizer as text, with the libraries' versions."""
+    versions = [version("tokenizers"), version("transformers")]
+    return json.dumps([tokenizer_definition(tokenizer), vocabulary_fingerprint(tokenizer), versions], sort_keys=True)
 
 
 def _fits(tokens: Tokens, vocabulary: int, examples: Examples, max_length: int) -> bool:

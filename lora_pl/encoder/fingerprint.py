@@ -80,11 +80,13 @@ def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
     Left out are the limits that the last call set, and what is empty or false, as later versions add it.
     """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = tokenizer.backend_tokenizer
+    rules = json.loads(backend.to_str())
     if isinstance(rules["model"].get("vocab"), dict):
         del rules["model"]["vocab"]  # a fingerprint of its own
     limits = {"truncation": None, "padding": None}
     called = {name: getattr(tokenizer, name) for name in ("model_input_names", "truncation_side", "pad_token_id")}
+    called["splits_special_tokens"] = backend.encode_special_tokens or getattr(tokenizer, "split_special_tokens", False)
     definition: dict[str, Any] = _without_empty({**rules, **limits, **called})
     return definition
 

@@ -13,6 +13,10 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
 
+PIECES = 1024
+"""Tensors that a state is kept in: as many steps may follow each other without a copy."""
+
+
 class Mean(Metric):
     """The mean of values that each stand for a number of examples: sum of count x value / sum of count."""
 
@@ -29,6 +33,8 @@ class Mean(Metric):
         value = value.detach().float().reshape(1)
         self.values.append(value)
         self.counts.append(torch.full_like(value, count))
+        if len(self.values) == PIECES:
+            self.values, self.counts = [torch.cat(self.values)], [torch.cat(self.counts)]
 
     def compute(self) -> Tensor:
         """()."""

@@ -179,7 +179,7 @@ def differing(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     before, now = flatten(stored), flatten(given)
     adapts = "lora" in (before["method"], now["method"])
     for key in EQUAL:
-        if _ordered(before[key]) != _ordered(now[key]) and (adapts or not key.startswith("lora.")):
+        if _comparable(key, before[key]) != _comparable(key, now[key]) and (adapts or not key.startswith("lora.")):
             raise UserError(
                 "checkpoint.settings",
                 f"trained with {key} = {before[key]}, but the model has {key} = {now[key]}; leave the setting out",
@@ -187,8 +187,10 @@ def differing(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     return [f"{key} = {now[key]}, trained with {before[key]}" for key in SAID if before[key] != now[key]]
 
 
-def _ordered(value: Any) -> Any:
-    """A pattern's entries in their order, of which the first match counts."""
+def _comparable(key: str, value: Any) -> Any:
+    """A pattern's entries in their order, of which the first match counts; targets have none."""
+    if key == "lora.target_modules":
+        return set(value)
     return list(value.items()) if isinstance(value, Mapping) else value
 
 

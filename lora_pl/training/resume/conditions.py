@@ -61,9 +61,7 @@ def conditions(trainer: Trainer, pl_module: LightningModule) -> Conditions:
 def require_same(saved: Mapping[str, Any], now: Conditions) -> None:
     """Raise a UserError, `resume`, with every condition of the saved run that differs now."""
     changed = [
-        f"{name} (was {saved[name]}, now {now[name]})"
-        for name in now
-        if name in saved and saved[name] != now[name]
+        f"{name} (was {saved[name]}, now {now[name]})" for name in now if name in saved and saved[name] != now[name]
     ]
     if changed:
         raise UserError("resume", f"different from the saved run: {', '.join(changed)}; restore what was{OR_FORCE}")
