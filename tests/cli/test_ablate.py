@@ -277,10 +277,10 @@ def test_a_study_of_other_settings_is_refused(study, flags, monkeypatch, capsys)
 @pytest.mark.usefixtures("empty_figures")
 def test_one_process_at_a_time_runs_a_study(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    holds = "import sys; from filelock import FileLock; FileLock('.study.lock').acquire(); print(); sys.stdin.read()"
+    holds = "import sys; from filelock import FileLock as L; lock = L('.study.lock'); lock.acquire(); print(); input()"
     with subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        assert main([*flags, "--output", "study"]) == 1
+        assert main(flags) == 1
         assert "output: study is in use" in capsys.readouterr().err
         other.stdin.close()
 
