@@ -42,7 +42,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "table.parquet").write_bytes(b"PAR1 but cut")
     with pytest.raises(UserError) as damaged:
         ResultTable(tmp_path)
-    for columns in ({"x": [1]}, {**dict.fromkeys(COLUMNS, [None]), "seed": [0]}):
+    for columns in ({"x": [1]}, {**{name: [None] for name in COLUMNS}, "seed": [0]}):
         pq.write_table(pa.table(columns), tmp_path / "table.parquet")
         with pytest.raises(UserError) as another:
             ResultTable(tmp_path)
