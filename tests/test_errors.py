@@ -24,6 +24,8 @@ NOT_LITERAL = {
     ("lora/injection.py", "field"),
     ("lora/names.py", "field"),
     ("storage/schema.py", "key"),
+    ("training/explained.py", "found[1]"),
+    ("training/run_lock.py", "key"),
 }
 """Where the key is the name of an option or of a field, or comes from another process."""
 

@@ -41,6 +41,8 @@ COLUMNS: dict[str, str] = {
 TIMES = ("seconds", "sentences_per_second")
 """The columns that differ from run to run."""
 ORDER = ("method", "targets", "alpha_rule", "learning_rate", "rank", "seed")
+FILLED = ("trial", "status", "method", "seed")
+"""The columns without nulls."""
 OK, FAILED = "ok", "failed"
 
 
@@ -73,8 +75,7 @@ class ResultTable:
         import pyarrow.csv
         import pyarrow.parquet
 
-        schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-        table = pa.Table.from_pylist(self.rows, schema=schema)
+        table = pa.Table.from_pylist(self.rows, schema=_schema())
         write_whole(self.path, lambda beside: pyarrow.parquet.write_table(table, beside))
         write_whole(self.path.with_suffix(".csv"), lambda beside: pyarrow.csv.write_csv(table, beside))
 
@@ -105,6 +106,12 @@ def _settings(trial: Trial) -> Row:
     }
 
 
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, pa.type_for_alias(kind), name not in FILLED) for name, kind in COLUMNS.items()])
+
+
 def _read(path: Path) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet
@@ -118,9 +125,8 @@ def _read(path: Path) -> list[Row]:
         raise UserError(
             "table", f"{path} is not the table of a study: no columns {', '.join(missing)}; give another --output"
         )
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
     try:
-        rows: list[Row] = table.select(list(COLUMNS)).cast(schema).to_pylist()
-    except pa.ArrowException as error:
+        rows: list[Row] = table.select(list(COLUMNS)).cast(_schema()).to_pylist()
+    except (pa.ArrowException, ValueError) as error:  # a ValueError: nulls
         raise UserError("table", f"{path} has a column of another type ({first_line(error)}); move it away") from error
     return rows

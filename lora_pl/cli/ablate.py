@@ -29,6 +29,7 @@ from lora_pl.training.resume.same_run import HARMLESS
 from lora_pl.training.resume.stop_signals import RunStopped
 from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_folder import LOGS
+from lora_pl.training.run_lock import run_lock
 
 GRID = ("ranks", "seeds", "learning_rates", "alpha_rules", "targets", "head_rate", "full_rate", "reference_seeds")
 OWN = (*GRID, "data_seed", "pack", "launcher", "workers", "output")
@@ -101,7 +102,11 @@ class AblateCLI(ClassifierCLI):
         grid = _grid(config)
         _check_ranks(config, grid)
         folder = Path(config.output or LOGS / "ablation" / Path(self.config_file or "grid.yaml").stem)
-        trials = grid.trials()
+        with run_lock(folder, "output"):
+            self._run_grid(grid, folder)
+
+    def _run_grid(self, grid: Grid, folder: Path) -> None:
+        config, trials = self.config["fit"], grid.trials()
         check_study(folder, self._settings())
         shared = self._of_fit()
         text = yaml.safe_dump(shared, sort_keys=False)

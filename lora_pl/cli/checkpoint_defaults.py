@@ -7,9 +7,10 @@ from typing import Any
 
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
+from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED, SETTINGS_KEY, TRAINED
-from lora_pl.storage.yaml_file import read_yaml
-from lora_pl.training.run_config import FROM_DATA
+from lora_pl.storage.yaml_file import read_options
+from lora_pl.training.run_config import FROM_DATA, FROM_MODEL
 
 
 def option_value(args: Sequence[str], *options: str) -> str | None:
@@ -29,17 +30,17 @@ def early_value(args: Sequence[str], key: str) -> str | None:
     if given is not None or config is None:
         return given
     try:
-        values = read_yaml(config)
+        value = read_options(config).get(key)
     except (OSError, UserError):  # the parser will report it
         return None
-    value = values.get(key) if isinstance(values, dict) else None
     return value if isinstance(value, str) else None
 
 
 def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     """Parser defaults by key (`model.lora.r`, `data.source`, ...) from the hyper-parameters of a checkpoint.
 
-    `--data.source` in `args` replaces the run's own files. Options that are not `known` are left out.
+    `--data.source` in `args` replaces the run's own files. Options of the data that are not `known` are named and left
+    out: another version's, or those of a data module of the user's own.
 
     Raises:
         UserError: `model.encoder`: the checkpoint names an encoder inside another package, and `args` give none.
@@ -48,12 +49,14 @@ def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], know
     if option_value(args, "--model.encoder") is None:
         require_own_package(model["encoder"])
     lora = model.pop("lora")  # its fields are options, its patterns' keys are names of layers
+    stored = {key: value for key, value in checkpoint.get(DATA_KEY, {}).items() if key not in FROM_MODEL}
+    if foreign := [f"data.{key}" for key in stored if f"data.{key}" not in known]:
+        say(f"checkpoint: ignored, as there is no option {', '.join(foreign)}")
     obeyed = (*EVALUATED, *TRAINED) if args[0] == "fit" else EVALUATED
-    data = {key: value for key, value in checkpoint.get(DATA_KEY, {}).items() if key in obeyed}
+    data = {key: value for key, value in stored.items() if key in obeyed}
     data |= {key: model[key] for key in FROM_DATA if key != "pairs"}
     if option_value(args, "--data.source") is not None:
         data |= dict.fromkeys(("train_file", "validation_file"))
     defaults = {f"model.{key}": value for key, value in model.items() if key not in FROM_DATA}
     defaults |= {f"model.lora.{key}": value for key, value in lora.items()}
-    defaults |= {f"data.{key}": value for key, value in data.items()}
-    return {key: value for key, value in defaults.items() if key in known}
+    return defaults | {f"data.{key}": value for key, value in data.items()}

@@ -56,13 +56,16 @@ class Parser(LightningArgumentParser):
         """Read a configuration file; a UsageError, `config`, if that fails."""
         read_yaml_text(str(cfg_path))
         try:
-            return super().parse_path(cfg_path, *args, **kwargs)
+            found = super().parse_path(cfg_path, *args, **kwargs)
         except UserError:
             raise
         except Exception as error:  # the parsers of YAML raise what the text leads them to
             if UNKNOWN.search(str(error)) or WRONG.search(str(error)):
                 self.error(str(error), error)
             raise UsageError("config", f"{cfg_path}: {' '.join(str(error).split())[:200]}") from error
+        if not isinstance(found.get("config"), list | None):  # of a saved configuration
+            raise UsageError("config", f"{cfg_path}: config: expected a list of files, got {found['config']!r:.60}")
+        return found
 
     def _nearest(self, wrong: str) -> str:
         keys = self.known_keys()

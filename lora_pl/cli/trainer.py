@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -141,6 +142,8 @@ class ClassifierCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the precision, so that the saved configuration has it."""
         trainer = self._option("trainer")
+        if not isinstance(trainer, Namespace):
+            raise UsageError("trainer", f"expected a mapping of the Trainer's options, got {trainer!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

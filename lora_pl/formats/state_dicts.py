@@ -40,8 +40,10 @@ def read_state_dict(state: Mapping[str, Any], source: str) -> ExternalAdapter:
     Raises:
         UserError: adapter.unknown (none of the layouts), or see `split_layers`.
     """
-    if isinstance(state.get("lora"), dict) or _has(state, ORIGINAL):
-        return _read_original(state, source)
+    if isinstance(state.get("lora"), dict):
+        return _read_original(state["lora"], _config(state.get("config"), source), source)
+    if _has(state, ORIGINAL):
+        return _read_original(state, {}, source)
     if _has(state, LORALIB):
         layers, head = split_layers(source, state, LoRA, LORALIB)
         return ExternalAdapter(source, layers, head)
@@ -56,10 +58,9 @@ def _has(state: Mapping[str, Any], names: Mapping[str, str]) -> bool:
     return any(name.endswith(f".{names['lora_A']}") for name in state)
 
 
-def _read_original(state: Mapping[str, Any], source: str) -> ExternalAdapter:
-    """With rank, alpha, task and length if the file says them."""
-    config = _config(state.get("config"), source) if "lora" in state else {}
-    layers, head = split_layers(source, state.get("lora", state), LoRA, ORIGINAL, config.get("alpha"))
+def _read_original(state: Mapping[str, Any], config: Mapping[str, Any], source: str) -> ExternalAdapter:
+    """With rank, alpha, task and length if `config` says them."""
+    layers, head = split_layers(source, state, LoRA, ORIGINAL, config.get("alpha"))
     wrong = [name for name, layer in layers.items() if layer.r != (config.get("r") or layer.r)]
     if wrong:
         raise UserError(

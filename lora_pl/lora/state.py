@@ -61,7 +61,10 @@ def copy_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
 
 
 def _shape(value: object) -> tuple[int, ...] | str:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    dense = value.layout is torch.strided and not value.is_meta
+    return tuple(value.shape) if dense else f"a tensor in {value.layout} on {value.device}"
 
 
 def _shown(name: str) -> str:

@@ -15,17 +15,20 @@ MAX_BYTES, MAX_DEPTH, MAX_NODES = 1 << 20, 50, 20_000
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_yaml(path: str | Path) -> Any:
-    """The value of a file.
+def read_options(path: str | Path) -> dict[Any, Any]:
+    """The options of a file by name.
 
     Raises:
-        UsageError: `config`: see `read_yaml_text`.
+        UsageError: `config`: see `read_yaml_text`; or it is no mapping.
     """
     text = read_yaml_text(path)
     try:
-        return bounded_load(text)
+        options = bounded_load(text)
     except yaml.YAMLError as error:
         raise _wrong(path, error) from None
+    if not isinstance(options, dict):
+        raise _wrong(path, "expected options by name")
+    return options
 
 
 def read_yaml_text(path: str | Path) -> str:

@@ -21,32 +21,32 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, key: str = "run_name") -> Iterator[None]:
     """Within the context no other process uses the run of `folder`: `.NAME.lock` beside it is locked.
 
     The kernel unlocks it when the process ends, however it ends. The first process of several locks for all; a thread
     may lock again what it has locked.
 
     Raises:
-        UserError: `run_name`, the run is in use.
+        UserError: `key`, the run is in use.
     """
     with ExitStack() as held:
         if is_first_process():
-            _lock(folder, folder.with_name(f".{folder.name}.lock"), held)
+            _lock(folder, folder.with_name(f".{folder.name}.lock"), key, held)
         yield
 
 
-def _lock(folder: Path, path: Path, held: ExitStack) -> None:
+def _lock(folder: Path, path: Path, key: str, held: ExitStack) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         # no soft lock: a file that merely exists would outlive a killed process
         held.enter_context(FileLock(path, blocking=False, is_singleton=True, fallback_to_soft=False))
     except Timeout as error:
-        raise UserError("run_name", f"{folder} is in use by {_holder(path)}; wait for it, or stop it") from error
+        raise UserError(key, f"{folder} is in use by {_holder(path)}; wait for it, or stop it") from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        say(f"run_name: {path} can't be locked ({error}); make sure that no other process uses the run")
+        say(f"{key}: {path} can't be locked ({error}); make sure that no other process uses the run")
     with suppress(OSError):  # for the error of another process
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 

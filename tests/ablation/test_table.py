@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.table import ResultTable, failed_row, trial_rows
+from lora_pl.ablation.table import COLUMNS, ResultTable, failed_row, trial_rows
 from lora_pl.errors import UserError
 
 TRIALS = [Trial("lora", seed, 1e-3, rank, alpha=16, targets=("query",)) for seed in (0, 1) for rank in (2, 16)]
@@ -42,7 +42,8 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
     (tmp_path / "table.parquet").write_bytes(b"PAR1 but cut")
     with pytest.raises(UserError) as damaged:
         ResultTable(tmp_path)
-    pq.write_table(pa.table({"x": [1]}), tmp_path / "table.parquet")
-    with pytest.raises(UserError) as another:
-        ResultTable(tmp_path)
-    assert damaged.value.key == another.value.key == "table"
+    for columns in ({"x": [1]}, {**{name: [None] for name in COLUMNS}, "seed": [0]}):
+        pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+        with pytest.raises(UserError) as another:
+            ResultTable(tmp_path)
+        assert damaged.value.key == another.value.key == "table"

@@ -15,33 +15,39 @@ from lora_pl.model.parts import Parts
 from lora_pl.model.predict_output import is_stream, opened, require_output
 from lora_pl.storage.write_whole import recover, write_folder_whole, write_whole
 
-WRITE = """
+KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from lora_pl.storage import write_whole as module
 
-kind, path, after = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-count, own = 0, os.getpid()
-os.getpid = lambda: 7  # as in containers
+def killed(after):
+    count, own = 0, os.getpid()
+    os.getpid = lambda: 7  # as in containers
 
-def killing(owner, name):
-    call = getattr(owner, name)
+    def killing(owner, name):
+        call = getattr(owner, name)
 
-    def replaced(*args, **kwargs):
-        global count
-        for moment in range(2):  # before and after
-            count += 1
-            if count == after:
-                os.kill(own, signal.SIGKILL)
-            result = call(*args, **kwargs) if moment == 0 else result
-        return result
+        def replaced(*args, **kwargs):
+            nonlocal count
+            for moment in range(2):  # before and after
+                count += 1
+                if count == after:
+                    os.kill(own, signal.SIGKILL)
+                result = call(*args, **kwargs) if moment == 0 else result
+            return result
 
-    setattr(owner, name, replaced)
+        setattr(owner, name, replaced)
 
-for name in ("replace", "mkdir", "rmdir", "unlink", "link", "fsync", "open"):
-    killing(os, name)
-killing(shutil, "rmtree")
-killing(module.fcntl, "flock")
+    for name in ("replace", "mkdir", "rmdir", "unlink", "link", "fsync", "open"):
+        killing(os, name)
+    killing(shutil, "rmtree")
+    killing(module.fcntl, "flock")
+"""
+WRITE = (
+    KILLED
+    + """
+kind, path = sys.argv[1], Path(sys.argv[2])
+killed(int(sys.argv[3]))
 
 def fill(folder):
     for name in ("a", "b"):
@@ -53,6 +59,54 @@ else:
     keep = path.with_name("previous") if kind == "keep" else None
     module.write_whole(path, lambda beside: beside.write_text("new"), keep=keep)
 """
+)
+EXPORT = (
+    KILLED
+    + """
+import torch
+from lora_pl import LoRAClassifier
+from lora_pl.formats.exporting import export_checkpoint
+from lora_pl.formats.importing import checkpoint_of
+from lora_pl.formats.sentences import Sentences
+
+def export(overwrite):
+    export_checkpoint("x.ckpt", "out", "adapter", sentences=Sentences(("a film",), (), "one"), overwrite=overwrite)
+
+def export_killed(after, overwrite):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        killed(after)
+        export(overwrite)
+        code = 0
+    finally:
+        os._exit(code)
+
+torch.set_num_threads(1)  # a fork has no other threads
+torch.save(checkpoint_of(LoRAClassifier(encoder=sys.argv[1])), "x.ckpt")
+export(False)  # imports what the forks need
+for overwrite in (True, False):
+    if not overwrite:
+        shutil.rmtree("out")
+    for after in range(1, 1000, int(sys.argv[2])):
+        code = export_killed(after, overwrite)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, code
+        whole = Path("out").exists()
+        assert whole or not overwrite or list(Path().glob(".out.*/old")), "the earlier export is lost"
+        if whole and not overwrite:
+            module.recover(Path("out"))
+            assert sorted(os.listdir("out")) == ["README.md", "adapter.safetensors", "lora_pl.json"]
+            shutil.rmtree("out")
+    assert sorted(os.listdir()) == ["out", "x.ckpt"], os.listdir()
+"""
+)
+
+
+ENCODER = Path(__file__).resolve().parents[1] / "fixtures" / "before" / "encoder"
 
 
 def content(path: Path) -> object:
@@ -84,6 +138,15 @@ def test_a_kill_at_any_call_of_a_write(kind, step, tmp_path):
             break
     else:
         pytest.fail("never whole")
+
+
+@pytest.mark.parametrize("step", [40, pytest.param(1, marks=pytest.mark.attack)])
+def test_a_kill_at_any_call_of_an_export(step, tmp_path):
+    """The same command succeeds afterwards, under the same process number; an earlier export is never lost."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXPORT, str(ENCODER), str(step)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_signal_between_two_renames_loses_nothing(tmp_path, monkeypatch):

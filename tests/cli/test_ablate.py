@@ -83,7 +83,7 @@ def test_a_trial_is_what_fit_does_with_its_seed(study, tiny_encoder, glue_folder
 
 def test_every_trial_leaves_its_metrics_and_a_tensorboard_run(study):
     names = {row["trial"] for row in rows_of(study)}
-    assert {path.name for path in (study / "trials").iterdir()} == names
+    assert {path.name for path in (study / "trials").iterdir() if path.is_dir()} == names
     for name in names:
         metrics = json.loads((study / "trials" / name / "metrics.json").read_text())
         assert set(metrics["metrics"]) == {"epoch_1", "epoch_2"}
@@ -275,6 +275,16 @@ def test_a_study_of_other_settings_is_refused(study, flags, monkeypatch, capsys)
 
 
 @pytest.mark.usefixtures("empty_figures")
+def test_one_process_at_a_time_runs_a_study(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    holds = "import sys; from filelock import FileLock as L; lock = L('.study.lock'); lock.acquire(); print(); input()"
+    with subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert main(flags) == 1
+        assert "output: study is in use" in capsys.readouterr().err
+        other.stdin.close()
+
+
 def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     from lora_pl.ablation.trial_runner import TrialRunner

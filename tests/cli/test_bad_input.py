@@ -22,6 +22,9 @@ def test_verbs_and_keys(capsys, fit):
     Path("broken.yaml").write_text("data: [\n")
     assert fails(capsys, *fit, "--config", "broken.yaml", code=2) == "config"
     assert fails(capsys, *fit, "--config", "none.yaml", code=2) == "config"
+    for content, key in (("config: {a: 1}", "config"), ("trainer: [1]", "trainer")):
+        Path("wrong.yaml").write_text(content)
+        assert fails(capsys, *fit, "--config", "wrong.yaml", code=2) == key
     assert fails(capsys, *fit, "--model.lora.r", "four", code=2) == "model.lora.r"
     assert fails(capsys, *fit, "--model.schedule", "cosine", code=2) == "model.schedule"
     assert fails(capsys, *fit, "--data.batch_size", code=2) == "data.batch_size"

@@ -12,6 +12,7 @@ from lora_pl.errors import UserError
 from lora_pl.formats import FORMATS
 from lora_pl.formats.export import ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
+from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.sentences import Sentences
 from lora_pl.lora import VARIANTS
 from lora_pl.lora.adapter import LoRA
@@ -113,6 +114,7 @@ def test_a_full_disk_leaves_nothing_and_an_earlier_export_whole(format, path, tm
 
     (tmp_path / "earlier").mkdir()
     (tmp_path / "earlier" / "weights").write_bytes(b"all of it")
+    (tmp_path / "earlier" / RECORD).touch()
     monkeypatch.setattr(FORMATS[format], "write", fill)
     for output in ("new", "earlier"):
         refused("export.disk", tmp_path / output, path, format=format, overwrite=True)

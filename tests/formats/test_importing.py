@@ -206,6 +206,7 @@ def test_files_that_would_run_code_or_are_no_adapter(tmp_path, tiny_encoder):
         ("list.pt", [1, 2], "adapter.damaged"),
         ("words.pt", {"x.lora_A": "abc", "x.lora_B": "abc"}, "adapter.damaged"),
         ("other.pt", {"weight": torch.zeros(2)}, "adapter.unknown"),
+        ("none.of.them.pt", {"lora": None, "x.A": None, "config": {"r": 4}}, "adapter.damaged"),
     ):
         torch.save(content, tmp_path / name)
         assert fails(tmp_path / name, tmp_path, options)[0] == key

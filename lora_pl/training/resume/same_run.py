@@ -11,7 +11,7 @@ from lora_pl.errors import UserError
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import newest_checkpoint
 from lora_pl.storage.flat import flatten
-from lora_pl.storage.yaml_file import read_yaml
+from lora_pl.storage.yaml_file import read_options
 
 HARMLESS = re.compile(
     r"config|run_name|ckpt_path|resume|force|save_every_.*|data\.(num_workers|cache_dir)|trainer\.(logger.*|enable_.*|"
@@ -39,7 +39,7 @@ def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
     """Raise a UserError, `resume`, with every option in which `given` differs from `saved`, a run's config.yaml."""
     if not saved.is_file():
         return
-    before, now = (flatten(values) for values in (read_yaml(saved), given))
+    before, now = (flatten(values) for values in (read_options(saved), given))
     depends_on_length = now.get("model.schedule") != "constant" or now.get("model.warmup_ratio")
     changed = [
         f"{key} (was {before[key]}, now {value})"
