@@ -210,6 +210,14 @@ def more_dropout(path: Path) -> None:
     path.write_text(path.read_text().replace('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'))
 
 
+def other_activation(path: Path) -> None:
+    path.write_text(path.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+
+
+def other_epsilon(path: Path) -> None:
+    path.write_text(path.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-3'))
+
+
 def other_tokens(path: Path) -> None:
     path.write_text(path.read_text().replace('"good"', '"x"').replace('"bad"', '"good"').replace('"x"', '"bad"'))
 
@@ -221,6 +229,8 @@ CHANGES = [
     ("SST-2/dev.tsv", change_a_line),
     ("SST-2/dev.tsv", drop_a_line),
     ("encoder/config.json", more_dropout),
+    ("encoder/config.json", other_activation),
+    ("encoder/config.json", other_epsilon),
     ("encoder/tokenizer.json", other_tokens),
 ]
 

@@ -108,7 +108,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("model_input_names", ["input_ids", "token_type_ids"]), ("truncation_side", "left"),
-     ("split_special_tokens", True), ("cls_token", "<mask>")],
+     ("split_special_tokens", True), ("pad_token", "<mask>")],
 )  # fmt: skip
 def test_the_cache_tells_settings_of_the_tokenizer_apart(name, value, tokenizer, tmp_path):
     tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
