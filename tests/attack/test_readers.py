@@ -160,8 +160,13 @@ def test_labels_without_number(tmp_path):
     assert key_of(lambda: discover_labels(tmp_path / "x.csv", "label")) == "data.label"
 
 
-PIPED = {"": "a\nb\n", ".txt": "a\nb", ".csv": 'text\na\n"b"', ".tsv": "text\na\nb", ".JSONL": '{"text": "a"}\n{"text": "b"}',
-         ".json": '\n[{"text": "a"}, {"text": "b"}]'}  # fmt: skip
+PIPED = {
+    "": "a\nb\n",
+    ".csv": 'text\na\n"b"',
+    ".tsv": "text\na\nb",
+    ".JSONL": '{"text": "a"}\n{"text": "b"}',
+    ".json": '\n[{"text": "a"}, {"text": "b"}]',
+}
 
 
 @pytest.mark.parametrize("ending", PIPED)
