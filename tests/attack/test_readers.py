@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_pl.cli.checkpoint_defaults import early_value
-from lora_pl.data import json_values
+from lora_pl.data import json_values, parquet
 from lora_pl.data.examples import discover_labels
 from lora_pl.data.rows import read_rows
 from lora_pl.data.texts import TextStream
@@ -88,6 +88,34 @@ def test_lists_and_bytes_are_no_texts(tmp_path):
     assert key_of(lambda: list(read_rows(tmp_path / "x.parquet", ["text"]))) == "data.row"
     assert key_of(lambda: list(read_rows(tmp_path / "x.parquet", ["b"]))) == "data.row"
     assert key_of(lambda: list(read_rows(tmp_path / "x.parquet", ["c"]))) == "data.column"
+
+
+TRUNCATED = """
+import os, sys
+import pyarrow as pa
+batch = pa.record_batch({"text": ["a"] * 9000})
+with pa.ipc.new_stream(sys.stdout.buffer, batch.schema) as stream:
+    stream.write_batch(batch)
+    %s
+"""
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.stdout.buffer.write(b'x' * (1 << 20))", "sys.exit(1)"])
+def test_a_decoder_that_ends_early(end, tmp_path, monkeypatch):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
+    started = subprocess.Popen
+    monkeypatch.setattr(
+        parquet.subprocess,
+        "Popen",
+        lambda command, **options: started([sys.executable, "-c", TRUNCATED % end], **options),
+    )
+    assert key_of(lambda: list(read_rows(tmp_path / "x.parquet", ["text"]))) == "data.format"
+
+
+def test_names_of_columns_that_no_command_takes(tmp_path):
+    pq.write_table(pa.table({"a\0b": ["a"], "-c": ["b"]}), tmp_path / "x.parquet")
+    ((_, row),) = read_rows(tmp_path / "x.parquet", ["a\0b", "-c"])
+    assert row == ("a", "b")
 
 
 @pytest.mark.parametrize("rows", [30_000, pytest.param(3_000_000, marks=pytest.mark.attack)])
