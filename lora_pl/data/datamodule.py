@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -110,7 +109,6 @@ class SentenceDataModule(LightningDataModule):
         self.source, self.encoder, self.seed = source, encoder, seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
         self._tokens: dict[str, Tokens] = {}
-        self._fingerprints: dict[str, str] = {}
         self.start_at(0, 0)
 
     @cached_property
@@ -157,10 +155,8 @@ class SentenceDataModule(LightningDataModule):
         self.start_at(0, 0)
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of tokens and labels by split, 16 hexadecimal digits, of those that are set up."""
-        for split in self._tokens.keys() - self._fingerprints.keys():
-            self._fingerprints[split] = _fingerprint(self._tokens[split])
-        return dict(self._fingerprints)
+        """Those of tokens and labels, by split, of the splits that are set up."""
+        return {split: tokens.fingerprint for split, tokens in self._tokens.items()}
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """A loader per labelled split, every sentence once."""
@@ -242,13 +238,6 @@ class SentenceDataModule(LightningDataModule):
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-
-
-def _fingerprint(tokens: Tokens) -> str:
-    digest = hashlib.sha256()
-    for array in (tokens.offsets, tokens.ids, tokens.second, tokens.labels):
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, ...]:

@@ -35,24 +35,27 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     """
     import pyarrow as pa
 
-    command = [sys.executable, "-P", "-m", __name__, str(path), *columns]
+    command = [sys.executable, "-P", "-m", __name__, str(path), json.dumps(columns)]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
+    whole = False
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
-        )
+        ) as process,
+    ):
         try:
-            try:
-                with pa.ipc.open_stream(process.stdout) as batches:
-                    yield from batches
-            except pa.ArrowException:  # it ends early: the process says why
-                pass
-            if process.wait():
-                said.seek(0)
-                raise _error(path, said.read(4096))
+            with pa.ipc.open_stream(process.stdout) as batches:
+                yield from batches
+            whole = True
+        except (pa.ArrowInvalid, OSError):  # it has ended early, and said why
+            pass
         finally:
-            process.kill()
-            process.communicate()
+            if not whole:
+                process.kill()
+        if process.wait() or not whole:
+            said.seek(0)
+            raise _error(path, said.read(4096))
 
 
 def _error(path: Path, said: bytes) -> UserError:
@@ -93,13 +96,13 @@ def _plain_type(type: Any, where: str) -> Any:
 
 
 def main() -> None:
-    """Write the columns `argv[2:]` of the file `argv[1]` to standard output; an error to standard error."""
+    """Write columns (`argv[2]`, JSON) of the file `argv[1]` to standard output; an error to standard error."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = sys.argv[1]
     try:
-        _decode(path, sys.argv[2:])
+        _decode(path, json.loads(sys.argv[2]))
     except UserError as error:
         key, message = error.key, str(error).removeprefix(f"{error.key}: ")
     except MemoryError:

@@ -8,6 +8,7 @@ reads lines of any length and crashes on JSON nested 200,000 deep.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,9 @@ Row = tuple[str, Cells]
 """Where the row is (`x.csv, line 3`), and its cells."""
 
 
-def read_rows(path: str | Path, columns: Sequence[str], header: Sequence[str] = ()) -> Iterator[Row]:
+def read_rows(
+    path: str | Path, columns: Sequence[str], header: Sequence[str] = (), once: bool = False
+) -> Iterator[Row]:
     """The columns of a CSV, TSV, JSON lines or Parquet file, row by row.
 
     Cells are texts as written, empty if missing. Quotes count in CSV but not in TSV (as in GLUE's files). A `.json`
@@ -35,6 +38,7 @@ def read_rows(path: str | Path, columns: Sequence[str], header: Sequence[str] = 
         path: The file; its ending is its format.
         columns: The columns to read, in this order.
         header: The columns of a CSV or TSV file without a header line.
+        once: Whether nobody reads it again, so that it may be a pipe; not of Parquet, which is read from its end.
 
     Raises:
         UserError: `data.missing`, `data.format` (an unknown ending, or not the ending's format), `data.empty`,
@@ -43,11 +47,11 @@ def read_rows(path: str | Path, columns: Sequence[str], header: Sequence[str] = 
     """
     path = Path(path).expanduser()
     reader = TABLES.get(path.suffix.lower())
-    if not path.is_file():
+    if not path.is_file() and not (once and path.is_fifo() and reader is not _parquet):
         raise UserError("data.missing", f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     if reader is None:
         raise UserError("data.format", f"{path}: expected a name that ends in {', '.join(TABLES)}")
-    if not path.stat().st_size:
+    if path.is_file() and not path.stat().st_size:
         raise UserError("data.empty", f"{path}: the file is empty")
     return reader(path, columns, header)
 
@@ -134,20 +138,19 @@ def _delimited(
 
 def _json(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
     with path.open("rb") as file:
-        if path.suffix.lower() == ".json" and file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
-            yield from _json_array(path, columns)
+        if path.suffix.lower() == ".json" and file.peek().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+            yield from _json_array(file, path, columns)
             return
-        file.seek(0)
         for number, line in enumerate(decoded_lines(file, str(path)), 1):
             if line.strip():
                 where = f"{path}, line {number}"
                 yield _json_row(parse_json(line, where), columns, where)
 
 
-def _json_array(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _json_array(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[Row]:
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, value in enumerate(array_values(file, str(path)), 1):
+        with io.TextIOWrapper(file, encoding="utf-8-sig") as text:
+            for number, value in enumerate(array_values(text, str(path)), 1):
                 yield _json_row(value, columns, f"{path}, row {number}")
     except UnicodeDecodeError as error:
         raise _not_utf8(error, str(path)) from None

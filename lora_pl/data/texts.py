@@ -57,18 +57,20 @@ def as_columns(texts: Sequence[Text], pairs: bool) -> list[list[str]]:
 class TextStream:
     """Lists of at most `CHUNK` texts from a file or standard input, in constant memory.
 
-    CSV, TSV, JSON lines and Parquet are read by column; in any other file, and on standard input, every line is a text
-    (or two separated by a tab).
+    CSV, TSV, JSON lines and Parquet are read by column; in any other file or pipe, and on standard input, every line is
+    a text (or two separated by a tab).
 
     Raises:
         UserError: `input`: there is no such file; while reading: see `read_rows`.
     """
 
     def __init__(self, path: str, columns: Sequence[str]) -> None:
-        if path != STDIN and not Path(path).is_file():
-            what = "not a regular file" if Path(path).exists() else "no such file"
-            raise UserError("input", f"{path}: {what}; give a file, or - for standard input")
         self.path, self.columns = path, columns
+        self.once = path == STDIN or Path(path).is_fifo()
+        """Whether the texts are gone once they are read."""
+        if not self.once and not Path(path).is_file():
+            what = "not a regular file or a pipe" if Path(path).exists() else "no such file"
+            raise UserError("input", f"{path}: {what}; give a file, or - for standard input")
 
     def __iter__(self) -> Iterator[list[Text]]:
         rows = self._rows()
@@ -82,7 +84,7 @@ class TextStream:
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         if Path(self.path).suffix.lower() in TABLES:
-            return (cells for _, cells in read_rows(self.path, self.columns))
+            return (cells for _, cells in read_rows(self.path, self.columns, once=True))
         return _lines(self.path, len(self.columns))
 
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 CHUNK = 1000  # texts per call of the tokenizer, a step of the progress bar
 # a call sets its limit on the tokenizer, which threads may share
 _CALLS: WeakKeyDictionary[PreTrainedTokenizerBase, threading.Lock] = WeakKeyDictionary()
-CACHE_FORMAT = "2"
-DTYPES = {"ids": np.int32, "offsets": np.int64, "second": np.int32, "labels": np.float32}
+CACHE_FORMAT = "3"
+ARRAYS = ("ids", "offsets", "second", "labels")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ class Tokens:
     def lengths(self) -> NDArray[np.int64]:
         """(sentences,): tokens per sentence."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over all of it, 16 hexadecimal digits."""
+        digest = hashlib.sha256(str(self.cut).encode())
+        for name in ARRAYS:
+            array = getattr(self, name)
+            digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()[:16]
 
     def take(self, indices: NDArray[np.int64]) -> Tokens:
         """The sentences `indices` alone."""
@@ -100,7 +110,7 @@ def tokenize_cached(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_
     """
     path = cache / f"{_key(tokenizer, examples, max_length)}.safetensors"
     tokens = _load(path)
-    if tokens is None or not _fits(tokens, 1 + max(tokenizer.get_vocab().values()), examples, max_length):
+    if tokens is None:
         tokens = tokenize(tokenizer, examples.texts, max_length, show_progress=True)
         tokens = replace(tokens, labels=np.asarray(examples.labels, np.float32))
         _save(tokens, path)
@@ -130,48 +140,15 @@ def _encodings(
 
 def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> str:
     """SHA-256, 32 hexadecimal digits, over all that the tokens depend on."""
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, max_length, len(examples.texts), len(examples)]).encode())
-    digest.update(_definition(tokenizer).encode())
+    rules = [tokenizer_definition(tokenizer), vocabulary_fingerprint(tokenizer)]
+    settings = [CACHE_FORMAT, version("tokenizers"), version("transformers"), max_length, len(examples.texts)]
+    digest = hashlib.sha256(json.dumps([*settings, len(examples), *rules], sort_keys=True).encode())
     digest.update(np.asarray(examples.labels, np.float32).tobytes())
     for column in examples.texts:
         # lengths keep "a", "bc" apart from "ab", "c"
         digest.update(np.asarray([len(text) for text in column], np.int64).tobytes())
         digest.update("".join(column).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:32]
-
-
-def _definition(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The whole tokenizer as text, with the libraries' versions."""
-    versions = [version("tokenizers"), version("transformers")]
-    return json.dumps([tokenizer_definition(tokenizer), vocabulary_fingerprint(tokenizer), versions], sort_keys=True)
-
-
-def _fits(tokens: Tokens, vocabulary: int, examples: Examples, max_length: int) -> bool:
-    """Whether arrays from a file are sentences at all, of these examples: no index leads outside."""
-    if any(array.dtype != DTYPES[name] or array.ndim != 1 for name, array in _arrays(tokens).items()):
-        return False
-    count, lengths = len(examples), tokens.lengths
-    return (
-        (len(tokens), len(tokens.second)) == (count, count)
-        and np.array_equal(tokens.labels, np.asarray(examples.labels, np.float32))
-        and tokens.offsets[0] == 0
-        and tokens.offsets[-1] == len(tokens.ids)
-        and bool(((lengths >= 0) & (lengths <= max_length)).all())
-        and bool(((tokens.second >= 0) & (tokens.second <= lengths)).all())
-        and bool(((tokens.ids >= 0) & (tokens.ids < vocabulary)).all())
-        and 0 <= tokens.cut <= count
-    )
-
-
-def _arrays(tokens: Tokens) -> dict[str, NDArray[Any]]:
-    return {name: getattr(tokens, name) for name in DTYPES}
-
-
-def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
-    for name in DTYPES:
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
 
 
 def _load(path: Path) -> Tokens | None:
@@ -182,9 +159,10 @@ def _load(path: Path) -> Tokens | None:
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in DTYPES}
+            arrays = {name: file.get_tensor(name) for name in ARRAYS}
             metadata = file.metadata() or {}
-            return Tokens(**arrays, cut=int(metadata["cut"])) if metadata["sha256"] == _checksum(arrays) else None
+        tokens = Tokens(**arrays, cut=int(metadata["cut"]))
+        return tokens if metadata["sha256"] == tokens.fingerprint else None
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError):
         return None
 
@@ -192,7 +170,7 @@ def _load(path: Path) -> Tokens | None:
 def _save(tokens: Tokens, path: Path) -> None:
     from safetensors.numpy import save_file
 
-    arrays = _arrays(tokens)
-    metadata = {"cut": str(tokens.cut), "sha256": _checksum(arrays)}
+    arrays = {name: getattr(tokens, name) for name in ARRAYS}
+    metadata = {"cut": str(tokens.cut), "sha256": tokens.fingerprint}
     with suppress(OSError, SafetensorError):  # a full or read-only disk: no cache
         write_whole(path, lambda beside: save_file(arrays, beside, metadata=metadata))

@@ -69,14 +69,18 @@ class SplitMetrics(nn.Module):
             for name, metric in self._parts()
         }
 
-    def load_sums(self, sums: dict[str, Any]) -> None:
-        """The reverse of `sums`; a metric that another version summed up otherwise starts anew."""
+    def load_sums(self, sums: dict[str, Any]) -> list[str]:
+        """The reverse of `sums`; the names of metrics that another version summed differently, which start anew."""
+        anew = []
         for name, metric in self._parts():
-            count, state = sums.get(name, (0, {}))
-            if state.keys() == metric.metric_state.keys():
-                metric._update_count = count
-                for key, value in state.items():
-                    setattr(metric, key, _on(value, metric.device))
+            count, state = sums.get(name, (0, metric.metric_state))
+            if state.keys() != metric.metric_state.keys():
+                anew.append(name)
+                continue
+            metric._update_count = count
+            for key, value in state.items():
+                setattr(metric, key, _on(value, metric.device))
+        return anew
 
     def _parts(self) -> Iterator[tuple[str, Metric]]:
         yield "loss", self.loss

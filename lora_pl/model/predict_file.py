@@ -11,7 +11,7 @@ from typing import Any
 from lightning.fabric import Fabric
 
 from lora_pl.data import texts
-from lora_pl.data.texts import STDIN, Text, TextStream
+from lora_pl.data.texts import Text, TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.parts import Parts, Rows, json_lines
 from lora_pl.model.predict_output import is_stream, opened, require_output
@@ -44,7 +44,7 @@ def predict_file(
             logit is inf or NaN; `data...`: a text can't be read.
     """
     require_output(output, stream.path)
-    if (is_stream(output) or stream.path == STDIN) and fabric.world_size > 1:
+    if (is_stream(output) or stream.once) and fabric.world_size > 1:
         raise UserError("output", "several processes need an --input and an --output file; or take one device")
     if is_stream(output):
         return _write_stream(_answered(stream, 0, answers), output)
@@ -56,7 +56,7 @@ def predict_file(
         _write_parts(stream, parts, answers, fabric, bar)
     except BaseException:
         if fabric.world_size == 1:
-            parts.keep_or_remove(resumable=stream.path != STDIN)
+            parts.keep_or_remove(resumable=not stream.once)
         raise
     fabric.barrier("predicted")
     return parts.join() if fabric.is_global_zero else 0
@@ -104,9 +104,9 @@ def _answered(chunks: Iterable[list[Text]], first: int, answers: Answers) -> Ite
 
 
 def _identity(stream: TextStream) -> dict[str, Any]:
-    """What tells one input from another; standard input is another each time."""
-    if stream.path == STDIN:
-        return {"input": STDIN, "call": secrets.token_hex(8)}
+    """What tells one input from another; what is read once is another each time."""
+    if stream.once:
+        return {"input": stream.path, "call": secrets.token_hex(8)}
     path = Path(stream.path).resolve()
     stat = path.stat()
     return {"input": str(path), "bytes": stat.st_size, "time": stat.st_mtime_ns, "columns": list(stream.columns)}

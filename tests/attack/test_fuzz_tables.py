@@ -12,7 +12,7 @@ from lora_pl.data.examples import discover_labels, read_examples
 from lora_pl.data.rows import read_rows
 from lora_pl.data.sources import read_glue_file
 from lora_pl.data.tasks import get_task
-from tests.attack.fuzzing import counts, fuzz, told
+from tests.attack.fuzzing import FEW, MANY, counts, fuzz, told
 from tests.attack.mutations import changed_bytes
 
 TEXTS = [f"the film is {'good' if i % 2 else 'dull'}" for i in range(12)]
@@ -33,10 +33,18 @@ TABLES = {
     ".json": b'[{"sentence": "a fine film", "label": 1}, {"sentence": "dull", "label": 0}]',
     ".parquet": parquet(pa.table({"sentence": TEXTS, "label": LABELS})),
 }
-every_table = pytest.mark.parametrize("ending", TABLES)
+# fewer Parquet files: each is decoded by a process of its own
+COUNTS = {ending: (8, 500) if ending == ".parquet" else (FEW, MANY) for ending in TABLES}
+every_table = pytest.mark.parametrize(
+    ("ending", "count"),
+    [
+        pytest.param(ending, count, marks=[pytest.mark.attack] if count == most else [])
+        for ending, (few, most) in COUNTS.items()
+        for count in (few, most)
+    ],
+)
 
 
-@counts
 @every_table
 def test_streamed_tables(ending, count, tmp_path):
     path = tmp_path / f"x{ending}"
@@ -48,7 +56,6 @@ def test_streamed_tables(ending, count, tmp_path):
     fuzz(count, changed_bytes(TABLES[ending]), check)
 
 
-@counts
 @every_table
 def test_training_tables(ending, count, tmp_path):
     path, task = tmp_path / f"x{ending}", get_task("sst2")
@@ -99,7 +106,7 @@ def parquet_files(draw: Any) -> bytes:
                    row_group_size=draw(st.sampled_from([1, 3, 1 << 20])), store_schema=draw(st.booleans()))  # fmt: skip
 
 
-@counts
+@pytest.mark.parametrize("count", [8, pytest.param(500, marks=pytest.mark.attack)])
 def test_parquet_values(count, tmp_path):
     path, task = tmp_path / "x.parquet", get_task("sst2")
 

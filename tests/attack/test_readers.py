@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_pl.cli.checkpoint_defaults import early_value
-from lora_pl.data import json_values
+from lora_pl.data import json_values, parquet
 from lora_pl.data.examples import discover_labels
 from lora_pl.data.rows import read_rows
 from lora_pl.data.texts import TextStream
@@ -89,6 +90,34 @@ def test_lists_and_bytes_are_no_texts(tmp_path):
     assert key_of(lambda: list(read_rows(tmp_path / "x.parquet", ["c"]))) == "data.column"
 
 
+TRUNCATED = """
+import os, sys
+import pyarrow as pa
+batch = pa.record_batch({"text": ["a"] * 9000})
+with pa.ipc.new_stream(sys.stdout.buffer, batch.schema) as stream:
+    stream.write_batch(batch)
+    %s
+"""
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.stdout.buffer.write(b'x' * (1 << 20))", "sys.exit(1)"])
+def test_a_decoder_that_ends_early(end, tmp_path, monkeypatch):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "x.parquet")
+    started = subprocess.Popen
+    monkeypatch.setattr(
+        parquet.subprocess,
+        "Popen",
+        lambda command, **options: started([sys.executable, "-c", TRUNCATED % end], **options),
+    )
+    assert key_of(lambda: list(read_rows(tmp_path / "x.parquet", ["text"]))) == "data.format"
+
+
+def test_names_of_columns_that_no_command_takes(tmp_path):
+    pq.write_table(pa.table({"a\0b": ["a"], "-c": ["b"]}), tmp_path / "x.parquet")
+    ((_, row),) = read_rows(tmp_path / "x.parquet", ["a\0b", "-c"])
+    assert row == ("a", "b")
+
+
 @pytest.mark.parametrize("rows", [30_000, pytest.param(3_000_000, marks=pytest.mark.attack)])
 def test_a_large_table_with_a_dictionary_is_read(rows, tmp_path):
     texts = [f"the film {row} is good" for row in range(rows)]
@@ -159,13 +188,35 @@ def test_labels_without_number(tmp_path):
     assert key_of(lambda: discover_labels(tmp_path / "x.csv", "label")) == "data.label"
 
 
+PIPED = {
+    "": "a\nb\n",
+    ".csv": 'text\na\n"b"',
+    ".tsv": "text\na\nb",
+    ".JSONL": '{"text": "a"}\n{"text": "b"}',
+    ".json": '\n[{"text": "a"}, {"text": "b"}]',
+}
+
+
+@pytest.mark.parametrize("ending", PIPED)
+def test_texts_of_a_pipe_are_read_once(ending, tmp_path):
+    path = tmp_path / f"pipe{ending}"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=(PIPED[ending],))
+    stream = TextStream(str(path), ["text"])
+    writer.start()
+    assert (list(stream), stream.once) == ([["a", "b"]], True)
+    writer.join()
+
+
 def test_what_is_no_regular_file(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.csv")
+    os.mkfifo(tmp_path / "pipe.parquet")
     (tmp_path / "zero.csv").symlink_to("/dev/zero")
     (tmp_path / "folder.csv").mkdir()
     for path in tmp_path.iterdir():
         assert key_of(lambda path=path: list(read_rows(path, ["text"]))) == "data.missing"
-        assert key_of(lambda path=path: TextStream(str(path), ["text"])) == "input"
+        if path.name != "pipe.csv":
+            assert key_of(lambda path=path: list(TextStream(str(path), ["text"]))) in ("input", "data.missing")
         assert key_of(lambda path=path: read_yaml(path)) == "config"
         assert early_value(["--config", str(path)], "run_name") is None
         assert fails(capsys, "fit", "--config", str(path), code=2) == "config"

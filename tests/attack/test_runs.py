@@ -210,6 +210,10 @@ def more_dropout(path: Path) -> None:
     path.write_text(path.read_text().replace('"hidden_dropout_prob": 0.1', '"hidden_dropout_prob": 0.2'))
 
 
+def other_activation(path: Path) -> None:
+    path.write_text(path.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+
+
 def other_tokens(path: Path) -> None:
     path.write_text(path.read_text().replace('"good"', '"x"').replace('"bad"', '"good"').replace('"x"', '"bad"'))
 
@@ -221,6 +225,7 @@ CHANGES = [
     ("SST-2/dev.tsv", change_a_line),
     ("SST-2/dev.tsv", drop_a_line),
     ("encoder/config.json", more_dropout),
+    ("encoder/config.json", other_activation),
     ("encoder/tokenizer.json", other_tokens),
 ]
 
@@ -273,7 +278,7 @@ def test_a_callback_whose_state_would_be_lost_is_missed(fit):
 
 
 def test_runs_of_earlier_versions_keep_their_order(fit, monkeypatch):
-    """0.2.0 seeded with seed + epoch, and its checkpoints name no order."""
+    """0.2.0 seeded with seed + epoch; its checkpoints name no order, and hold the loss as torchmetrics' MeanMetric."""
     with monkeypatch.context() as patch:
         patch.setitem(datamodule.ORDERS, "hashed", SummedSeedBatches)
         whole = fit("whole")
@@ -282,7 +287,11 @@ def test_runs_of_earlier_versions_keep_their_order(fit, monkeypatch):
     path = Path("checkpoints/killed/last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
     old = {key: checkpoint[RESUME_KEY][key] for key in ("epoch", "batch", "log_steps", "processes")}
+    own = old["processes"][0]
+    mean = {"mean_value": torch.tensor(14.0), "weight": torch.tensor(21.0)}
+    own["sums"] = {"loss": (3, mean), "accuracy": own["sums"]["accuracy"]}
     torch.save({**checkpoint, RESUME_KEY: old}, path)
+    assert old["batch"]
     resumed = fit.lives("killed", 12)
     a, b = (read_checkpoint(run.last_checkpoint) for run in (whole, resumed))
     assert all(torch.equal(b["state_dict"][key], tensor) for key, tensor in a["state_dict"].items())

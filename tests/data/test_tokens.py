@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -108,7 +106,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("model_input_names", ["input_ids", "token_type_ids"]), ("truncation_side", "left"),
-     ("split_special_tokens", True), ("cls_token", "<mask>")],
+     ("split_special_tokens", True), ("pad_token", "<mask>")],
 )  # fmt: skip
 def test_the_cache_tells_settings_of_the_tokenizer_apart(name, value, tokenizer, tmp_path):
     tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
@@ -117,25 +115,11 @@ def test_the_cache_tells_settings_of_the_tokenizer_apart(name, value, tokenizer,
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [("ids", lambda ids: ids + 10**6), ("ids", lambda ids: -ids - 1), ("ids", lambda ids: ids.astype(np.int64)),
-     ("offsets", lambda offsets: offsets + 1), ("offsets", lambda offsets: offsets[::-1].copy()),
-     ("offsets", lambda offsets: offsets[:-1]), ("second", lambda second: second + 100),
-     ("labels", lambda labels: 1 - labels), ("labels", lambda labels: labels[:, None])],
-)  # fmt: skip
-def test_a_cache_that_is_no_sentences_is_made_again(name, change, tokenizer, tmp_path):
-    tokens = tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
-    (path,) = tmp_path.iterdir()
-    tokens_module._save(replace(tokens, **{name: change(getattr(tokens, name))}), path)
-    again = tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
-    assert np.array_equal(getattr(again, name), getattr(tokens, name))
-
-
 def test_a_changed_byte_of_a_cache_is_found(tokenizer, tmp_path):
     tokens = tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
-    for place in range(len(content) - tokens.ids.nbytes - tokens.labels.nbytes, len(content), 7):
+    arrays = range(len(content) - tokens.ids.nbytes - tokens.labels.nbytes, len(content), 7)
+    for place in (*arrays, content.index(b'"cut":"1"') + 7, content.index(b"I32") + 1):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        assert np.array_equal(tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path).ids, tokens.ids)
+        assert tokenize_cached(tokenizer, EXAMPLES, 6, tmp_path).fingerprint == tokens.fingerprint
