@@ -32,7 +32,6 @@ class FirstTokenFeatures:
         self._has_types = architecture.has_token_types(encoder.config)
         self._skipped: int | None = encoder.config.pad_token_id if architecture.positions_after_padding else None
         self._packed = architecture.packed
-        self._drops_rows = architecture.packed and architecture.last_block is not None
         use_bulk_dropout(encoder)
         if self._packed:
             use_packed_attention(encoder)
@@ -56,7 +55,8 @@ class FirstTokenFeatures:
         # a mask of four dimensions is taken as it is, and attention over a packed row reads none
         inputs = {"attention_mask": input_ids.new_empty(1, 1, 1, 0), "packing": packing}
         hidden = self._run(input_ids, token_type_ids, position_ids=self._positions(input_ids, packing), **inputs)[0]
-        return hidden if self._drops_rows else hidden.index_select(0, packing.starts)
+        # torch.compile may leave out the hook that drops the other rows
+        return hidden if len(hidden) == len(packing.lengths) else hidden.index_select(0, packing.starts)
 
     def of_padded(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, length), (batch, length), (batch, length) -> (batch, hidden)."""

@@ -61,6 +61,9 @@ class Adapter(nn.Module, ABC):
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
         """The factors over the frozen weight W_0 (out, in), in `dtype`, differentiable in the parameters."""
 
+    def refresh(self, weight: Tensor) -> None:
+        """Bring what is kept of W_0 up to date, after a state was loaded into it."""
+
     @property
     def dtype(self) -> torch.dtype:
         """The parameters'."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora_pl.lora.bank_layer import BankLinear
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.injection import layers_to_adapt, linear_layers
+from lora_pl.lora.injection import layers_to_adapt, linear_layers, plain
 from lora_pl.lora.layer import lora_layers
 from lora_pl.lora.routing import Routes, Routing, require_known
 from lora_pl.lora.state import copy_state
@@ -25,11 +25,11 @@ class AdapterBank:
 
     for LoRA itself, where k(t) is the adapter of the sentence that token t belongs to. The product with W_0 is computed
     once for all sentences; the A of all routed adapters are stacked, and each token keeps its own adapter's columns of
-    the thin product. No adapter's result depends on another's sentences, inf and NaN included; nor does its
-    gradient, as long as the numbers are finite.
+    the thin product. No adapter's result depends on another's sentences, inf and NaN included; nor does its gradient,
+    under autocast or where base and adapters have one dtype.
 
     Threads may route different adapters at once, and add adapters meanwhile; an adapter that is loaded anew or removed
-    waits for the forwards that use it.
+    waits for the forwards that use it, so a task of asyncio does that in a thread (`asyncio.to_thread`).
 
     Example:
         >>> bank = AdapterBank(nn.Sequential(nn.Linear(8, 8)))
@@ -53,7 +53,6 @@ class AdapterBank:
         self.configs: dict[str, LoRAConfig] = {}
         """Rank, alpha and the rest by the adapter's name, in the order of adding."""
         self._routes = Routes()
-        self._linear = linear_layers(model)
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +81,7 @@ class AdapterBank:
         with self._routes.changing(name):
             if name in self.configs:
                 raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or remove it")
-            places = layers_to_adapt(self._linear, config)
+            places = layers_to_adapt(linear_layers(self.model, (nn.Linear, BankLinear)), config)
             try:
                 for place, own in places.items():
                     self._layer(place).add(name, own)
@@ -136,7 +135,7 @@ class AdapterBank:
     def _layer(self, place: str) -> BankLinear:
         layer = self.model.get_submodule(place)
         if not isinstance(layer, BankLinear):
-            layer = BankLinear(self._linear[place], self._routes)
+            layer = BankLinear(layer, self._routes)  # type: ignore[arg-type]
             self.model.set_submodule(place, layer)
         return layer
 
@@ -144,7 +143,7 @@ class AdapterBank:
         for place, layer in self.layers.items():
             layer.remove(name)
             if not layer.adapters:
-                self.model.set_submodule(place, self._linear[place].train(layer.training))
+                self.model.set_submodule(place, plain(layer))
 
     def _load(self, name: str, state: Mapping[str, Tensor]) -> None:
         own = self._named(name)
@@ -157,12 +156,10 @@ class AdapterBank:
             raise
 
     def _require_finite(self, name: str) -> None:
-        wrong = [place for place, layer in self.layers.items() if name in layer and not layer.is_finite(name)]
-        if wrong:
-            dtype = str(self._linear[wrong[0]].weight.dtype).removeprefix("torch.")
-            raise LoRAError(
-                "state", f"the adapter {name!r} has inf or NaN in {dtype}, the base's dtype: {wrong[0]}, ..."
-            )
+        for place, layer in self.layers.items():
+            if name in layer and not layer.is_finite(name):
+                dtype = str(layer.weight.dtype).removeprefix("torch.")
+                raise LoRAError("state", f"the adapter {name!r} has inf or NaN in {dtype}, the base's dtype: {place}")
 
     def _named(self, name: str) -> dict[str, nn.Parameter]:
         return {

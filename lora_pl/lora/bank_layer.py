@@ -30,6 +30,7 @@ class BankLinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self.adapters = nn.ModuleDict()
         self._routes = routes
+        self.register_load_state_dict_post_hook(BankLinear._refresh)  # type: ignore[no-untyped-call]
         self.train(base.training)
 
     def add(self, name: str, config: LoRAConfig) -> None:
@@ -47,6 +48,10 @@ class BankLinear(nn.Linear):
     def adapter(self, name: str) -> Adapter:
         """An adapter of this layer."""
         return cast(Adapter, self.adapters[_key(name)])
+
+    def _refresh(self, incompatible_keys: object) -> None:
+        for adapter in self.adapters.values():
+            cast(Adapter, adapter).refresh(self.weight)
 
     def is_finite(self, name: str) -> bool:
         """Whether the factors of an adapter are finite in the base's dtype."""

@@ -34,9 +34,14 @@ class DoRA(LoRA):
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__(base, config)
         # (out,): ||W_0||^2, of the weight before it is cast to half precision
-        squares = base.weight.detach().float().square().sum(1)
-        self.register_buffer("base_norm", squares, persistent=False)
-        self.lora_magnitude_vector = nn.Parameter(squares.sqrt())
+        self.register_buffer("base_norm", _squares(base.weight), persistent=False)
+        self.lora_magnitude_vector = nn.Parameter(self.base_norm.sqrt())
+
+    def refresh(self, weight: Tensor) -> None:
+        """Take the norm of another W_0; that of the same one, cast, differs by rounding alone and is not taken."""
+        squares = _squares(weight).to(self.base_norm)
+        if not weight.is_meta and not torch.allclose(squares, self.base_norm, 2 * torch.finfo(weight.dtype).eps, 0):
+            self.base_norm.copy_(squares)
 
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
         """LoRA's, and the gain m / ||W_0 + s B A||."""
@@ -52,3 +57,8 @@ class DoRA(LoRA):
             squares = self.base_norm.to(a.dtype) + 2 * crossed + squared
         # a row of zeros stays zero
         return squares.clamp_min(torch.finfo(a.dtype).tiny).sqrt()
+
+
+def _squares(weight: Tensor) -> Tensor:
+    """(out,): the squared norm of each row, in fp32."""
+    return weight.detach().float().square().sum(1)

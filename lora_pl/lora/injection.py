@@ -38,10 +38,15 @@ def remove_lora(model: nn.Module) -> list[str]:
     """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names."""
     layers = lora_layers(model)
     for name, layer in layers.items():
-        base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-        base.weight, base.bias = layer.weight, layer.bias
-        model.set_submodule(name, base.train(layer.training))
+        model.set_submodule(name, plain(layer))
     return list(layers)
+
+
+def plain(layer: nn.Linear) -> nn.Linear:
+    """An `nn.Linear` over the same weight and bias."""
+    base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    base.weight, base.bias = layer.weight, layer.bias
+    return base.train(layer.training)
 
 
 def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module] = ()) -> None:
@@ -72,10 +77,10 @@ def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> dict
     return own
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every plain linear layer of `model` by its name, in the model's order."""
-    # exactly nn.Linear: subclasses may be used without a call of their forward, and LoRA would silently do nothing
-    return {n: m for n, m in model.named_modules() if n and type(m) is nn.Linear}
+def linear_layers(model: nn.Module, kinds: tuple[type[nn.Linear], ...] = (nn.Linear,)) -> dict[str, nn.Linear]:
+    """Every linear layer of exactly these classes by its name, in the model's order."""
+    # other subclasses may be used without a call of their forward, and LoRA would silently do nothing
+    return {n: m for n, m in model.named_modules() if n and type(m) in kinds}
 
 
 def _found(field: str, pattern: str, kind: str, names: Iterable[str]) -> list[str]:

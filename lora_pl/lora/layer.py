@@ -15,9 +15,9 @@ from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.product import adapted_linear
 from lora_pl.lora.variants import VARIANTS
 
-# of a context (a thread, a task), so that others go on with the layers as they are
-_DISABLED: ContextVar[frozenset[LoRALinear]] = ContextVar("disabled", default=frozenset())
-_MERGED: ContextVar[Mapping[LoRALinear, Tensor]] = ContextVar("merged", default={})  # noqa: B039  never changed
+# of a context (a thread, a task), so that others go on with the layers as they are: the weight to compute with alone
+_WEIGHTS: ContextVar[Mapping[LoRALinear, Tensor]] = ContextVar("weights", default={})  # noqa: B039  never changed
+_used = False  # whether it ever held one: torch.compile can't trace context variables, and until then need not
 
 
 class LoRALinear(nn.Linear):
@@ -43,23 +43,22 @@ class LoRALinear(nn.Linear):
         self.weight, self.bias = base.weight, base.bias
         self.adapter = VARIANTS[config.variant](base, config)
         self.register_buffer("_merged_weight", None, persistent=False)
-        self.register_load_state_dict_post_hook(_merge_again)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(LoRALinear.refresh)  # type: ignore[no-untyped-call]
         self.train(base.training)
 
     @property
     def merged_weight(self) -> Tensor | None:
-        """W, (out, in), where the layer is merged: by `merge`, or by `merged_lora` in this context; else None."""
-        return _MERGED.get().get(self, self._merged_weight)
+        """(out, in), what the layer computes with alone: W where it is merged, by `merge` or by `merged_lora` in this
+        context, and W_0 within `disable_lora`; else None."""
+        return _WEIGHTS.get().get(self, self._merged_weight) if _used else self._merged_weight
 
     @property
     def merged(self) -> bool:
-        """Whether the layer computes with the merged weight."""
+        """Whether there is a `merged_weight`."""
         return self.merged_weight is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype that the base layer alone would give."""
-        if self in _DISABLED.get():
-            return F.linear(x, self.weight, self.bias)
         merged = self.merged_weight
         if merged is not None:
             return F.linear(x, merged, self.bias)
@@ -87,6 +86,12 @@ class LoRALinear(nn.Linear):
         """The reverse of `merge`."""
         self._merged_weight = None
 
+    def refresh(self, incompatible_keys: Any = None) -> None:
+        """Bring what is derived from weight and adapter up to date, after a state was loaded into them."""
+        self.adapter.refresh(self.weight)
+        if self._merged_weight is not None:
+            self._merge()
+
     def extra_repr(self) -> str:
         """Sizes, rank and alpha."""
         return f"{super().extra_repr()}, r={self.adapter.r}, lora_alpha={self.adapter.lora_alpha:g}"
@@ -103,11 +108,8 @@ def disable_lora(model: nn.Module) -> Iterator[None]:
 
     As `merged_lora`, it holds for this thread (and asyncio task) alone.
     """
-    token = _DISABLED.set(_DISABLED.get().union(lora_layers(model).values()))
-    try:
+    with _computing_with({layer: layer.weight for layer in lora_layers(model).values()}):
         yield
-    finally:
-        _DISABLED.reset(token)
 
 
 @contextmanager
@@ -121,23 +123,19 @@ def merged_lora(model: nn.Module, dtype: torch.dtype | None = None) -> Iterator[
         dtype: What the merged weights are rounded to; by default each layer's own.
     """
     unmerged = [layer for layer in lora_layers(model).values() if not layer.merged]
-    merged = {layer: _merged_weight(layer, dtype or layer.weight.dtype) for layer in unmerged}
-    token = _MERGED.set({**_MERGED.get(), **merged})
+    with _computing_with({layer: _merged_weight(layer, dtype or layer.weight.dtype) for layer in unmerged}):
+        yield
+
+
+@contextmanager
+def _computing_with(weights: Mapping[LoRALinear, Tensor]) -> Iterator[None]:
+    global _used
+    _used = True
+    token = _WEIGHTS.set({**_WEIGHTS.get(), **weights})
     try:
         yield
     finally:
-        _MERGED.reset(token)
-
-
-def merge_again(model: nn.Module) -> None:
-    """Bring the merged weights of `model` up to date with its adapters."""
-    for layer in lora_layers(model).values():
-        _merge_again(layer)
-
-
-def _merge_again(layer: nn.Module, incompatible_keys: Any = None) -> None:
-    if isinstance(layer, LoRALinear) and layer._merged_weight is not None:
-        layer._merge()
+        _WEIGHTS.reset(token)
 
 
 @torch.no_grad()

@@ -25,7 +25,8 @@ def adapted_linear(
     """y = gain * (x W0^T + (x a^T) b^T) + bias.
 
     If everything is computed in one dtype and only the factors are trained, product and update are one operation, whose
-    backward keeps x and x a^T (thin) and never forms a gradient of W's size.
+    backward keeps x and x a^T (thin) and never forms a gradient of W's size. With a mask, inf and NaN in a row reach
+    the gradients of its own columns alone.
 
     Args:
         x: (..., in).
@@ -38,9 +39,11 @@ def adapted_linear(
     Returns:
         (..., out), in the dtype that the linear layer alone would give.
     """
-    if dropout is None and _is_one_operation(x, weight, bias, factors):
-        rows = x.to(computed_in(x, x.dtype)).reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        y = _FrozenProduct.apply(rows, weight, bias, factors.a, factors.b, mask)  # type: ignore[no-untyped-call]
+    if (dropout is None or mask is not None) and _is_one_operation(x, weight, bias, factors):
+        size = math.prod(x.shape[:-1]), x.shape[-1]
+        rows = x.to(computed_in(x, x.dtype)).reshape(size)
+        branch = None if dropout is None else dropout(x).to(rows.dtype).reshape(size)
+        y = _FrozenProduct.apply(rows, branch, weight, bias, factors.a, factors.b, mask)  # type: ignore[no-untyped-call]
         y = cast(Tensor, y).view(*x.shape[:-1], weight.shape[0])
     else:
         y = _two_products(x, weight, bias, factors, dropout, mask)
@@ -93,28 +96,50 @@ def _with_gain(y: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W0^T + bias + (x a^T) b^T, differentiable in x, a and b; (rows, in) -> (rows, out)."""
+    """x W0^T + bias + (branch a^T) b^T, differentiable in x, branch, a and b; (rows, in) -> (rows, out).
+
+    The branch is x itself where it is None.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, mask: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        branch: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        mask: Tensor | None,
     ) -> Tensor:
         weight, own_a, own_b = (w.to(x.dtype) for w in (weight, a, b))
-        thin = x @ own_a.t()  # (rows, k)
+        thin = (x if branch is None else branch) @ own_a.t()  # (rows, k)
         if mask is not None:
             thin.masked_fill_(mask, 0)
-        ctx.save_for_backward(x, weight, thin, a, b, mask)
+        ctx.save_for_backward(x if branch is None else branch, weight, thin, a, b, mask)
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).addmm_(thin, own_b.t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, thin, a, b, mask = ctx.saved_tensors
-        own_a, own_b = (w.to(x.dtype) for w in (a, b))
+        branch, weight, thin, a, b, mask = ctx.saved_tensors
+        own_a, own_b = (w.to(branch.dtype) for w in (a, b))
         d_thin = dy @ own_b  # (rows, k)
+        d_x = dy @ weight if ctx.needs_input_grad[0] else None
         if mask is not None:
             d_thin.masked_fill_(mask, 0)
-        d_a = (d_thin.t() @ x).to(a.dtype)
+            # 0 * inf is NaN; the row's own columns have it from thin and d_thin
+            dy, branch, own_a = (_finite_rows(tensor) for tensor in (dy, branch, own_a))
+        d_a = (d_thin.t() @ branch).to(a.dtype)
         d_b = (dy.t() @ thin).to(b.dtype)
-        d_x = (dy @ weight).addmm_(d_thin, own_a) if ctx.needs_input_grad[0] else None
-        return d_x, None, None, d_a, d_b, None
+        d_branch = None
+        if ctx.needs_input_grad[1]:
+            d_branch = d_thin @ own_a
+        elif d_x is not None:
+            d_x.addmm_(d_thin, own_a)
+        return d_x, d_branch, None, None, d_a, d_b, None
+
+
+def _finite_rows(x: Tensor) -> Tensor:
+    """x with 0 in rows that have an inf or NaN."""
+    return x.masked_fill(~x.isfinite().all(-1, keepdim=True), 0)

@@ -100,9 +100,9 @@ class Routes:
             LoRAError: adapter: one is not `known`.
         """
         own = self._own()
-        entered = set(routing.used).difference(*(outer.used for outer in own))
         with self.lock:
-            self.lock.wait_for(lambda: self._closed.isdisjoint(entered))
+            # who waits within another route is waited for: a cycle
+            self.lock.wait_for(lambda: own or self._closed.isdisjoint(routing.used))
             require_known(routing.used, known)
             self._users.update(routing.used)
         token = _ACTIVE.set({**_ACTIVE.get(), self: (*own, routing)})
@@ -121,10 +121,10 @@ class Routes:
         Waits for those that do, and lets no further one begin.
 
         Raises:
-            LoRAError: adapter: this thread itself is in a `route` that uses it.
+            LoRAError: adapter: this thread itself is in a `route` with adapters, and another may wait for it.
         """
-        if any(name in routing.used for routing in self._own()):
-            raise LoRAError("adapter", f"{name!r} is in use; change it outside of `with bank.route(...)`")
+        if any(routing.used for routing in self._own()):
+            raise LoRAError("adapter", f"change {name!r} outside of `with bank.route(...)`, which may use it")
         with self.lock:
             self.lock.wait_for(lambda: name not in self._closed)
             self._closed.add(name)

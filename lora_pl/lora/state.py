@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lora_pl.lora.adapter import Adapter
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.layer import lora_layers, merge_again
+from lora_pl.lora.layer import lora_layers
 
 
 def adapter_state_dict(model: nn.Module, also: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
@@ -33,20 +33,21 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], also:
     """Copy `state` into `model`, the reverse of `adapter_state_dict` with the same `also`.
 
     Raises:
-        LoRAError: state: keys that are missing, unexpected or of another shape, all in one message; nothing is copied
-            then.
+        LoRAError: state: keys that are missing or unexpected, values of another shape or that are no dense tensors of
+            floating-point numbers, all in one message; nothing is copied then.
     """
     copy_state(adapter_state_dict(model, also), state)
-    merge_again(model)
+    for layer in lora_layers(model).values():
+        layer.refresh()
 
 
 @torch.no_grad()
 def copy_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Copy every tensor of `state` into the one of the same name; see `load_adapter_state_dict`."""
     shapes = [
-        f"{name} (expected {tuple(tensor.shape)}, got {_shape(state[name])})"
+        f"{name} (expected {tuple(tensor.shape)}, got {_kind(state[name])})"
         for name, tensor in own.items()
-        if name in state and _shape(state[name]) != tuple(tensor.shape)
+        if name in state and _kind(state[name]) != tuple(tensor.shape)
     ]
     problems = {
         "missing": [name for name in own if name not in state],
@@ -60,13 +61,15 @@ def copy_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         tensor.copy_(state[name])
 
 
-def _shape(value: object) -> tuple[int, ...] | str:
-    if not isinstance(value, Tensor):
+def _kind(value: object) -> tuple[int, ...] | str:
+    """The shape of a dense tensor of floating-point numbers; what anything else is."""
+    if not isinstance(value, Tensor) or value.is_nested:
         return type(value).__name__
-    dense = value.layout is torch.strided and not value.is_meta
-    return tuple(value.shape) if dense else f"a tensor in {value.layout} on {value.device}"
+    if value.is_floating_point() and value.layout == torch.strided and not value.is_meta:
+        return tuple(value.shape)
+    return f"{value.dtype}, {value.layout}, on {value.device}"
 
 
-def _shown(name: str) -> str:
+def _shown(name: object) -> str:
     # names in a file from elsewhere must not break the line or write over the terminal
-    return name if name.isprintable() else repr(name)
+    return name if isinstance(name, str) and name.isprintable() else repr(name)

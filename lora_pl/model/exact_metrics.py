@@ -12,7 +12,6 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
-
 PIECES = 1024
 """Tensors that a state is kept in: as many steps may follow each other without a copy."""
 

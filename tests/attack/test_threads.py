@@ -250,6 +250,21 @@ def test_a_thread_does_not_wait_for_itself(change):
     assert bank.names == ["one"]
 
 
+def test_threads_that_change_what_others_use_do_not_wait_for_each_other():
+    bank = bank_of("a", "b")
+    with bank.route(["a"], [1]), pytest.raises(LoRAError):
+        bank.remove("b")  # another may hold b and wait for a
+    removed = threading.Thread(target=bank.remove, args=["b"], daemon=True)
+    with bank.route(["b"], [1]):
+        removed.start()
+        while "b" not in bank._routes._closed:
+            pass
+        with bank.route(["a", "b"], [1, 1]), bank.route(["b"], [1]):
+            pass
+    removed.join(10)
+    assert bank.names == ["a"]
+
+
 def test_banks_route_by_themselves():
     one, other = bank_of("a"), bank_of("a")
     x = torch.randn(1, 2, 6)
