@@ -195,3 +195,11 @@ def test_relative_to_the_current_folder(trained, glue_folder, tiny_encoder):
     model = LoRAClassifier.for_data(data, start_from="here.ckpt")
     assert model.hparams["start_from"] == str(Path("here.ckpt").absolute())
     assert taken(model, Path("here.ckpt")) == set(model.state_dict())
+
+
+def test_a_checkpoint_of_an_earlier_version():
+    before = Path(__file__).resolve().parents[1] / "fixtures" / "before"
+    path, encoder = before / "lora" / "last.ckpt", str(before / "encoder")
+    lora = read_checkpoint(path)["hyper_parameters"]["lora"]
+    model = made(encoder=encoder, lora=lora, start_from=path)
+    assert taken(model, path) == set(model.state_dict())
