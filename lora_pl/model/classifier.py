@@ -377,7 +377,7 @@ def read_start(path: str, base: Base) -> Start:
         raise UserError("model.start_from", f"{path} is a folder; lora_pl import makes a checkpoint of an adapter's")
     try:
         return Start(path, read_model(path), base)
-    except (UserError, OSError) as error:
+    except (UserError, LoRAError, OSError) as error:
         raise UserError("model.start_from", str(error).removeprefix(f"{getattr(error, 'key', '')}: ")) from error
 
 

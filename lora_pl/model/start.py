@@ -29,13 +29,14 @@ class Start:
         base: The models'.
 
     Raises:
-        UserError: `checkpoint.base`: it was trained on another one.
+        UserError: `checkpoint.base`: it was trained on another one; `task`, `label_names`: it names others than it has.
     """
 
     def __init__(self, path: str, checkpoint: Mapping[str, Any], base: Base) -> None:
         check_base(checkpoint, base.fingerprints)
         self.path, self.base = path, base
-        self.settings, self.state = checkpoint[SETTINGS_KEY], checkpoint["state_dict"]
+        self.settings, self.state = self._resolved(checkpoint[SETTINGS_KEY]), checkpoint["state_dict"]
+        self.task = _task(self.settings)
         self.record = Started(checkpoint=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
     def tensors(self, settings: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -56,8 +57,8 @@ class Start:
 
     def takes_head(self, settings: Mapping[str, Any]) -> bool:
         """Whether the heads are of one kind and their outputs mean the same: scores, or the same classes in order."""
-        before, now = _task(self.settings), _task(settings)
-        same_outputs = (before.problem_type, before.labels) == (now.problem_type, now.labels)
+        now = _task(settings)
+        same_outputs = (self.task.problem_type, self.task.labels) == (now.problem_type, now.labels)
         return same_outputs and self.settings["head"] == settings["head"]
 
     def told(self, settings: Mapping[str, Any]) -> str:
@@ -65,14 +66,14 @@ class Start:
         taken = {"lora": ["adapter"], "full": ["encoder"], "head": []}[settings["method"]]
         if self.takes_head(settings):
             return f"start: {' and '.join([*taken, 'head'])} from {self.path}"
-        what = f"{self.settings['head']}, {', '.join(_task(self.settings).labels) or 'a score'}"
+        what = f"{self.settings['head']}, {', '.join(self.task.labels) or 'a score'}"
         return f"start: {taken[0]} from {self.path}; the head is drawn, as that one differs ({what})"
 
     def _require_same(self, settings: Mapping[str, Any]) -> None:
-        stored, given = (self._resolved(each) for each in (self.settings, settings))
-        for key in unequal(stored, given):
+        given = self._resolved(settings)
+        for key in unequal(self.settings, given):
             if key not in OF_HEAD:
-                before, now = flatten(stored)[key], flatten(given)[key]
+                before, now = flatten(self.settings)[key], flatten(given)[key]
                 raise UserError(
                     "model.start_from",
                     f"{self.path} was trained with {key} = {before}, but the model has {key} = {now}; give it the same",

@@ -12,7 +12,9 @@ from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
 from lora_pl.errors import UserError
 from lora_pl.formats.importing import ImportOptions, checkpoint_of, import_adapter
 from lora_pl.lora import VARIANTS
+from lora_pl.model.start import OF_HEAD
 from lora_pl.storage.checkpoint import EQUAL, read_checkpoint
+from tests.attack.test_settings import OTHER
 from tests.model.test_classifier import TEXTS
 
 CLASSES = {
@@ -104,14 +106,6 @@ def test_a_head_alone(trained, tiny_encoder):
     assert refused(encoder=tiny_encoder(), method="head", task="mrpc", start_from=path)
 
 
-OTHER = {
-    "method": {"method": "head"}, "lora.r": {"lora": {"r": 3}}, "lora.lora_alpha": {"lora": {"lora_alpha": 8.0}},
-    "lora.target_modules": {"lora": {"target_modules": ["query"]}},
-    "lora.rank_pattern": {"lora": {"rank_pattern": {"query": 1}}},
-    "lora.alpha_pattern": {"lora": {"alpha_pattern": {"query": 2.0}}}, "lora.variant": {"lora": {"variant": "dora"}},
-}  # fmt: skip
-
-
 def refused(**settings) -> str:
     with pytest.raises(UserError) as error:
         LoRAClassifier(**settings)
@@ -119,10 +113,10 @@ def refused(**settings) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("key", [key for key in EQUAL if key not in ("task", "label_names", "pairs", "head")])
+@pytest.mark.parametrize("key", [key for key in EQUAL if key not in OF_HEAD])
 def test_what_decides_the_adapter_must_be_the_same(key, trained, tiny_encoder):
-    said = refused(encoder=tiny_encoder(), **OTHER[key], start_from=trained())
-    assert f"{key} = " in said
+    given = {"lora": {key.removeprefix("lora."): OTHER[key]}} if key.startswith("lora.") else {key: OTHER[key]}
+    assert f"{key} = " in refused(encoder=tiny_encoder(), **given, start_from=trained())
 
 
 @pytest.mark.parametrize("methods", [("lora", "full"), ("full", "lora"), ("head", "lora")])
@@ -154,6 +148,14 @@ def test_files_that_are_no_checkpoint(content, tiny_encoder, tmp_path):
 @pytest.mark.parametrize("path", ["", "\0", "x" * 5000, "~nobody-of-this-name/x"])
 def test_paths_that_are_none(path, tiny_encoder):
     refused(encoder=tiny_encoder(), start_from=path)
+
+
+@pytest.mark.parametrize("changes", [{"task": "none"}, {"task": "mnli"}, {"label_names": ["a"]}, {"unknown": 1}])
+def test_settings_that_contradict_themselves(changes, trained, tiny_encoder):
+    path = trained()
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **changes}}, path)
+    assert refused(encoder=tiny_encoder(), start_from=path)
 
 
 def test_tensors_that_are_not_those_of_the_settings(trained, tiny_encoder):
