@@ -16,12 +16,13 @@ from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
-from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.lora.state import below, copy_state
+from lora_pl.model.classifier import LoRAClassifier, read_start
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
 from lora_pl.reporting import silence
-from lora_pl.storage.checkpoint import BASE_KEY
+from lora_pl.storage.checkpoint import BASE_KEY, START_KEY
 
 
 class BrokenPackError(RuntimeError):
@@ -52,6 +53,8 @@ class JointTrials(TaskModule):
         """(trials,): those of the last step."""
         self.settings = [_settings(like.hparams, trial) for trial in trials]
         """Each trial's hyper-parameters, as its own `LoRAClassifier` has them."""
+        start_from = like.hparams["start_from"]
+        self.start = read_start(start_from, self.base) if start_from else None
         for trial, settings in zip(self.trials, self.settings, strict=True):
             self._draw(trial.seed, settings)
 
@@ -59,7 +62,11 @@ class JointTrials(TaskModule):
         """Add a trial as `fit --seed_everything SEED` draws it: the head, then A layer by layer."""
         seed_everything(seed, workers=True, verbose=False)
         head = self.base.new_head(settings["head"], self.task.outputs)
-        self.bank.add(str(len(self.heads)), self.base.resolve(LoRAConfig.of(settings["lora"])))
+        taken = self.start.tensors(settings) if self.start else {}
+        adapter, of_head = below("encoder.", taken), below("head.", taken)
+        self.bank.add(str(len(self.heads)), self.base.resolve(LoRAConfig.of(settings["lora"])), adapter or None)
+        if of_head:
+            copy_state(head.state_dict(), of_head)
         self.heads.append(head)
         self.metrics.append(StageMetrics(self.task))
 
@@ -141,6 +148,7 @@ class JointTrials(TaskModule):
             "hyper_parameters": self.settings[index],
             "datamodule_hyper_parameters": data,
             BASE_KEY: dict(self.base.fingerprints),
+            **({START_KEY: dict(self.start.record)} if self.start else {}),
         }
 
 

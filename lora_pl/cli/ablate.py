@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
+from lora_pl.model.base import Base
+from lora_pl.model.classifier import read_start
 from lora_pl.reporting import say
 from lora_pl.storage.flat import flatten
 from lora_pl.storage.write_whole import write_whole
@@ -114,6 +117,7 @@ class AblateCLI(ClassifierCLI):
         say(f"{len(trials)} trials into {folder}")
         runner = TrialRunner(shared, (folder / "trials").resolve(), config.data_seed)
         data = runner.data(config.data_seed or 0)
+        _check_start(shared["model"], data, trials)
         size = self._joint_trials(folder, trials, data)
         # read and tokenize once, report the data, and fail here if they are at fault
         data.prepare_data()
@@ -185,3 +189,13 @@ def _check_ranks(config: Any, grid: Grid) -> None:
     for targets in grid.targets:
         for rank in grid.ranks:
             counts_at_rank(encoder, LoRAConfig(r=rank, target_modules=targets), config.model.head, 2)
+
+
+def _check_start(model: Mapping[str, Any], data: SentenceDataModule, trials: Sequence[Trial]) -> None:
+    """Fail before the first trial where some trial can't start from the study's `model.start_from`."""
+    if model["start_from"] is None:
+        return
+    start = read_start(model["start_from"], Base.load(model["encoder"]))
+    of_data = {"task": data.task.name, "label_names": data.label_names, "pairs": data.pairs}
+    for trial in trials:
+        start.tensors({**trial.settings(model), **of_data})

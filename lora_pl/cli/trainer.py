@@ -107,6 +107,8 @@ class ClassifierCLI(LightningCLI):
         self.resumes, self.forced = self.verb == "fit" and "--resume" in given, "--force" in given
         checkpoint = self._resumed(given) if self.resumes else early_value(given, "ckpt_path")
         if checkpoint is not None:
+            if not self.resumes and option_value(given, "--model.start_from"):
+                raise UsageError("model.start_from", "the weights are those of --ckpt_path; leave one of the two out")
             stored = read_model(checkpoint)
             # a resumed run has its whole configuration: in the command, or saved beside its checkpoint
             if not (self.resumes and Path(checkpoint).with_name(CONFIG).is_file()):
@@ -140,11 +142,14 @@ class ClassifierCLI(LightningCLI):
         """Done in `parse_arguments`, where flags override the checkpoint; in LightningCLI they don't."""
 
     def before_instantiate_classes(self) -> None:
-        """Choose the precision, so that the saved configuration has it."""
+        """Choose the precision, and take the configuration to save; a checkpoint's model starts from nothing else."""
         trainer = self._option("trainer")
         if not isinstance(trainer, Namespace):
             raise UsageError("trainer", f"expected a mapping of the Trainer's options, got {trainer!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
+        self.saved = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
+        if self._option("ckpt_path"):
+            self._option("model").start_from = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer of `validate` and `test`; `fit` has a `Run` instead."""
@@ -162,9 +167,8 @@ class ClassifierCLI(LightningCLI):
     def _run(self) -> Run:
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
         settings = {key: self._option(key) for key in ("ckpt_path", "save_every_steps", "save_every_minutes")}
-        config = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
         resumes = self.resumes and bool(settings["ckpt_path"])  # else parsing found nothing to resume
-        return Run(name, resumes, self.forced, **settings, config=config)
+        return Run(name, resumes, self.forced, **settings, config=self.saved)
 
     def _trainer_options(self) -> dict[str, Any]:
         return {**self._get(self.config_init, "trainer")}

@@ -18,6 +18,7 @@ from lora_pl.formats.export import Export
 from lora_pl.lora import VARIANTS
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.printable import printable
+from lora_pl.storage.checkpoint import START_KEY
 
 RECORD = "lora_pl.json"
 """What the model was made of, for programs: settings, base, comparison, versions."""
@@ -94,6 +95,8 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
         facts |= {"variant": lora["variant"], "rank r": lora["r"], "alpha": f"{lora['lora_alpha']:g}"}
         facts |= {"adapted layers": f"{len(export.model.adapted)} ({', '.join(lora['target_modules'])})"}
     facts |= {"head": settings["head"], "longest text": f"{export.model.max_length} tokens"}
+    if START_KEY in checkpoint:
+        facts["started from"] = "{checkpoint} (SHA-256 {sha256})".format(**checkpoint[START_KEY])
     facts |= {"data": _data(checkpoint), **_best(checkpoint), "written as": export.options.dtype}
     return {name: value for name, value in facts.items() if value}
 

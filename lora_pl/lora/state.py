@@ -41,6 +41,11 @@ def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], also:
         layer.refresh()
 
 
+def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `state` whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
 @torch.no_grad()
 def copy_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Copy every tensor of `state` into the one of the same name; see `load_adapter_state_dict`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -34,11 +35,14 @@ from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
 from lora_pl.model.schedule import Schedule
+from lora_pl.model.start import Start
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import (
     BASE_KEY,
     DATA_KEY,
     SETTINGS_KEY,
+    START_KEY,
+    Started,
     check_base,
     differing,
     read_checkpoint,
@@ -83,6 +87,8 @@ class LoRAClassifier(TaskModule):
         decay_bias: Whether weight_decay applies to biases and norms too.
         schedule: constant or linear (to zero at the last step).
         warmup_ratio: The fraction of all steps over which the learning rate rises from zero.
+        start_from: A checkpoint on the same base, with the same method, rank, alpha, targets and variant: training
+            starts from its adapter, and from its head if the classes are the same. Only a new model reads it.
     """
 
     def __init__(
@@ -104,11 +110,14 @@ class LoRAClassifier(TaskModule):
         decay_bias: bool = True,
         schedule: Schedule = "constant",
         warmup_ratio: float = 0.0,
+        start_from: str | Path | None = None,
     ) -> None:
         settings = {name: primitive(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         lora = LoRAConfig.of(lora)
         settings["lora"] = lora.to_dict()
+        if isinstance(start_from, str | Path):
+            settings["start_from"] = os.path.abspath(os.path.expanduser(start_from))
         require_json(settings, arguments(LoRAClassifier.__init__), "model", "")
         _require_ranges(settings)
         self.task = get_task(task).customized(label_names, pairs)
@@ -121,6 +130,9 @@ class LoRAClassifier(TaskModule):
         self.head = self.base.new_head(head, self.task.outputs)
         self.adapted = self.base.inject(lora) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
+        self.started: Started | None = None
+        if start_from is not None:
+            self._start(read_start(settings["start_from"], self.base))
         if base_dtype != "auto":
             self.base.cast(resolve_dtype(base_dtype, ""))
         self.metrics = StageMetrics(self.task)
@@ -171,6 +183,16 @@ class LoRAClassifier(TaskModule):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Encoder and head, each with its rate."""
         return parameter_groups(self.encoder, self.head, self.hparams)
+
+    def _start(self, start: Start) -> None:
+        """Copy what `start` gives over what was drawn, so that all random draws are those without it."""
+        drawn = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        try:
+            self.load_state_dict({**drawn, **start.tensors(self.hparams)})
+        except LoRAError as error:
+            raise UserError("model.start_from", f"{start.path}: {error}") from None
+        self.started = start.record
+        say(start.told(self.hparams))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits in fp32, (batch, outputs)."""
@@ -242,14 +264,18 @@ class LoRAClassifier(TaskModule):
         load_adapter_state_dict(self, state_dict, also=self.trained_modules)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the base's name and fingerprints."""
+        """Add the base's name and fingerprints, and what the model started from."""
         checkpoint[BASE_KEY] = dict(self.base.fingerprints)
+        if self.started is not None:
+            checkpoint[START_KEY] = dict(self.started)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise `checkpoint.settings` or `checkpoint.base` if the model computes something else, or on another base."""
-        for difference in differing(model_settings(checkpoint, "the checkpoint"), self.hparams):
+        settings = model_settings(checkpoint, "the checkpoint")
+        for difference in differing(settings, self.hparams):
             say(f"checkpoint: {difference}")
         check_base(checkpoint, self.base.fingerprints)
+        self.hparams["start_from"], self.started = settings["start_from"], checkpoint.get(START_KEY)
 
     @contextmanager
     def merged_for_prediction(self, dtype: torch.dtype = torch.float32) -> Iterator[None]:
@@ -322,10 +348,15 @@ class LoRAClassifier(TaskModule):
 
     @classmethod
     def of_file(cls, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> LoRAClassifier:
-        """The untrained model that the settings of a file describe, with some of the caller's own."""
+        """The untrained model that the settings of a file describe, with some of the caller's own.
+
+        It does not read what the file's model started from: its weights are those of the file.
+        """
         if overrides.get("encoder") is None:
             require_own_package(settings["encoder"])
-        return cls(**{**settings, **overrides})
+        model = cls(**{**settings, **overrides, "start_from": None})
+        model.hparams["start_from"] = settings["start_from"]
+        return model
 
 
 def read_model(path: str | Path) -> dict[str, Any]:
@@ -338,6 +369,16 @@ def read_model(path: str | Path) -> dict[str, Any]:
     data, known = checkpoint.get(DATA_KEY, {}), arguments(SentenceDataModule.__init__)
     require_json(data, known, "checkpoint.settings", f"{path}: data.", unknown="ignore")
     return {**checkpoint, SETTINGS_KEY: model_settings(checkpoint, str(path))}
+
+
+def read_start(path: str, base: Base) -> Start:
+    """The checkpoint that models on `base` start from; a UserError, `model.start_from`, where it can't be read."""
+    if os.path.isdir(path):
+        raise UserError("model.start_from", f"{path} is a folder; lora_pl import makes a checkpoint of an adapter's")
+    try:
+        return Start(path, read_model(path), base)
+    except (UserError, LoRAError, OSError) as error:
+        raise UserError("model.start_from", str(error).removeprefix(f"{getattr(error, 'key', '')}: ")) from error
 
 
 def model_settings(checkpoint: Mapping[str, Any], source: str, kind: str = "checkpoint") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lora_pl.encoder.dtype import DTYPES
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
-from lora_pl.lora.state import copy_state
+from lora_pl.lora.state import below, copy_state
 from lora_pl.model.base import Base
 from lora_pl.model.classifier import read_model
 from lora_pl.storage.checkpoint import check_base
@@ -99,11 +99,11 @@ class ManyAdapters(nn.Module):
         task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
         member = Member(task, settings["max_length"], settings["method"] == "lora")
         head = self.base.new_head(settings["head"], task.outputs)
-        copy_state(head.state_dict(), _below("head.", checkpoint["state_dict"]))
+        copy_state(head.state_dict(), below("head.", checkpoint["state_dict"]))
         head.to(self.base.device).eval().requires_grad_(False)
         if member.has_adapter:
             lora = self.base.resolve(LoRAConfig.of(settings["lora"]))
-            self.bank.add(name, lora, _below("encoder.", checkpoint["state_dict"]))
+            self.bank.add(name, lora, below("encoder.", checkpoint["state_dict"]))
         self.heads[name] = head
         self.members[name] = member
 
@@ -183,7 +183,3 @@ class ManyAdapters(nn.Module):
             check_base(checkpoint, self.base.fingerprints)
         except UserError as error:
             raise UserError("adapter", f"{name}: {error}") from None
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

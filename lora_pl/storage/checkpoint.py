@@ -23,6 +23,8 @@ HANDED_BACK = ".temp.ckpt"
 """Lightning's name for a file in a temporary folder of its own (`ddp_spawn`)."""
 BASE_KEY = "lora_pl_base"
 """Where a checkpoint says what it was trained on: `Fingerprints`."""
+START_KEY = "lora_pl_start"
+"""Where a checkpoint says what its model started from: `Started`."""
 SETTINGS_KEY, DATA_KEY = "hyper_parameters", "datamodule_hyper_parameters"
 REQUIRED = (BASE_KEY, "state_dict", SETTINGS_KEY)
 
@@ -36,6 +38,15 @@ class Fingerprints(TypedDict, total=False):
     vocabulary: Required[str]
     configuration: str
     tokenizer: str
+
+
+class Started(TypedDict):
+    """The file of `model.start_from`."""
+
+    checkpoint: str
+    """Its path, then."""
+    sha256: str
+    """Of its bytes, hexadecimal."""
 
 
 class OptimizerGroup(TypedDict, total=False):
@@ -71,6 +82,7 @@ class Contents(TypedDict, total=False):
     state_dict: Required[dict[str, Tensor]]
     hyper_parameters: Required[dict[str, Any]]
     lora_pl_base: Required[Fingerprints]
+    lora_pl_start: Started
     datamodule_hyper_parameters: dict[str, Any]
     epoch: int
     global_step: int
@@ -132,6 +144,7 @@ SAID = ("max_length",)
 """Those that may differ and that change some answers."""
 FREE = (
     *("encoder", "base_dtype"),  # compared by fingerprints; how numbers are rounded
+    "start_from",  # overwritten by what was trained since
     *("lora.lora_dropout", "lora.init", "dropout", "nonfinite_loss", "learning_rate", "head_learning_rate"),
     *("weight_decay", "decay_bias", "schedule", "warmup_ratio"),
 )
@@ -177,14 +190,20 @@ def differing(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
         UserError: `checkpoint.settings`: they differ in one of `EQUAL`.
     """
     before, now = flatten(stored), flatten(given)
-    adapts = "lora" in (before["method"], now["method"])
-    for key in EQUAL:
-        if _comparable(key, before[key]) != _comparable(key, now[key]) and (adapts or not key.startswith("lora.")):
-            raise UserError(
-                "checkpoint.settings",
-                f"trained with {key} = {before[key]}, but the model has {key} = {now[key]}; leave the setting out",
-            )
+    for key in unequal(stored, given):
+        raise UserError(
+            "checkpoint.settings",
+            f"trained with {key} = {before[key]}, but the model has {key} = {now[key]}; leave the setting out",
+        )
     return [f"{key} = {now[key]}, trained with {before[key]}" for key in SAID if before[key] != now[key]]
+
+
+def unequal(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The settings of `EQUAL` in which two models differ; those of LoRA count where one of the two has it."""
+    before, now = flatten(stored), flatten(given)
+    adapts = "lora" in (before["method"], now["method"])
+    keys = [key for key in EQUAL if adapts or not key.startswith("lora.")]
+    return [key for key in keys if _comparable(key, before[key]) != _comparable(key, now[key])]
 
 
 def _comparable(key: str, value: Any) -> Any:

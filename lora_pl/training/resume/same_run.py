@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
+from lora_pl.lora import LoRAConfig
+from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import newest_checkpoint
 from lora_pl.storage.flat import flatten
+from lora_pl.storage.schema import defaults
 from lora_pl.storage.yaml_file import read_options
 
 HARMLESS = re.compile(
@@ -39,7 +43,8 @@ def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
     """Raise a UserError, `resume`, with every option in which `given` differs from `saved`, a run's config.yaml."""
     if not saved.is_file():
         return
-    before, now = (flatten(values) for values in (read_options(saved), given))
+    # an option that the version of the saved run did not have yet has its default
+    before, now = {**_defaults(), **flatten(read_options(saved))}, flatten(given)
     depends_on_length = now.get("model.schedule") != "constant" or now.get("model.warmup_ratio")
     changed = [
         f"{key} (was {before[key]}, now {value})"
@@ -52,6 +57,11 @@ def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
             "resume",
             f"these options differ from the saved run: {', '.join(changed)}; leave them as they were, or add --force",
         )
+
+
+def _defaults() -> dict[str, Any]:
+    model, data = (defaults(made.__init__) for made in (LoRAClassifier, SentenceDataModule))
+    return flatten({"model": {**model, "lora": LoRAConfig().to_dict()}, "data": data})
 
 
 def _same(before: Any, now: Any) -> bool:

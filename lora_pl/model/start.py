@@ -1,0 +1,88 @@
+"""What a new model starts from: the adapter that another run trained, and its head where the classes are the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lora_pl.data.tasks import Task, get_task
+from lora_pl.errors import UserError
+from lora_pl.lora import LoRAConfig
+from lora_pl.model.base import Base
+from lora_pl.storage.checkpoint import SETTINGS_KEY, Started, check_base, unequal
+from lora_pl.storage.flat import flatten
+
+OF_HEAD = ("task", "label_names", "pairs", "head")
+"""The settings that concern the head alone."""
+
+
+class Start:
+    """A checkpoint that models on a base start from.
+
+    Args:
+        path: The file.
+        checkpoint: Its content, as `read_model` gives it.
+        base: The models'.
+
+    Raises:
+        UserError: `checkpoint.base`: it was trained on another one; `task`, `label_names`: it names others than it has.
+    """
+
+    def __init__(self, path: str, checkpoint: Mapping[str, Any], base: Base) -> None:
+        check_base(checkpoint, base.fingerprints)
+        self.path, self.base = path, base
+        self.settings, self.state = self._resolved(checkpoint[SETTINGS_KEY]), checkpoint["state_dict"]
+        self.task = _task(self.settings)
+        self.record = Started(checkpoint=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+
+    def tensors(self, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What a model of these settings takes, by the names in its state: all, or all but the head.
+
+        Raises:
+            UserError: `model.start_from`: method, rank, alpha, targets, patterns or variant differ, so that the tensors
+                would not fit or would compute something else; or there is nothing to take.
+        """
+        self._require_same(settings)
+        takes_head = self.takes_head(settings)
+        taken = {name: tensor for name, tensor in self.state.items() if takes_head or not name.startswith("head.")}
+        if not taken:
+            raise UserError(
+                "model.start_from", f"{self.path} holds a head alone, and it is of another kind or has other classes"
+            )
+        return taken
+
+    def takes_head(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the heads are of one kind and their outputs mean the same: scores, or the same classes in order."""
+        now = _task(settings)
+        same_outputs = (self.task.problem_type, self.task.labels) == (now.problem_type, now.labels)
+        return same_outputs and self.settings["head"] == settings["head"]
+
+    def told(self, settings: Mapping[str, Any]) -> str:
+        """A line on what is taken."""
+        taken = {"lora": ["adapter"], "full": ["encoder"], "head": []}[settings["method"]]
+        if self.takes_head(settings):
+            return f"start: {' and '.join([*taken, 'head'])} from {self.path}"
+        what = f"{self.settings['head']}, {', '.join(self.task.labels) or 'a score'}"
+        return f"start: {taken[0]} from {self.path}; the head is drawn, as that one differs ({what})"
+
+    def _require_same(self, settings: Mapping[str, Any]) -> None:
+        given = self._resolved(settings)
+        for key in unequal(self.settings, given):
+            if key not in OF_HEAD:
+                before, now = flatten(self.settings)[key], flatten(given)[key]
+                raise UserError(
+                    "model.start_from",
+                    f"{self.path} was trained with {key} = {before}, but the model has {key} = {now}; give it the same",
+                )
+
+    def _resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with the names of the base's layers as targets."""
+        return {**settings, "lora": self.base.resolve(LoRAConfig.of(settings["lora"])).to_dict()}
+
+
+def _task(settings: Mapping[str, Any]) -> Task:
+    return get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
