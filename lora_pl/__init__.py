@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lora_pl.model.many_adapters import ManyAdapters
     from lora_pl.training.run import Run
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["LoRAClassifier", "LoRAConfig", "ManyAdapters", "Run", "SentenceDataModule"]
 
 _HOMES = {
