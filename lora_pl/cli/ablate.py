@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,7 +163,9 @@ def _grid(config: Any) -> Grid:
         seeds=range(config.seeds),
         learning_rates=config.learning_rates or [config.model.learning_rate],
         alpha_rules=config.alpha_rules,
-        targets=[tuple(names.split(",")) for names in config.targets] if config.targets else [lora.target_modules],
+        targets=[tuple(names.split(",")) for names in config.targets]
+        if config.targets
+        else [tuple(lora.target_modules)],
         base=lora,
         references={method: rate for method, rate in references.items() if rate is not None},  # type: ignore[misc]
         reference_seeds=config.reference_seeds,
@@ -179,4 +182,4 @@ def _check_ranks(config: Any, grid: Grid) -> None:
     encoder = load_config(config.model.encoder)
     for targets in grid.targets:
         for rank in grid.ranks:
-            counts_at_rank(encoder, LoRAConfig(r=rank, target_modules=targets), config.model.head, 2)
+            counts_at_rank(encoder, replace(grid.base, r=rank, target_modules=targets), config.model.head, 2)

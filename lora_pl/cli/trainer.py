@@ -18,6 +18,7 @@ from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, op
 from lora_pl.cli.parser import Parser
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UsageError
+from lora_pl.lora import LoRAConfig
 from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.training.resume.same_run import checkpoint_to_resume
 from lora_pl.training.run import Run
@@ -160,6 +161,7 @@ class ClassifierCLI(LightningCLI):
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
         settings = {key: self._option(key) for key in ("ckpt_path", "save_every_steps", "save_every_minutes")}
         config = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
+        config["model"]["lora"] = LoRAConfig.of(config["model"]["lora"]).to_dict()  # as checkpoints say it
         resumes = self.resumes and bool(settings["ckpt_path"])  # else parsing found nothing to resume
         return Run(name, resumes, self.forced, **settings, config=config)
 

@@ -76,8 +76,8 @@ class AdapterBank:
                 full name (`encoder.layer.0.attention.self.query.lora_A`).
 
         Raises:
-            LoRAError: adapter (the name is taken), target_modules, rank_pattern or alpha_pattern (nothing matches), r
-                (above a layer's size), or state (see `load`). The bank is then unchanged.
+            LoRAError: adapter (the name is taken), state (see `load`), or a field that does not fit the model (see
+                `inject_lora`). The bank is then unchanged.
         """
         with self._routes.changing(name):
             if name in self.configs:

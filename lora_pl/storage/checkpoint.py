@@ -125,7 +125,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 EQUAL = (
     *("task", "label_names", "pairs", "method", "head"),
-    *("lora.r", "lora.lora_alpha", "lora.target_modules", "lora.rank_pattern", "lora.alpha_pattern", "lora.variant"),
+    *("lora.r", "lora.lora_alpha", "lora.target_modules", "lora.layers", "lora.exclude", "lora.rank_pattern"),
+    *("lora.alpha_pattern", "lora.variant"),
 )
 """The settings of a model that decide which tensors it has, and what it computes from them."""
 SAID = ("max_length",)
@@ -188,8 +189,8 @@ def differing(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """A pattern's entries in their order, of which the first match counts; targets have none."""
-    if key == "lora.target_modules":
+    """A pattern's entries in their order, of which the first match counts; names of layers have none."""
+    if key in ("lora.target_modules", "lora.exclude"):
         return set(value)
     return list(value.items()) if isinstance(value, Mapping) else value
 

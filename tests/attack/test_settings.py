@@ -210,7 +210,7 @@ def made(tmp_path_factory) -> Path:
 OTHER = {
     "task": "cola", "label_names": ["b", "a"], "pairs": True, "method": "head", "head": "architecture",
     "lora.r": 3, "lora.lora_alpha": 32.0, "lora.target_modules": ["query"], "lora.rank_pattern": {"query": 1},
-    "lora.alpha_pattern": {"query": 2.0}, "lora.variant": "dora",
+    "lora.alpha_pattern": {"query": 2.0}, "lora.variant": "dora", "lora.layers": [0], "lora.exclude": ["value"],
 }  # fmt: skip
 
 

@@ -35,8 +35,13 @@ OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_s
         ("deberta-v2", {"head": "architecture"}),
         ("mpnet", {"lora": LoRAConfig(target_modules=("query", "mlp_down"))}),
         *(("roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant)}) for variant in OF_PEFT),
+        *((kind, {"head": "architecture", "lora": LoRAConfig(2, 2.0, target_modules=group, layers=layers)})
+          for kind, group, layers in (
+              ("roberta", "all-linear", ()), ("roberta", "mlp", 1), ("roberta", "attention", ()), ("bert", "mlp", ()),
+              ("modernbert", "all-linear", 0), ("distilbert", "all-linear", "1"), ("deberta-v2", "mlp", "0-1"))),
+        ("bert", {"lora": LoRAConfig(2, 2.0, target_modules="all-linear", exclude=("key", r".*layer\.0.*output.*"))}),
     ],
-)
+)  # fmt: skip
 def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_model, tmp_path):
     model = make_model(kind, **settings)
     texts = texts_for(model)
