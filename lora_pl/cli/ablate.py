@@ -63,8 +63,8 @@ class AblateCLI(ClassifierCLI):
         add("--seeds", type=int, default=5, help="How many random seeds: 0, 1, 2, ...")
         add("--learning_rates", type=float, nargs="+", help="By default model.learning_rate alone.")
         add("--alpha_rules", type=AlphaRule, nargs="+", default=["fixed"],
-            help="fixed (model.lora.lora_alpha at every rank), proportional (alpha / r of model.lora at every rank), "
-            "rslora (a scaling of alpha / sqrt(r)).")  # fmt: skip
+            help="fixed (model.lora.lora_alpha at every rank), proportional (the scale of model.lora at every rank), "
+            "rslora (a scale of alpha / sqrt(r)).")  # fmt: skip
         add("--targets", type=str, nargs="+",
             help="Sets of modules, each joined by commas; by default model.lora.target_modules alone.")  # fmt: skip
         add("--head_rate", type=float | None, help="Also train the head alone, at this learning rate.")

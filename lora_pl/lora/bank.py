@@ -110,11 +110,16 @@ class AdapterBank:
 
         Raises:
             LoRAError: state: keys that are missing, unexpected or of another shape, or numbers that are inf or NaN, in
-                the base's dtype and multiplied by alpha / r too; nothing is copied then.
+                the base's dtype and multiplied by the scale too; nothing is copied then.
         """
         with self._routes.changing(name):
             self._require(name)
             self._load(name, state)
+
+    def adapters(self, name: str) -> nn.ModuleList:
+        """An adapter's parts, one per layer that it is in."""
+        self._require(name)
+        return nn.ModuleList(layer.adapter(name) for layer in self.layers.values() if name in layer)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """An adapter's parameters."""

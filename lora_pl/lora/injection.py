@@ -64,7 +64,7 @@ def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> dict
     """
     there = in_blocks(linear, cast(tuple[int, ...], config.layers))
     targeted = _matching_any("target_modules", config.target_modules, "linear", there)
-    excluded = _matching_any("exclude", config.exclude, "targeted", targeted)
+    excluded = _matching_any("exclude", config.exclude, "linear", linear)
     adapted = [name for name in targeted if name not in excluded]
     if not adapted:
         raise LoRAError("exclude", f"leaves nothing of target_modules {', '.join(config.target_modules)}")

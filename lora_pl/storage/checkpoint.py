@@ -126,14 +126,22 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 EQUAL = (
     *("task", "label_names", "pairs", "method", "head"),
     *("lora.r", "lora.lora_alpha", "lora.target_modules", "lora.layers", "lora.exclude", "lora.rank_pattern"),
-    *("lora.alpha_pattern", "lora.variant"),
+    *("lora.alpha_pattern", "lora.variant", "lora.scaling"),
 )
 """The settings of a model that decide which tensors it has, and what it computes from them."""
 SAID = ("max_length",)
 """Those that may differ and that change some answers."""
 FREE = (
     *("encoder", "base_dtype"),  # compared by fingerprints; how numbers are rounded
-    *("lora.lora_dropout", "lora.init", "dropout", "nonfinite_loss", "learning_rate", "head_learning_rate"),
+    *(
+        "lora.lora_dropout",
+        "lora.init",
+        "lora.lr_ratio",
+        "dropout",
+        "nonfinite_loss",
+        "learning_rate",
+        "head_learning_rate",
+    ),
     *("weight_decay", "decay_bias", "schedule", "warmup_ratio"),
 )
 """Those that matter to training alone, and where and how the base is loaded."""
