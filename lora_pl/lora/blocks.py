@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 from lora_pl.lora.errors import LoRAError
 
-RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+RANGE = re.compile(r"([0-9]{1,3})(?:-([0-9]{1,3}))?")
+MOST = 1000
+"""Blocks, and entries that name them."""
 
 
 def block_numbers(layers: object) -> tuple[int, ...]:
@@ -14,7 +16,10 @@ def block_numbers(layers: object) -> tuple[int, ...]:
     Raises:
         LoRAError: layers: something else, or a range that is empty.
     """
-    return tuple(sorted({number for entry in _listed(layers) for number in _numbers(entry)}))
+    entries = layers if isinstance(layers, list | tuple) else [layers]
+    if len(entries) > MOST:
+        raise LoRAError("layers", f"expected at most {MOST:,}, got {len(entries):,}")
+    return tuple(sorted({number for entry in entries for number in _numbers(entry)}))
 
 
 def in_blocks(names: Iterable[str], numbers: Iterable[int]) -> list[str]:
@@ -36,12 +41,8 @@ def _block_of(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)
 
 
-def _listed(layers: object) -> Iterable[object]:
-    return layers if isinstance(layers, list | tuple) else [layers]
-
-
 def _numbers(entry: object) -> range:
-    small = type(entry) is int and 0 <= entry < 10_000
+    small = type(entry) is int and 0 <= entry < MOST
     found = RANGE.fullmatch(str(entry)) if small or isinstance(entry, str) else None
     numbers = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
     if not numbers:

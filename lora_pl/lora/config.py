@@ -95,12 +95,12 @@ class LoRAConfig:
         return self.lora_alpha / DIVISORS[self.scaling](self.r)
 
     def of_layers(self, names: Sequence[str]) -> dict[str, "LoRAConfig"]:
-        """The configuration of each layer: its own rank and alpha, and no patterns."""
+        """The configuration of each layer: its own rank and alpha, and nothing of other layers."""
         ranks, alphas = dict.fromkeys(names, self.r), dict.fromkeys(names, self.lora_alpha)
         for own, patterns in ((ranks, self.rank_pattern), (alphas, self.alpha_pattern)):
             for pattern, value in reversed(patterns.items()):  # the first match counts
                 own.update(dict.fromkeys(matching(names, pattern), value))  # type: ignore[arg-type]
-        plain = replace(self, rank_pattern={}, alpha_pattern={})
+        plain = replace(self, rank_pattern={}, alpha_pattern={}, layers=(), exclude=())
         return {name: replace(plain, r=ranks[name], lora_alpha=alphas[name]) for name in names}
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from lora_pl.lora import LoRAConfig, LoRAError
         ("lr_ratio", 0), ("lr_ratio", -1.0), ("lr_ratio", float("inf")), ("lr_ratio", float("nan")), ("lr_ratio", True),
         ("lr_ratio", None), ("variant", "lara"), ("target_modules", ()), ("target_modules", ("query[",)),
         ("exclude", ("query[",)), ("exclude", None), ("layers", -1), ("layers", "x"), ("layers", "11-6"),
-        ("layers", ["1-2-3"]), ("layers", [1.0]), ("layers", True), ("layers", None), ("layers", "0-99999"),
+        ("layers", ["1-2-3"]), ("layers", [1.0]), ("layers", True), ("layers", None), ("layers", "0-9999"),
+        ("layers", ["0-999"] * 1001),
         ("layers", [10**9]), ("layers", "\u0663"), ("layers", {"0": 1}), ("layers", "6-11\n"),
     ],
 )  # fmt: skip
