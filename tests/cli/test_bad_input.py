@@ -24,6 +24,7 @@ def test_verbs_and_keys(capsys, fit):
     assert fails(capsys, *fit, "--config", "none.yaml", code=2) == "config"
     assert fails(capsys, *fit, "--model.lora.r", "four", code=2) == "model.lora.r"
     assert fails(capsys, *fit, "--model.schedule", "cosine", code=2) == "model.schedule"
+    assert fails(capsys, *fit, "--model.lora.scaling", "rs", code=2) == "model.lora.scaling"
     assert fails(capsys, *fit, "--data.batch_size", code=2) == "data.batch_size"
 
 
@@ -36,7 +37,6 @@ def test_verbs_and_keys(capsys, fit):
         (["--model.lora.layers", "1-2"], "layers"),
         (["--model.lora.exclude", "quary"], "exclude"),
         (["--model.lora.lr_ratio", "0"], "lr_ratio"),
-        (["--model.lora.scaling", "rs"], "model.lora.scaling"),
         (["--model.learning_rate", "-1"], "model.learning_rate"),
         (["--data.task", "sst3"], "task"),
         (["--data.source", "nowhere"], "data.source"),
