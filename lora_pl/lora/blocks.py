@@ -32,7 +32,7 @@ def in_blocks(names: Iterable[str], numbers: Iterable[int]) -> list[str]:
     there = sorted({number for number in blocks.values() if number is not None})
     if missing := wanted.difference(there):
         listed = f"{len(there)}: {there[0]} to {there[-1]}" if there else "none"
-        raise LoRAError("layers", f"there is no block {min(missing)}; of blocks there are {listed}")
+        raise LoRAError("layers", f"there is no block {min(missing)}; blocks of the model: {listed}")
     return [name for name, number in blocks.items() if not wanted or number in wanted]
 
 

@@ -67,7 +67,7 @@ def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> dict
     excluded = _matching_any("exclude", config.exclude, "linear", linear)
     adapted = [name for name in targeted if name not in excluded]
     if not adapted:
-        raise LoRAError("exclude", f"leaves nothing of target_modules {', '.join(config.target_modules)}")
+        raise LoRAError("exclude", f"leaves none of the {len(targeted)} targeted layers; exclude fewer")
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field):
             _found(field, pattern, "adapted", adapted)
