@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
+from lora_pl.lora.config import DIVISORS, Scaling
 from lora_pl.model.classifier import Method
 
 AlphaRule = Literal["fixed", "proportional", "rslora"]
@@ -19,14 +20,14 @@ REFERENCES: tuple[Method, ...] = ("head", "full")
 
 
 def alpha_of(rule: AlphaRule, rank: int, base: LoRAConfig) -> float:
-    """The numerator alpha of the scaling alpha / r at `rank`.
+    """Alpha at `rank`, the numerator of the scale as `base.scaling` says: alpha / r by default.
 
-    fixed: alpha of `base`, so that the scaling falls with r. proportional: alpha / r of `base` at every rank.
-    rslora: a scaling of base alpha / sqrt(r) (Kalajdzievski, 2023).
+    fixed: alpha of `base`, so that the scale falls with r. proportional: the scale of `base` at every rank. rslora: a
+    scale of base alpha / sqrt(r) (Kalajdzievski, 2023).
     """
-    if rule == "fixed":
-        return base.lora_alpha
-    return base.scaling * rank if rule == "proportional" else base.lora_alpha * math.sqrt(rank)
+    if rule == "proportional":
+        return base.scale * DIVISORS[base.scaling](rank)
+    return base.lora_alpha * (math.sqrt(rank) if (rule, base.scaling) == ("rslora", "standard") else 1)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Trial:
     alpha_rule: AlphaRule = "fixed"
     alpha: float = 0.0
     targets: tuple[str, ...] = ()
+    scaling: Scaling = "standard"
 
     @property
     def name(self) -> str:
@@ -50,9 +52,9 @@ class Trial:
         return re.sub(r"[^\w+.-]", "_", f"{what}-lr{self.learning_rate:g}-s{self.seed}")
 
     @property
-    def scaling(self) -> float:
-        """alpha / r."""
-        return self.alpha / self.rank if self.rank else 0.0
+    def scale(self) -> float:
+        """What multiplies the update: alpha / r, or alpha / sqrt(r)."""
+        return self.alpha / DIVISORS[self.scaling](self.rank) if self.rank else 0.0
 
     def settings(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """The trial's settings of a `LoRAClassifier`: those of the study, `model`, with its own."""
@@ -97,7 +99,8 @@ class Grid:
             if self.reference_seeds is None or number < self.reference_seeds:
                 found += [Trial(method, seed, rate) for method, rate in self.references.items()]
             for targets, rule, rate, rank in axes:
-                found.append(Trial("lora", seed, rate, rank, rule, alpha_of(rule, rank, self.base), targets))
+                alpha = alpha_of(rule, rank, self.base)
+                found.append(Trial("lora", seed, rate, rank, rule, alpha, targets, self.base.scaling))
         names = [trial.name for trial in found]
         _require("targets", len(set(names)) == len(names), "sets that differ in letters", list(self.targets))
         return found

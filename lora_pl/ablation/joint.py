@@ -78,7 +78,7 @@ class JointTrials(TaskModule):
         """Adapter and head of every trial, each with its rate."""
         groups = []
         for name, head, settings in zip(self.bank.names, self.heads, self.settings, strict=True):
-            found = parameter_groups(nn.ParameterList(self.bank.parameters(name)), head, settings)
+            found = parameter_groups(self.bank.adapters(name), head, settings)
             groups += [{**group, "name": f"{name}/{group['name']}"} for group in found]
         return groups
 

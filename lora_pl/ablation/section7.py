@@ -87,7 +87,7 @@ def amplification(weight: Tensor, delta: Tensor, r: int, seed: int = 0) -> Ampli
 
     Args:
         weight: W0, (out, in).
-        delta: delta W = (alpha / r) B A, (out, in).
+        delta: delta W = s B A, (out, in).
         r: How many directions, at most the smaller side.
         seed: Draws the random matrix.
     """

@@ -14,14 +14,15 @@ from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, trial_rows
 from lora_pl.errors import UserError, first_line
+from lora_pl.lora import LoRAConfig
 from lora_pl.reporting import say
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"
-ABSENT: dict[str, Any] = {"model.lora.variant": "lora", "model.lora.rank_pattern": {}, "model.lora.alpha_pattern": {}}
-"""The values of settings that a study of version 0.1.0 did not store."""
+ABSENT: dict[str, Any] = {f"model.lora.{name}": value for name, value in LoRAConfig().to_dict().items()}
+"""The values of settings that a study of an earlier version did not store."""
 Unit = tuple[Trial, ...]
 """Trials that are trained together; mostly one."""
 RunUnit = Callable[[Unit], "list[Outcome]"]

@@ -101,7 +101,7 @@ def _settings(trial: Trial) -> Row:
         "learning_rate": trial.learning_rate,
         "alpha_rule": trial.alpha_rule if trial.method == "lora" else "",
         "alpha": trial.alpha,
-        "scaling": trial.scaling,
+        "scaling": trial.scale,
         "targets": ",".join(trial.targets),
     }
 

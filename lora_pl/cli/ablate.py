@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,8 +67,8 @@ class AblateCLI(ClassifierCLI):
         add("--seeds", type=int, default=5, help="How many random seeds: 0, 1, 2, ...")
         add("--learning_rates", type=float, nargs="+", help="By default model.learning_rate alone.")
         add("--alpha_rules", type=AlphaRule, nargs="+", default=["fixed"],
-            help="fixed (model.lora.lora_alpha at every rank), proportional (alpha / r of model.lora at every rank), "
-            "rslora (a scaling of alpha / sqrt(r)).")  # fmt: skip
+            help="fixed (model.lora.lora_alpha at every rank), proportional (the scale of model.lora at every rank), "
+            "rslora (a scale of alpha / sqrt(r)).")  # fmt: skip
         add("--targets", type=str, nargs="+",
             help="Sets of modules, each joined by commas; by default model.lora.target_modules alone.")  # fmt: skip
         add("--head_rate", type=float | None, help="Also train the head alone, at this learning rate.")
@@ -155,6 +156,7 @@ class AblateCLI(ClassifierCLI):
     def _of_fit(self) -> dict[str, Any]:
         """The configuration that every trial's `fit` starts from."""
         dumped = yaml.safe_load(self._subcommand_parsers["fit"].dump(self.config["fit"], skip_unset=False))
+        dumped["model"]["lora"] = LoRAConfig.of(dumped["model"]["lora"]).to_dict()  # as checkpoints say it
         return {key: value for key, value in dumped.items() if key not in (*OWN, *NOT_FITS)}
 
     def _settings(self) -> dict[str, Any]:
@@ -171,7 +173,9 @@ def _grid(config: Any) -> Grid:
         seeds=range(config.seeds),
         learning_rates=config.learning_rates or [config.model.learning_rate],
         alpha_rules=config.alpha_rules,
-        targets=[tuple(names.split(",")) for names in config.targets] if config.targets else [lora.target_modules],
+        targets=[tuple(names.split(",")) for names in config.targets]
+        if config.targets
+        else [tuple(lora.target_modules)],
         base=lora,
         references={method: rate for method, rate in references.items() if rate is not None},  # type: ignore[misc]
         reference_seeds=config.reference_seeds,
@@ -188,7 +192,7 @@ def _check_ranks(config: Any, grid: Grid) -> None:
     encoder = load_config(config.model.encoder)
     for targets in grid.targets:
         for rank in grid.ranks:
-            counts_at_rank(encoder, LoRAConfig(r=rank, target_modules=targets), config.model.head, 2)
+            counts_at_rank(encoder, replace(grid.base, r=rank, target_modules=targets), config.model.head, 2)
 
 
 def _check_start(model: Mapping[str, Any], data: SentenceDataModule, trials: Sequence[Trial]) -> None:

@@ -19,6 +19,7 @@ from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, op
 from lora_pl.cli.parser import Parser
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UsageError
+from lora_pl.lora import LoRAConfig
 from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.training.resume.same_run import checkpoint_to_resume
 from lora_pl.training.run import Run
@@ -148,6 +149,7 @@ class ClassifierCLI(LightningCLI):
             raise UsageError("trainer", f"expected a mapping of the Trainer's options, got {trainer!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
         self.saved = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
+        self.saved["model"]["lora"] = LoRAConfig.of(self.saved["model"]["lora"]).to_dict()  # as checkpoints say it
         if self._option("ckpt_path"):
             self._option("model").start_from = None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
+from lora_pl.lora.names import any_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -79,7 +80,9 @@ class Architecture:
     """
 
     roles: Mapping[str, str] = field(default_factory=dict)
-    """By role (query, key, value, attention_output, mlp_up, mlp_down): the target that matches exactly its layers."""
+    """By role (query, key, value, attention_output, mlp_up, mlp_down): the target that matches exactly its layers.
+
+    Together they are all linear layers of a block."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By the name of a linear layer that computes several roles at once: their names, in equal parts of its rows."""
     positions_after_padding: bool = False
@@ -94,6 +97,14 @@ class Architecture:
     shares_batches: bool = True
     """Whether a batch may mix adapters: its adapted layers see nothing but rows of sentences."""
 
+    @property
+    def targets(self) -> dict[str, str]:
+        """By role, and by group of roles (attention, mlp, all-linear): the target that matches exactly its layers."""
+        mlp = [role for role in self.roles if role.startswith("mlp_")]
+        groups = {"attention": [role for role in self.roles if role not in mlp], "mlp": mlp, "all-linear": self.roles}
+        found = {name: any_of(self.roles[role] for role in roles) for name, roles in groups.items() if roles}
+        return {"all-linear": IN_BLOCKS, **found, **self.roles}
+
     def first_position(self, config: PretrainedConfig) -> int:
         """The position id of a sentence's first token."""
         return int(config.pad_token_id) + 1 if self.positions_after_padding else 0
@@ -103,6 +114,8 @@ class Architecture:
         return int(getattr(config, "type_vocab_size", 0)) > 1
 
 
+IN_BLOCKS = r".*\.\d+\..*|.*embed.*"
+"""Matches the layers of blocks and embeddings, which poolers and heads are not."""
 QUERY_KEY_VALUE = {"query": "query", "key": "key", "value": "value"}
 BLOCK_ROLES = {
     "attention_output": "attention.output.dense",
@@ -217,11 +230,12 @@ def require_shared_batches(config: PretrainedConfig) -> None:
 
 
 def module_names(lora: LoRAConfig, config: PretrainedConfig) -> LoRAConfig:
-    """`lora` with every role (`query`, `mlp_up`) replaced by the target that matches its layers."""
-    names = architecture_of(config).roles
+    """`lora` with every role (`query`, `mlp_up`) and group (`mlp`) replaced by the target that matches its layers."""
+    names = architecture_of(config).targets
     return replace(
         lora,
         target_modules=tuple(names.get(target, target) for target in lora.target_modules),
+        exclude=tuple(names.get(target, target) for target in lora.exclude),
         rank_pattern={names.get(name, name): r for name, r in lora.rank_pattern.items()},
         alpha_pattern={names.get(name, name): alpha for name, alpha in lora.alpha_pattern.items()},
     )

@@ -29,7 +29,7 @@ class ExportOptions:
     dtype: Dtype = "float32"
     """The type of the written weights."""
     merge_dtype: MergeDtype = "float32"
-    """The type in which W0 + (alpha / r) B A is summed, before it is rounded once to dtype."""
+    """The type in which W0 + s B A is summed, before it is rounded once to dtype."""
     flags: frozenset[str] = frozenset()
     """Those of `Export.flags` that are on."""
 

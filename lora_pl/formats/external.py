@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import Adapter, LoRAConfig
+from lora_pl.lora.config import DIVISORS, Scaling
 from lora_pl.storage.archive import read_archive, require_finite
 
 
@@ -22,13 +23,15 @@ class ExternalLayer:
     tensors: Mapping[str, Tensor]
     """Its parameters in fp32, by the variant's names."""
     alpha: float | None = None
-    """The numerator of the scaling alpha / r; None if the file does not say it."""
+    """The numerator of the scale; None if the file does not say it."""
+    scaling: Scaling = "standard"
+    """The scale is alpha / r, or alpha / sqrt(r) with rslora."""
 
     @classmethod
     def of(cls, adapter: Adapter) -> ExternalLayer:
         """One of lora_pl's own."""
         tensors = {name: tensor.detach() for name, tensor in adapter.tensors().items()}
-        return cls(type(adapter), tensors, adapter.lora_alpha)
+        return cls(type(adapter), tensors, adapter.lora_alpha, adapter.scaling)
 
     @property
     def r(self) -> int:
@@ -36,13 +39,18 @@ class ExternalLayer:
         return self.variant.rank_of(self.tensors)
 
     @property
-    def scaling(self) -> float:
-        """alpha / r; alpha must be known."""
-        return float(self.alpha or 0.0) / self.r
+    def scale(self) -> float:
+        """What multiplies the update; alpha must be known."""
+        return float(self.alpha or 0.0) / DIVISORS[self.scaling](self.r)
+
+    def resized(self, tensors: Mapping[str, Tensor]) -> ExternalLayer:
+        """With tensors of another rank, and the same scale."""
+        r = self.variant.rank_of(tensors)
+        return replace(self, tensors=tensors, alpha=self.scale * DIVISORS[self.scaling](r))
 
     def adapter(self, linear: nn.Linear) -> Adapter:
         """It as an adapter of `linear`."""
-        adapter = self.variant(linear, LoRAConfig(r=self.r, lora_alpha=self.alpha or 1.0))
+        adapter = self.variant(linear, LoRAConfig(r=self.r, lora_alpha=self.alpha or 1.0, scaling=self.scaling))
         adapter.load_state_dict(dict(self.tensors))
         return adapter
 

@@ -16,10 +16,10 @@ from lora_pl.lora import LoRAConfig
 def join_parts(encoder: nn.Module, layers: Mapping[str, ExternalLayer]) -> dict[str, ExternalLayer]:
     r"""`layers` by name, with those of each `SplitLinear`'s parts joined under the fused layer's name.
 
-    .. math:: A = [A_1; A_2; \dots], \quad B = \mathrm{diag}(B_1, B_2, \dots), \quad \alpha / r = \alpha_1 / r_1
+    .. math:: A = [A_1; A_2; \dots], \quad B = \mathrm{diag}(B_1, B_2, \dots), \quad s = s_1
 
     of rank r = r_1 + r_2 + ...; a part without an adapter gets rows of zero in B, and further parameters as they start.
-    If a part's alpha / r differs from the first's, the ratio goes into its B.
+    If a part's scale s differs from the first's, the ratio goes into its B.
     """
     joined = dict(layers)
     for prefix, split in split_layers(encoder).items():
@@ -31,7 +31,7 @@ def join_parts(encoder: nn.Module, layers: Mapping[str, ExternalLayer]) -> dict[
 
 def _joined(parts: Sequence[ExternalLayer | None], split: SplitLinear) -> ExternalLayer:
     given = [part for part in parts if part]
-    variant, scaling, r = given[0].variant, given[0].scaling, sum(part.r for part in given)
+    variant, scale, r = given[0].variant, given[0].scale, sum(part.r for part in given)
     linears = [cast(nn.Linear, linear) for linear in split.values()]
     sizes = {"r": r, "out": sum(split.rows), "in": linears[0].in_features}
     tensors = {name: torch.zeros([sizes[axis] for axis in axes]) for name, axes in variant.axes.items()}
@@ -43,16 +43,16 @@ def _joined(parts: Sequence[ExternalLayer | None], split: SplitLinear) -> Extern
         for name, axes in variant.axes.items():
             if part or "r" not in axes:
                 place = tuple(slice(start[axis], end[axis]) for axis in axes)
-                ratio = own.scaling / scaling if axes == ("out", "r") else 1.0
+                ratio = own.scale / scale if axes == ("out", "r") else 1.0
                 tensors[name][place] = own.tensors[name] * ratio
         start = {**end, "in": 0}
-    return ExternalLayer(variant, tensors, scaling * r)
+    return given[0].resized(tensors)
 
 
 def split_parts(fused: Mapping[str, Sequence[str]], layers: Mapping[str, ExternalLayer]) -> dict[str, ExternalLayer]:
     """The reverse of `join_parts`: adapters of fused layers as those of their parts.
 
-    A part keeps its rows of B without the columns that are zero there, and A's rows for the others; alpha / r is kept.
+    A part keeps its rows of B without the columns that are zero there, and A's rows for the others; the scale is kept.
     A part whose rows are all zero gets no adapter, unless B is zero as a whole or the variant has further parameters.
 
     Args:
@@ -69,7 +69,7 @@ def split_parts(fused: Mapping[str, Sequence[str]], layers: Mapping[str, Externa
 
 def _split(layer: ExternalLayer, parts: Sequence[str]) -> dict[str, ExternalLayer]:
     variant = layer.variant
-    updates = [name for name, axes in variant.axes.items() if axes == ("out", "r")]
+    updates = variant.b_names()
     has_more = any("r" not in axes for axes in variant.axes.values())
     keeps_all = has_more or not any(layer.tensors[name].any() for name in updates)
     split = {}
@@ -85,5 +85,5 @@ def _split(layer: ExternalLayer, parts: Sequence[str]) -> dict[str, ExternalLaye
                 name: rows[name].index_select(axes.index("r"), kept) if "r" in axes else rows[name]
                 for name, axes in variant.axes.items()
             }
-            split[part] = ExternalLayer(variant, tensors, layer.scaling * len(kept))
+            split[part] = layer.resized(tensors)
     return split

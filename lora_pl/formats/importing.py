@@ -43,7 +43,7 @@ class ImportOptions:
     encoder: str | None = None
     """The base: a hub name, a folder, or package://NAME/PATH; by default what the file names."""
     lora_alpha: float | None = None
-    """The numerator of the scaling alpha / r; overrides what the file says."""
+    """The numerator of the scale, alpha / r or rsLoRA's alpha / sqrt(r); overrides what the file says."""
     task: str | None = None
     """The GLUE task that it was trained on; by default custom."""
     label_names: list[str] | None = None
@@ -147,6 +147,7 @@ def checkpoint_of(model: LoRAClassifier) -> dict[str, Any]:
 
 def lora_config(layers: Mapping[str, ExternalLayer], linear: Collection[str]) -> LoRAConfig:
     """The configuration that adapts `layers`, and no others of `linear`, with their ranks and alphas."""
+    first = next(iter(layers.values()))
     ranks = {name: layer.r for name, layer in layers.items()}
     alphas = {name: float(layer.alpha or 0) for name, layer in layers.items()}
     r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
@@ -156,7 +157,8 @@ def lora_config(layers: Mapping[str, ExternalLayer], linear: Collection[str]) ->
         target_modules=tuple(_targets(layers, linear)),
         rank_pattern={name: value for name, value in ranks.items() if value != r},
         alpha_pattern={name: value for name, value in alphas.items() if value != alpha},
-        variant=next(name for name, variant in VARIANTS.items() if variant is next(iter(layers.values())).variant),
+        variant=next(name for name, variant in VARIANTS.items() if variant is first.variant),
+        scaling=first.scaling,
     )
 
 

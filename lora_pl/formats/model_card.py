@@ -93,12 +93,18 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
     }
     if settings["method"] == "lora":
         facts |= {"variant": lora["variant"], "rank r": lora["r"], "alpha": f"{lora['lora_alpha']:g}"}
-        facts |= {"adapted layers": f"{len(export.model.adapted)} ({', '.join(lora['target_modules'])})"}
+        facts |= {"adapted layers": f"{len(export.model.adapted)} ({_placement(lora)})"}
     facts |= {"head": settings["head"], "longest text": f"{export.model.max_length} tokens"}
     if START_KEY in checkpoint:
         facts["started from"] = "{checkpoint} (SHA-256 {sha256})".format(**checkpoint[START_KEY])
     facts |= {"data": _data(checkpoint), **_best(checkpoint), "written as": export.options.dtype}
     return {name: value for name, value in facts.items() if value}
+
+
+def _placement(lora: dict[str, Any]) -> str:
+    blocks = f" in blocks {', '.join(map(str, lora['layers']))}" if lora["layers"] else ""
+    excluded = f" without {', '.join(lora['exclude'])}" if lora["exclude"] else ""
+    return ", ".join(lora["target_modules"]) + excluded + blocks
 
 
 def _data(checkpoint: dict[str, Any]) -> str:

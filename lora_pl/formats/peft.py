@@ -114,7 +114,7 @@ class PeftExport(Export):
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
-            "use_rslora": False,
+            "use_rslora": config.scaling == "rslora",
             **(VARIANTS[lora["variant"]].peft_settings or {}),
         }
 

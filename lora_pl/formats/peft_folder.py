@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -70,19 +69,21 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     variant = next(variant for variant in VARIANTS.values() if variant.peft_settings == _variant_settings(config))
     layers, head = split_layers(source, plain, variant, variant.peft_names)
     own = layer_settings(config, list(layers))
-    scaled = {name: _scaled(*own[name], name, layer, source) for name, layer in layers.items()}
+    scaled = {name: _scaled(*own[name], config, name, layer, source) for name, layer in layers.items()}
     settings, base = _from_record(files, source)
     settings = {"encoder": config.get("base_model_name_or_path"), **settings}
     settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
     return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config)
 
 
-def _scaled(r: int, alpha: float, name: str, layer: ExternalLayer, source: str) -> ExternalLayer:
+def _scaled(
+    r: int, alpha: float, config: Mapping[str, Any], name: str, layer: ExternalLayer, source: str
+) -> ExternalLayer:
     if r != layer.r:
         raise UserError(
             "adapter.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
         )
-    return replace(layer, alpha=alpha)
+    return replace(layer, alpha=alpha, scaling="rslora" if config.get("use_rslora") else "standard")
 
 
 def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], Mapping[str, str] | None]:
@@ -129,14 +130,9 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
 
 
 def layer_settings(config: Mapping[str, Any], names: list[str]) -> dict[str, tuple[int, float]]:
-    """(r, alpha) of layers by their names in the stock model, alpha such that alpha / r is PEFT's scaling.
-
-    rsLoRA's scaling is alpha / sqrt(r), which is that of the alpha multiplied by sqrt(r).
-    """
+    """(r, alpha) of layers by their names in the stock model."""
     ranks, alphas = (_by_pattern(config, field, names) for field in ("rank_pattern", "alpha_pattern"))
-    found = {name: (ranks.get(name, config["r"]), float(alphas.get(name, config["lora_alpha"]))) for name in names}
-    factor = math.sqrt if config.get("use_rslora") else lambda r: 1.0
-    return {name: (r, alpha * factor(max(r, 0))) for name, (r, alpha) in found.items()}
+    return {name: (ranks.get(name, config["r"]), float(alphas.get(name, config["lora_alpha"]))) for name in names}
 
 
 def targeted(config: Mapping[str, Any], linear_layers: Iterable[str]) -> list[str]:

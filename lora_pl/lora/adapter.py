@@ -48,8 +48,13 @@ class Adapter(nn.Module, ABC):
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         super().__init__()
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.r, self.lora_alpha, self.scaling = config.r, config.lora_alpha, config.scaling
+        self.r, self.lora_alpha, self.scaling, self.scale = config.r, config.lora_alpha, config.scaling, config.scale
         self.lora_dropout = nn.Dropout(config.lora_dropout)
+
+    @classmethod
+    def b_names(cls) -> list[str]:
+        """The names of the parameters that are B, (out, r)."""
+        return [name for name, axes in cls.axes.items() if axes == ("out", "r")]
 
     @classmethod
     def rank_of(cls, tensors: Mapping[str, Tensor]) -> int:
@@ -87,7 +92,7 @@ class Adapter(nn.Module, ABC):
 
 
 class LoRA(Adapter):
-    r"""W = W_0 + (alpha / r) B A (Hu et al., 2021, Section 4.1).
+    r"""W = W_0 + s B A, s = alpha / r (Hu et al., 2021, Section 4.1) or alpha / sqrt(r) (`config.scaling`).
 
     A (r, in) starts as `config.init` says, B (out, r) at zero, so that the layer starts as its base exactly.
     """
@@ -107,5 +112,5 @@ class LoRA(Adapter):
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
-        """a = (alpha / r) A, b = B."""
-        return Factors(self.lora_A.to(dtype) * self.scaling, self.lora_B.to(dtype))
+        """a = s A, b = B."""
+        return Factors(self.lora_A.to(dtype) * self.scale, self.lora_B.to(dtype))

@@ -75,8 +75,8 @@ class AdapterBank:
                 full name (`encoder.layer.0.attention.self.query.lora_A`).
 
         Raises:
-            LoRAError: adapter (the name is taken), target_modules, rank_pattern or alpha_pattern (nothing matches), r
-                (above a layer's size), or state (see `load`). The bank is then unchanged.
+            LoRAError: adapter (the name is taken), state (see `load`), or a field that does not fit the model (see
+                `inject_lora`). The bank is then unchanged.
         """
         with self._routes.changing(name):
             if name in self.configs:
@@ -109,11 +109,16 @@ class AdapterBank:
 
         Raises:
             LoRAError: state: keys that are missing, unexpected or of another shape, or numbers that are inf or NaN, in
-                the base's dtype and multiplied by alpha / r too; nothing is copied then.
+                the base's dtype and multiplied by the scale too; nothing is copied then.
         """
         with self._routes.changing(name):
             self._require(name)
             self._load(name, state)
+
+    def adapters(self, name: str) -> nn.ModuleList:
+        """An adapter's parts, one per layer that it is in."""
+        self._require(name)
+        return nn.ModuleList(layer.adapter(name) for layer in self.layers.values() if name in layer)
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """An adapter's parameters."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from lora_pl.lora.blocks import block_numbers
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.names import matching, require_patterns
 from lora_pl.lora.variants import VARIANTS
@@ -15,6 +16,11 @@ else:
     Variant = Literal[tuple(VARIANTS)]  # so that the command line lists them
 
 Init = Literal["gaussian", "kaiming_uniform"]
+Scaling = Literal["standard", "rslora"]
+DIVISORS: dict[Scaling, Callable[[int], float]] = {"standard": float, "rslora": math.sqrt}
+"""What alpha is divided by at rank r: r, or sqrt(r)."""
+NAMES = ("target_modules", "exclude")
+"""The fields that name layers."""
 MOST_PATTERNS = 1000
 """Targets, or entries of a pattern: more than any encoder has linear layers to name."""
 
@@ -30,13 +36,13 @@ class LoRAConfig:
     r: int = 4
     """Rank of the update, at least 1: A is (r, in_features), B is (out_features, r)."""
     lora_alpha: float = 16.0
-    """Numerator of the scaling alpha / r that multiplies the update, above 0."""
+    """Numerator of the scale, such as alpha / r, that multiplies the update, above 0."""
     lora_dropout: float = 0.0
     """Probability of dropping an entry of the branch's input while training, in [0, 1)."""
-    target_modules: tuple[str, ...] = ("query", "value")
+    target_modules: tuple[str, ...] | str = ("query", "value")
     """Linear layers to adapt: the last parts of their names (`attention.self.query`) or regular expressions
     (RE2's) that match whole names. Every encoder of the table knows query, key, value, attention_output, mlp_up and
-    mlp_down."""
+    mlp_down, and the groups attention, mlp and all-linear (both)."""
     init: Init = "gaussian"
     """How A starts: `gaussian` (std 0.02) or `kaiming_uniform` (loralib's). B always starts at zero."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -45,20 +51,33 @@ class LoRAConfig:
     """The same for lora_alpha."""
     variant: Variant = "lora"
     """LoRA itself or a variant of it; all take r, alpha, dropout and targets."""
+    layers: tuple[int | str, ...] | int | str = ()
+    """The blocks to adapt, counted from 0, as numbers or ranges (`6-11`, `[0, 3]`); by default all."""
+    exclude: tuple[str, ...] | str = ()
+    """Layers not to adapt, by names as in target_modules."""
+    scaling: Scaling = "standard"
+    """The scale of the update: `standard` (alpha / r) or `rslora` (alpha / sqrt(r); Kalajdzievski, 2023)."""
+    lr_ratio: float = 1.0
+    """B's learning rate over A's, which is the model's learning_rate (LoRA+; Hayou et al., 2024), above 0."""
 
     def __post_init__(self) -> None:
-        targets = self.target_modules
-        self._require("target_modules", isinstance(targets, str | list | tuple) and bool(targets), "names or patterns")
-        object.__setattr__(self, "target_modules", (targets,) if isinstance(targets, str) else tuple(targets))
+        for name in NAMES:
+            given = getattr(self, name)
+            self._require(name, isinstance(given, str | list | tuple), "names or patterns")
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        self._require("target_modules", bool(self.target_modules), "names or patterns")
+        object.__setattr__(self, "layers", block_numbers(self.layers))
         self._require("r", _is_rank(self.r), "an integer >= 1")
-        self._require("lora_alpha", _is_alpha(self.lora_alpha), "a number > 0")
+        self._require("lora_alpha", _is_positive(self.lora_alpha), "a number > 0")
+        self._require("lr_ratio", _is_positive(self.lr_ratio), "a number > 0")
         self._require("lora_dropout", _is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1,
                       "a probability in [0, 1)")  # fmt: skip
         self._require("init", self.init in get_args(Init), "gaussian or kaiming_uniform")
+        self._require("scaling", self.scaling in get_args(Scaling), "standard or rslora")
         self._require("variant", self.variant in tuple(VARIANTS), " or ".join(VARIANTS))
         self._require_values("rank_pattern", _is_rank, "integers >= 1 by name or pattern")
-        self._require_values("alpha_pattern", _is_alpha, "numbers > 0 by name or pattern")
-        for name in ("target_modules", "rank_pattern", "alpha_pattern"):
+        self._require_values("alpha_pattern", _is_positive, "numbers > 0 by name or pattern")
+        for name in (*NAMES, "rank_pattern", "alpha_pattern"):
             self._require(name, len(getattr(self, name)) <= MOST_PATTERNS, f"at most {MOST_PATTERNS:,}")
             require_patterns(name, getattr(self, name))
 
@@ -71,22 +90,22 @@ class LoRAConfig:
             raise LoRAError(field, f"expected {expected}, got {getattr(self, field)!r:.200}")
 
     @property
-    def scaling(self) -> float:
-        """alpha / r."""
-        return self.lora_alpha / self.r
+    def scale(self) -> float:
+        """What multiplies the update: alpha / r, or alpha / sqrt(r)."""
+        return self.lora_alpha / DIVISORS[self.scaling](self.r)
 
     def of_layers(self, names: Sequence[str]) -> dict[str, "LoRAConfig"]:
-        """The configuration of each layer: its own rank and alpha, and no patterns."""
+        """The configuration of each layer: its own rank and alpha, and nothing of other layers."""
         ranks, alphas = dict.fromkeys(names, self.r), dict.fromkeys(names, self.lora_alpha)
         for own, patterns in ((ranks, self.rank_pattern), (alphas, self.alpha_pattern)):
             for pattern, value in reversed(patterns.items()):  # the first match counts
                 own.update(dict.fromkeys(matching(names, pattern), value))  # type: ignore[arg-type]
-        plain = replace(self, rank_pattern={}, alpha_pattern={})
+        plain = replace(self, rank_pattern={}, alpha_pattern={}, layers=(), exclude=())
         return {name: replace(plain, r=ranks[name], lora_alpha=alphas[name]) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Primitive values only, as a checkpoint stores them; `LoRAConfig(**d)` reads them back."""
-        return {**asdict(self), "target_modules": list(self.target_modules)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def of(cls, value: "LoRAConfig | Mapping[str, Any]") -> "LoRAConfig":
@@ -98,7 +117,7 @@ def _is_rank(value: object) -> bool:
     return type(value) is int and value >= 1
 
 
-def _is_alpha(value: object) -> bool:
+def _is_positive(value: object) -> bool:
     return _is_number(value) and 0 < value < math.inf  # type: ignore[operator]
 
 

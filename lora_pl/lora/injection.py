@@ -1,10 +1,12 @@
 """Putting LoRA into a model and taking it out again."""
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from torch import nn
 
 from lora_pl.lora.adapter import Adapter
+from lora_pl.lora.blocks import in_blocks
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import LoRALinear, lora_layers
@@ -12,7 +14,7 @@ from lora_pl.lora.names import folded, matching
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
-    """Replace every linear layer that `config.target_modules` names by a `LoRALinear` over the same weight.
+    """Replace every linear layer that `config` chooses by a `LoRALinear` over the same weight.
 
     A target matches a layer by the last parts of its name (`query` matches `encoder.layer.0.attention.self.query`,
     not `my_query`) or as a regular expression over the whole name. Nothing is frozen: see
@@ -22,8 +24,9 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
         The names of the adapted layers, in the model's order.
 
     Raises:
-        LoRAError: model (LoRA is injected already), target_modules, rank_pattern or alpha_pattern (nothing matches), or
-            r (above a layer's size). The model is then unchanged.
+        LoRAError: model (LoRA is injected already), target_modules, exclude, rank_pattern or alpha_pattern (nothing
+            matches, or nothing is left), layers (there is no such block), or r (above a layer's size). The model is
+            then unchanged.
     """
     if lora_layers(model):
         raise LoRAError("model", "LoRA is injected in this model already; call remove_lora(model) first")
@@ -64,8 +67,12 @@ def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> dict
 
     Errors are those of `inject_lora`.
     """
-    targeted = {name for target in config.target_modules for name in _found("target_modules", target, "linear", linear)}
-    adapted = [name for name in linear if name in targeted]
+    there = in_blocks(linear, cast(tuple[int, ...], config.layers))
+    targeted = _matching_any("target_modules", config.target_modules, "linear", there)
+    excluded = _matching_any("exclude", config.exclude, "linear", linear)
+    adapted = [name for name in targeted if name not in excluded]
+    if not adapted:
+        raise LoRAError("exclude", f"leaves none of the {len(targeted)} targeted layers; exclude fewer")
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field):
             _found(field, pattern, "adapted", adapted)
@@ -81,6 +88,13 @@ def linear_layers(model: nn.Module, kinds: tuple[type[nn.Linear], ...] = (nn.Lin
     """Every linear layer of exactly these classes by its name, in the model's order."""
     # other subclasses may be used without a call of their forward, and LoRA would silently do nothing
     return {n: m for n, m in model.named_modules() if n and type(m) in kinds}
+
+
+def _matching_any(field: str, patterns: Iterable[str], kind: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that one of the patterns matches, in their order; each pattern must match some."""
+    names = list(names)
+    found = {name for pattern in patterns for name in _found(field, pattern, kind, names)}
+    return [name for name in names if name in found]
 
 
 def _found(field: str, pattern: str, kind: str, names: Iterable[str]) -> list[str]:

@@ -67,7 +67,7 @@ class LoRALinear(nn.Linear):
         return adapted_linear(x, self.weight, self.bias, factors, dropout if self.training and dropout.p > 0 else None)
 
     def delta_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What merging adds to W0, (out, in), in `dtype`: (alpha / r) B A for LoRA."""
+        """What merging adds to W0, (out, in), in `dtype`: s B A for LoRA."""
         return self.adapter.delta_weight(self.weight, dtype)
 
     def merge(self) -> None:

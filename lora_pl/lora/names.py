@@ -33,6 +33,12 @@ def matching_whole(names: list[str], pattern: str) -> list[str]:
     return column.filter(compute.match_substring_regex(column, rf"\A(?:{pattern})\z")).to_pylist()  # type: ignore[no-any-return]
 
 
+def any_of(targets: Iterable[str]) -> str:
+    """The target that matches whatever one of `targets` does."""
+    parts = (rf"(?:.*\.)?{re.escape(target)}" if LITERAL.fullmatch(target) else target for target in targets)
+    return "|".join(parts)
+
+
 def require_patterns(field: str, patterns: Iterable[str]) -> None:
     """Raise a LoRAError, `field`, unless all `patterns` are names, or regular expressions that take little time."""
     patterns = list(patterns)

@@ -137,7 +137,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 EQUAL = (
     *("task", "label_names", "pairs", "method", "head"),
-    *("lora.r", "lora.lora_alpha", "lora.target_modules", "lora.rank_pattern", "lora.alpha_pattern", "lora.variant"),
+    *("lora.r", "lora.lora_alpha", "lora.target_modules", "lora.layers", "lora.exclude", "lora.rank_pattern"),
+    *("lora.alpha_pattern", "lora.variant", "lora.scaling"),
 )
 """The settings of a model that decide which tensors it has, and what it computes from them."""
 SAID = ("max_length",)
@@ -145,7 +146,8 @@ SAID = ("max_length",)
 FREE = (
     *("encoder", "base_dtype"),  # compared by fingerprints; how numbers are rounded
     "start_from",  # overwritten by what was trained since
-    *("lora.lora_dropout", "lora.init", "dropout", "nonfinite_loss", "learning_rate", "head_learning_rate"),
+    *("lora.lora_dropout", "lora.init", "lora.lr_ratio", "dropout", "nonfinite_loss", "learning_rate"),
+    "head_learning_rate",
     *("weight_decay", "decay_bias", "schedule", "warmup_ratio"),
 )
 """Those that matter to training alone, and where and how the base is loaded."""
@@ -207,8 +209,8 @@ def unequal(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """A pattern's entries in their order, of which the first match counts; targets have none."""
-    if key == "lora.target_modules":
+    """A pattern's entries in their order, of which the first match counts; names of layers have none."""
+    if key in ("lora.target_modules", "lora.exclude"):
         return set(value)
     return list(value.items()) if isinstance(value, Mapping) else value
 

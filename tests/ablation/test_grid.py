@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from lora_pl.ablation.grid import Grid, Trial, alpha_of
@@ -18,6 +20,16 @@ def grid(**changes) -> Grid:
 )
 def test_the_rules_for_alpha(rule, scalings):
     assert [alpha_of(rule, rank, BASE) / rank for rank in (1, 4, 16)] == pytest.approx(scalings)
+    trials = grid(ranks=[1, 4, 16], seeds=[0], alpha_rules=[rule]).trials()
+    assert [trial.scale for trial in trials] == pytest.approx(scalings)
+
+
+@pytest.mark.parametrize(
+    ("rule", "scales"), [("fixed", (16, 8, 4)), ("proportional", (8, 8, 8)), ("rslora", (16, 8, 4))]
+)
+def test_the_rules_for_alpha_over_rslora(rule, scales):
+    trials = grid(ranks=[1, 4, 16], seeds=[0], alpha_rules=[rule], base=replace(BASE, scaling="rslora")).trials()
+    assert [trial.scale for trial in trials] == pytest.approx(scales)
 
 
 def test_every_combination_once_and_the_references():

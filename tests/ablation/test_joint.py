@@ -1,5 +1,7 @@
 """A joint trial is the trial alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -93,6 +95,24 @@ def test_joint_steps_are_steps_alone(variant, clip, steps, tiny_encoder, glue_fo
         metrics = joint.epoch_metrics(index, "val")
         assert metrics["accuracy"] == pytest.approx(single.callback_metrics["val/accuracy"].item())
         assert metrics["loss"] == pytest.approx(single.callback_metrics["val/loss"].item(), abs=1e-4)
+
+
+def test_trials_have_the_groups_that_they_have_alone(tiny_encoder):
+    """LoRA+ too: names, rates and sizes, whatever the placement and the scale."""
+    lora = {"lr_ratio": 8.0, "scaling": "rslora", "layers": 1, "exclude": ["key"], "variant": OTHERS[0]}
+    trials = [replace(trial, targets=("attention",), scaling="rslora") for trial in TRIALS]
+
+    def groups(model) -> list[tuple]:
+        return [(g["name"], g["lr"], [p.shape for p in g["params"]]) for g in model.parameter_groups()]
+
+    joint = JointTrials(like(tiny_encoder, lora=lora), trials)
+    for number, trial in enumerate(trials):
+        settings = trial.settings({**joint.hparams})
+        alone = LoRAClassifier(**settings)
+        expected = [(f"{number}/{name}", *rest) for name, *rest in groups(alone)]
+        assert len(expected) == 3
+        assert [group for group in groups(joint) if group[0].startswith(f"{number}/")] == expected
+        assert joint.bank.configs[str(number)].scale == trial.scale == trial.alpha / trial.rank**0.5
 
 
 def test_dropout_masks_are_each_trials_own(tiny_encoder, glue_folder):

@@ -87,6 +87,8 @@ def hypothetically(count, strategy, check) -> None:
 def test_any_value_of_a_checkpoint(part, count, tmp_path):
     stored = torch.load(CHECKPOINT, weights_only=True)
     found = [path for path in places(stored) if part in ("all", path[0])]
+    later = [("hyper_parameters", "lora", field.name) for field in fields(LoRAConfig)]
+    found += [path for path in later if part in ("all", path[0]) and path not in found]
 
     def check(path, value) -> None:
         torch.save(changed(stored, path, value), tmp_path / "x.ckpt")
@@ -141,6 +143,9 @@ def test_any_value_of_an_encoders_configuration(count, tmp_path, monkeypatch):
         (("lora", "r"), 4.7), (("lora", "r"), True), (("lora", "r"), "4"), (("lora", "r"), 0), (("lora",), 3),
         (("lora", "lora_alpha"), float("nan")), (("lora", "lora_alpha"), True), (("lora", "target_modules"), [1]),
         (("lora", "rank_pattern"), {"query": 2.0}), (("lora", "rank_pattern"), [1]), (("lora", "variant"), []),
+        (("lora", "layers"), ["0-999"] * 10**5), (("lora", "layers"), {}), (("lora", "layers"), [[0]]),
+        (("lora", "layers"), "\x1b[2J"), (("lora", "exclude"), {"a": 1}), (("lora", "exclude"), ["(a"]),
+        (("lora", "scaling"), []), (("lora", "lr_ratio"), 0), (("lora", "lr_ratio"), "4"), (("lora", "lr_ratio"), {}),
         (("label_names",), ["a", 1]), (("label_names",), "ab"), (("max_length",), 64.0),
         (("max_length",), 10**20),
         (("learning_rate",), float("inf")), (("learning_rate",), "1e-3"), (("pairs",), 0), (("encoder",), 3),
@@ -210,7 +215,8 @@ def made(tmp_path_factory) -> Path:
 OTHER = {
     "task": "cola", "label_names": ["b", "a"], "pairs": True, "method": "head", "head": "architecture",
     "lora.r": 3, "lora.lora_alpha": 32.0, "lora.target_modules": ["query"], "lora.rank_pattern": {"query": 1},
-    "lora.alpha_pattern": {"query": 2.0}, "lora.variant": "dora",
+    "lora.alpha_pattern": {"query": 2.0}, "lora.variant": "dora", "lora.layers": [0], "lora.exclude": ["value"],
+    "lora.scaling": "rslora",
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ def test_verbs_and_keys(capsys, fit):
         assert fails(capsys, *fit, "--config", "wrong.yaml", code=2) == key
     assert fails(capsys, *fit, "--model.lora.r", "four", code=2) == "model.lora.r"
     assert fails(capsys, *fit, "--model.schedule", "cosine", code=2) == "model.schedule"
+    assert fails(capsys, *fit, "--model.lora.scaling", "rs", code=2) == "model.lora.scaling"
     assert fails(capsys, *fit, "--data.batch_size", code=2) == "data.batch_size"
 
 
@@ -36,6 +37,9 @@ def test_verbs_and_keys(capsys, fit):
         (["--model.lora.r", "0"], "r"),
         (["--model.lora.r", "17"], "r"),
         (["--model.lora.target_modules", "[quary]"], "target_modules"),
+        (["--model.lora.layers", "1-2"], "layers"),
+        (["--model.lora.exclude", "quary"], "exclude"),
+        (["--model.lora.lr_ratio", "0"], "lr_ratio"),
         (["--model.learning_rate", "-1"], "model.learning_rate"),
         (["--data.task", "sst3"], "task"),
         (["--data.source", "nowhere"], "data.source"),

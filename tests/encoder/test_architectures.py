@@ -8,7 +8,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from lora_pl.encoder.architectures import ARCHITECTURES, architecture_of, module_names, require_shared_batches
+from lora_pl.encoder.architectures import (
+    ARCHITECTURES,
+    OTHERS,
+    Architecture,
+    architecture_of,
+    module_names,
+    require_shared_batches,
+)
 from lora_pl.encoder.dtype import cast_frozen
 from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.fingerprint import weights_fingerprint
@@ -18,12 +25,14 @@ from lora_pl.errors import UserError
 from lora_pl.lora import (
     AdapterBank,
     LoRAConfig,
+    LoRAError,
     adapter_state_dict,
     inject_lora,
     lora_layers,
     mark_only_lora_as_trainable,
     remove_lora,
 )
+from lora_pl.lora.injection import linear_layers
 from tests.support import rounding, tiny_config
 
 KINDS = tuple(ARCHITECTURES)
@@ -309,6 +318,53 @@ def test_an_encoder_without_a_row_is_padded_and_keeps_its_names():
     rows, types, mask = padded_batch(sentences([5, 3]))
     expected = encoder(input_ids=rows, token_type_ids=types, attention_mask=mask).last_hidden_state[:, 0]
     assert torch.equal(FirstTokenFeatures(encoder).of_padded(rows, types, mask), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_roles_are_all_linear_layers_of_the_blocks(kind):
+    """But X-MOD's adapters of languages; no embedding's, no pooler's."""
+
+    def placed(*names: str, **changes) -> list[str]:
+        with torch.device("meta"):
+            encoder = build_encoder(tiny_config(kind))
+            config = LoRAConfig(r=2, target_modules=names, **changes)
+            return inject_lora(encoder, module_names(config, encoder.config))
+
+    with torch.device("meta"):
+        linear = linear_layers(build_encoder(tiny_config(kind)))
+    blocks = [name for name in linear if ".0." in name or ".1." in name]
+    attention, mlp = placed("attention"), placed("mlp")
+    assert attention == placed("query", "key", "value", "attention_output")
+    assert mlp == placed("mlp_up", "mlp_down")
+    assert not set(attention) & set(mlp)
+    assert {*attention, *mlp} == {name for name in blocks if "adapter_modules" not in name}
+    assert placed("all-linear") == placed("attention", "mlp") == [name for name in linear if name in attention + mlp]
+    assert placed("all-linear", exclude=("mlp",)) == placed("all-linear", exclude=("mlp_up", "mlp_down")) == attention
+    assert placed("query", "mlp", exclude="attention") == mlp
+    assert placed("all-linear", layers="1") == [name for name in [*attention, *mlp] if ".1." in name]
+    assert placed("all-linear", exclude="key", rank_pattern={"attention": 1}) == placed("all-linear", exclude="key")
+    with pytest.raises(LoRAError) as error:
+        placed("all-linear", layers="1-2")
+    assert error.value.key == "layers"
+
+
+@pytest.mark.parametrize("row", [OTHERS, Architecture(roles={"query": "query"})])
+def test_a_group_that_an_architecture_lacks_is_an_error_that_lists_its_layers(row, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "bert", row)
+    encoder = build_encoder(tiny_config("bert"))
+    with pytest.raises(LoRAError, match=r"encoder.layer.\*.intermediate.dense") as error:
+        inject_lora(encoder, module_names(LoRAConfig(target_modules="mlp"), encoder.config))
+    assert error.value.key == "target_modules"
+
+
+@pytest.mark.parametrize("kind", ["albert", "mobilebert", "convbert", "esm", "fnet"])
+def test_all_linear_without_a_row_is_the_whole_encoder_without_pooler_and_head(kind):
+    with torch.device("meta"):
+        encoder = build_encoder(tiny_config(kind))
+    names = [name for name in linear_layers(encoder) if "pooler" not in name and "head" not in name]
+    config = LoRAConfig(r=1, target_modules="all-linear")
+    assert architecture_of(encoder.config) is OTHERS
+    assert inject_lora(encoder, module_names(config, encoder.config)) == names
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("gpt2", {}), ("bert", {"is_decoder": True}), ("t5", {})])

@@ -1,5 +1,7 @@
 """Against the real PEFT."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,8 +37,16 @@ OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_s
         ("deberta-v2", {"head": "architecture"}),
         ("mpnet", {"lora": LoRAConfig(target_modules=("query", "mlp_down"))}),
         *(("roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant)}) for variant in OF_PEFT),
+        *(("roberta", {"lora": LoRAConfig(r=2, rank_pattern={"value": 3}, alpha_pattern={"query": 5.0}, variant=variant,
+                                          scaling="rslora")}) for variant in OF_PEFT),
+        ("modernbert", {"head": "architecture", "lora": LoRAConfig(r=2, scaling="rslora")}),
+        *((kind, {"head": "architecture", "lora": LoRAConfig(2, 2.0, target_modules=group, layers=layers)})
+          for kind, group, layers in (
+              ("roberta", "all-linear", ()), ("roberta", "mlp", 1), ("roberta", "attention", ()), ("bert", "mlp", ()),
+              ("modernbert", "all-linear", 0), ("distilbert", "all-linear", "1"), ("deberta-v2", "mlp", "0-1"))),
+        ("bert", {"lora": LoRAConfig(2, 2.0, target_modules="all-linear", exclude=("key", r".*layer\.0.*output.*"))}),
     ],
-)
+)  # fmt: skip
 def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_model, tmp_path):
     model = make_model(kind, **settings)
     texts = texts_for(model)
@@ -47,10 +57,18 @@ def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_mod
     # and back, as the very model
     again = load_external(tmp_path / "peft")
     assert again.hparams["head"] == model.hparams["head"]
+    assert again.hparams["lora"]["scaling"] == model.hparams["lora"]["scaling"]
     assert again.label_names == model.label_names
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
     assert torch.equal(again.logits(texts), expected)
+
+
+def test_rslora_is_written_with_the_alpha_that_was_given(make_model, tmp_path):
+    model = make_model(lora=LoRAConfig(r=2, lora_alpha=7, scaling="rslora", rank_pattern={"value": 3}))
+    export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (config["use_rslora"], config["lora_alpha"], config["alpha_pattern"]) == (True, 7, {})
 
 
 def trained_by_peft(kind, tiny_encoder, folder, labels=2, **settings):
@@ -101,6 +119,8 @@ def test_an_adapter_that_peft_trained(kind, settings, tiny_encoder, tmp_path):
     assert model.label_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
     from lora_pl import LoRAClassifier
 
+    assert model.hparams["lora"]["scaling"] == ("rslora" if settings.get("use_rslora") else "standard")
+    assert model.hparams["lora"]["lora_alpha"] in (5.0, *settings.get("alpha_pattern", {}).values())
     loaded = LoRAClassifier.load_from_checkpoint(tmp_path / "ours.ckpt")
     assert torch.equal(loaded.logits(TEXTS), model.logits(TEXTS))
 

@@ -62,6 +62,20 @@ def test_targets_are_last_parts_or_whole_patterns(model, target, count):
     assert len(inject_lora(model, LoRAConfig(r=2, target_modules=(target,)))) == count
 
 
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"layers": 1}, NAMES[2:]),
+        ({"exclude": ("my_query", "head")}, NAMES),
+        ({"layers": [0, 1], "exclude": "value"}, [NAMES[0], NAMES[2]]),
+        ({"exclude": r"ABlayers\.0\..*"}, NAMES[2:]),
+        ({"layers": 0, "target_modules": ".*", "exclude": ("query", "0.value")}, ["ABlayers.0.my_query"]),
+    ],
+)
+def test_blocks_and_exclusions(model, settings, names):
+    assert inject_lora(model, LoRAConfig(**settings)) == names
+
+
 def test_a_layer_whose_forward_may_not_be_called_is_no_target():
     attention = nn.ModuleDict({"mha": nn.MultiheadAttention(8, 2)})
     with pytest.raises(LoRAError) as error:
@@ -78,13 +92,29 @@ def test_double_injection_is_an_error(model):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("target_modules", ("query", "quary")), ("r", 9), ("rank_pattern", {"head": 2}), ("alpha_pattern", {"head": 2})],
+    [
+        ("target_modules", ("query", "quary")),
+        ("r", 9),
+        ("rank_pattern", {"head": 2}),
+        ("alpha_pattern", {"head": 2}),
+        ("layers", 2),
+        ("layers", "0-7"),
+        ("exclude", "quary"),
+        ("exclude", ("query", "value")),
+    ],
 )
 def test_what_does_not_fit_the_model_is_an_error_and_changes_nothing(model, field, value):
     with pytest.raises(LoRAError) as error:
         inject_lora(model, LoRAConfig(**{field: value}))
     assert error.value.key == field
     assert not lora_layers(model)
+
+
+def test_out_of_range_says_how_many_blocks_there_are(model):
+    with pytest.raises(LoRAError, match="2: 0 to 1"):
+        inject_lora(model, LoRAConfig(layers="1-2"))
+    with pytest.raises(LoRAError, match="none"):
+        inject_lora(nn.ModuleDict({"query": nn.Linear(8, 8)}), LoRAConfig(target_modules="query", layers=0))
 
 
 @pytest.mark.parametrize("merged", [False, True])

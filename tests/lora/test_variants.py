@@ -77,6 +77,18 @@ def test_starts_as_the_base_also_where_the_base_is_cast_later(variant):
     assert torch.equal(layer(x), base(x))
 
 
+def test_rslora_is_the_variant_with_alpha_times_the_root_of_r(variant):
+    base = nn.Linear(IN, OUT).requires_grad_(False)
+    one, other = (
+        LoRALinear(base, LoRAConfig(r=4, variant=variant, scaling=scaling, lora_alpha=alpha))
+        for scaling, alpha in (("rslora", 6), ("standard", 12))
+    )
+    move(one)
+    other.adapter.load_state_dict(one.adapter.state_dict())
+    assert torch.equal(one.delta_weight(), other.delta_weight())
+    assert one.delta_weight().any()
+
+
 def test_declares_its_parameters_in_order(variant):
     layer = trained_layer(variant, torch.bfloat16)
     own = dict(layer.adapter.named_parameters())
@@ -85,6 +97,11 @@ def test_declares_its_parameters_in_order(variant):
     assert layer.adapter.rank_of(layer.adapter.tensors()) == 3
     mark_only_lora_as_trainable(layer)
     assert [p for p in layer.parameters() if p.requires_grad] == list(own.values())
+
+
+def test_b_is_what_starts_at_zero(variant):
+    fresh = LoRALinear(nn.Linear(IN, OUT), LoRAConfig(r=3, variant=variant)).adapter
+    assert fresh.b_names() == [name for name, tensor in fresh.tensors().items() if not tensor.any()] != []
 
 
 def test_peft_names_every_parameter_and_chooses_its_variant(variant):

@@ -12,7 +12,7 @@ from lora_pl.cli.main import main
 from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
-from lora_pl.lora import LoRAError, lora_layers
+from lora_pl.lora import VARIANTS, LoRAError, lora_layers
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.encoder.test_architectures import KINDS
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
@@ -92,6 +92,37 @@ def test_the_head_has_its_own_rate_and_biases_may_go_without_decay(tiny_encoder,
     model = LoRAClassifier(encoder=tiny_encoder(), weight_decay=0.1, decay_bias=False)
     found = {g["name"]: (g["weight_decay"], len(g["params"])) for g in groups(model, tmp_path)}
     assert found == {"encoder": (0.1, 8), "head": (0.1, 1), "head_bias": (0.0, 1)}
+
+
+@pytest.mark.parametrize("decay_bias", [True, False])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_lora_plus_gives_b_its_own_rate(variant, decay_bias, tiny_encoder, tmp_path):
+    def made(**lora):
+        settings = {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "decay_bias": decay_bias}
+        model = LoRAClassifier(encoder=tiny_encoder(), lora={"variant": variant, **lora}, **settings)
+        return model, groups(model, tmp_path, max_steps=9)
+
+    _, before = made()
+    assert not [group for group in before if "_B" in group["name"]]
+    assert [group["name"] for group in made(lr_ratio=1)[1]] == [group["name"] for group in before]
+    model, found = made(lr_ratio=16)
+    by_name = {group["name"]: group for group in found}
+    own = [layer.adapter.get_parameter(name) for layer in lora_layers(model).values()
+           for name in layer.adapter.b_names()]  # fmt: skip
+    assert list(map(id, by_name["encoder_B"]["params"])) == list(map(id, own))
+    assert by_name.keys() - {"encoder_B"} == {group["name"] for group in before}
+    rates = {name: group["initial_lr"] for name, group in by_name.items()}
+    expected = {"encoder": 1e-3, "encoder_bias": 1e-3, "encoder_B": 16e-3, "head": 1e-2, "head_bias": 1e-2}
+    assert rates == {name: expected[name] for name in rates}
+    trained = [id(parameter) for group in found for parameter in group["params"]]
+    assert len(trained) == len(set(trained))
+    assert set(trained) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("method", ["head", "full"])
+def test_without_adapters_there_is_no_b(method, tiny_encoder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), method=method, lora={"lr_ratio": 16})
+    assert {"encoder_B"}.isdisjoint(group["name"] for group in groups(model, tmp_path, max_steps=9))
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 1 / 9)])

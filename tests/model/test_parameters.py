@@ -3,9 +3,11 @@ import torch
 
 from lora_pl import LoRAClassifier
 from lora_pl.callbacks.parameter_report import parameter_rows
+from lora_pl.cli.main import main
 from lora_pl.cli.params import counts_at_rank, pooler_parameters
 from lora_pl.encoder.loading import load_config
 from lora_pl.lora import LoRAConfig
+from lora_pl.model.parameters import count_parameters
 
 
 def test_rows_add_up(tiny_encoder):
@@ -43,3 +45,15 @@ def test_counting_loads_no_weight(tiny_encoder, monkeypatch):
     counts = counts_at_rank(load_config(tiny_encoder()), LoRAConfig(r=2), "linear", 3)
     assert counts.head == 3 * 16 + 3
     assert torch.get_default_device().type == "cpu"
+
+
+@pytest.mark.parametrize("placement", [
+    {"target_modules": "all-linear"}, {"target_modules": "mlp", "layers": 1}, {"target_modules": "attention",
+     "exclude": "key"}])  # fmt: skip
+def test_the_command_counts_what_is_trained(placement, tiny_encoder, capsys):
+    model = LoRAClassifier(encoder=tiny_encoder(), lora=LoRAConfig(r=2, **placement))
+    flags = [f"--model.lora.{name}={value}" for name, value in placement.items()]
+    assert main(["params", "--model.encoder", tiny_encoder(), "--ranks", "2", *flags]) == 0
+    trained = count_parameters(model.encoder, model.head)
+    assert f"{trained.lora:,} " in capsys.readouterr().out
+    assert trained.trainable == trained.lora + trained.head

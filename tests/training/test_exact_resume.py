@@ -63,11 +63,11 @@ class StopAt(Callback):
             signal.raise_signal(self.signum)
 
 
-def fit(folder: Path, encoder: str, source: Path, resume: Path | None = None, extra=(), **options):
+def fit(folder: Path, encoder: str, source: Path, resume: Path | None = None, extra=(), lora=None, **options):
     seed_everything(3)
     best, last, logger, draws = BestCheckpoint(folder), EveryLast(folder), Points(), Draws()
     data = SentenceDataModule(source=str(source), encoder=encoder, batch_size=7, seed=3)
-    model = LoRAClassifier(encoder=encoder, learning_rate=3e-3, schedule="linear", warmup_ratio=0.2)
+    model = LoRAClassifier(encoder=encoder, learning_rate=3e-3, schedule="linear", warmup_ratio=0.2, lora=lora or {})
     stopping = EarlyStopping("val/loss", patience=100)
     runner = Trainer(
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=logger, log_every_n_steps=2,
@@ -106,6 +106,7 @@ CASES = {
     "plain": ({}, (1, 2, 6, 7, 8, 12, 20, 21)),
     "accumulated": ({"accumulate_grad_batches": 2}, (4, 7)),
     "validation within the epoch": ({"val_check_interval": 2}, (2, 3, 9)),
+    "LoRA+": ({"lora": {"lr_ratio": 8}}, (5, 8)),
     "limited": ({"limit_train_batches": 5, "check_val_every_n_epoch": 2}, (4, 5)),
 }
 

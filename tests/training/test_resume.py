@@ -52,6 +52,20 @@ def test_the_same_command_with_a_configuration(fit, capsys):
     assert "model.learning_rate" in said
 
 
+def test_a_placement_is_the_same_however_it_is_spelled(fit, capsys):
+    placed = ["--model.lora.target_modules", "all-linear", "--model.lora.exclude", "key", "--model.lora.lr_ratio", "4"]
+    assert main([*fit, *placed, "--model.lora.layers", "0-1", *epochs(1)]) == 0
+    assert main([*fit, *placed, "--model.lora.layers", "[1, 0]", *epochs(2)]) == 0
+    assert last()["global_step"] == 12
+    assert last()["hyper_parameters"]["lora"]["layers"] == [0, 1]
+    assert [group["name"] for group in last()["optimizer_states"][0]["param_groups"]][:2] == ["encoder", "encoder_B"]
+    key, said = fails(capsys, *fit, *placed[:-1], "3", "--model.lora.layers", "1", *epochs(3))
+    assert key == "resume"
+    assert "model.lora.layers" in said
+    assert "model.lora.lr_ratio" in said
+    assert fails(capsys, *fit, *placed[:-1], "1", "--model.lora.layers", "0-1", "--force")[0] == "checkpoint.state"
+
+
 def test_what_would_change_the_mathematics_is_named(fit, capsys):
     assert main([*fit, *epochs(1)]) == 0
     changed = [*fit, *epochs(2), "--data.batch_size", "4", "--model.learning_rate", "1e-2", "--data.num_workers", "1"]
