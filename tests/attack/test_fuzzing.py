@@ -28,7 +28,7 @@ def swallowed() -> None:
         raise UserError("x", "damaged") from None
 
 
-@pytest.mark.parametrize("harm", [endless, swallowed, raw, input, lambda: bytearray(MEMORY + (1 << 20)),
+@pytest.mark.parametrize("harm", [endless, swallowed, raw, input, lambda: bytearray(2 * MEMORY),
                                   lambda: subprocess.run("true", check=True),
                                   lambda: exec(compile("", "/tmp/hostile.py", "exec"))])  # fmt: skip
 def test_harm_is_seen(harm):

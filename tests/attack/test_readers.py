@@ -20,7 +20,7 @@ from lora_pl.data.examples import discover_labels
 from lora_pl.data.rows import read_rows
 from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
-from lora_pl.storage.yaml_file import bounded_load, read_yaml
+from lora_pl.storage.yaml_file import bounded_load, read_options
 from tests.cli.mistakes import fails
 
 MIB = 1 << 20
@@ -217,7 +217,7 @@ def test_what_is_no_regular_file(tmp_path, capsys):
         assert key_of(lambda path=path: list(read_rows(path, ["text"]))) == "data.missing"
         if path.name != "pipe.csv":
             assert key_of(lambda path=path: list(TextStream(str(path), ["text"]))) in ("input", "data.missing")
-        assert key_of(lambda path=path: read_yaml(path)) == "config"
+        assert key_of(lambda path=path: read_options(path)) == "config"
         assert early_value(["--config", str(path)], "run_name") is None
         assert fails(capsys, "fit", "--config", str(path), code=2) == "config"
 
@@ -235,7 +235,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )  # fmt: skip
 def test_a_configuration_without_bounds(text, tmp_path, capsys):
     (tmp_path / "x.yaml").write_text(text)
-    assert key_of(lambda: read_yaml(tmp_path / "x.yaml")) == "config"
+    assert key_of(lambda: read_options(tmp_path / "x.yaml")) == "config"
     assert fails(capsys, "fit", "--config", str(tmp_path / "x.yaml"), code=2) == "config"
 
 
