@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -101,8 +102,10 @@ def _plain(value: Any) -> Any:
 
 def versions() -> dict[str, str]:
     """The versions of lora_pl, Python and the libraries that the numbers depend on."""
-    libraries = ("torch", "lightning", "transformers", "numpy")
-    return {"lora_pl": __version__, "python": sys.version.split()[0], **{name: version(name) for name in libraries}}
+    libraries = ("lightning", "transformers", "numpy")
+    # torch's own says which build it is (2.13.0+cpu)
+    own = {"lora_pl": __version__, "python": sys.version.split()[0], "torch": str(torch.__version__)}
+    return {**own, **{name: version(name) for name in libraries}}
 
 
 def git_state() -> str:
