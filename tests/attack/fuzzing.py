@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAError
 
-FEW, MANY = 30, 10_000
+FEW, MANY = 20, 10_000
 counts = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.attack)])
 MEMORY = 400 << 20
 """Bytes by which one input may raise the process's peak."""

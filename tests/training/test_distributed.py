@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_pl.storage.checkpoint import read_checkpoint
-from tests.support import TINY_TERMS, rounding, run_cli, run_script
+from tests.support import TINY_TERMS, rounding, run_script
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 
@@ -134,22 +134,6 @@ def test_one_process_writes(fits):
     assert first["saved"] > 10
     assert second["saved"] == 0
     assert {path.name for path in (folder / "whole").iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
-
-
-def test_the_command_line_on_two_devices(tiny_encoder, glue_folder, tmp_path):
-    """fit and predict: no text twice, none left out, in the order of the input."""
-    two = ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
-    arguments = ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--run_name", "two"]
-    run_cli([*arguments, "--data.batch_size", "4", "--trainer.max_epochs", "2", *two], tmp_path, check=True)
-    checkpoint = tmp_path / "checkpoints" / "two" / "last.ckpt"
-    assert read_checkpoint(checkpoint)["global_step"] == 12
-    texts = [f"the film {number} is good" for number in range(33_001)]
-    (tmp_path / "x.txt").write_text("\n".join(texts) + "\n")
-    predict = ["predict", "--ckpt_path", str(checkpoint), "--input", "x.txt", "--output", "y.jsonl"]
-    run_cli([*predict, *two], tmp_path, check=True)
-    with (tmp_path / "y.jsonl").open() as rows:
-        assert [json.loads(row)["text"] for row in rows] == texts
-    assert not (tmp_path / "y.jsonl.parts").exists()
 
 
 @pytest.mark.faults
