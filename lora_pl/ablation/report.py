@@ -129,10 +129,7 @@ def _curves(folder: Path, series: Series) -> dict[str, Curve]:
 
 
 def _curve(path: Path) -> Curve:
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise UserError("report", f"{path} is damaged: {error}") from error
+    content = parse_json(path.read_bytes(), "report", str(path))
     require_json(content, Metrics, "report", f"{path}: ", unknown="ignore")
     curve: Curve = content["loss_curve"]
     return curve

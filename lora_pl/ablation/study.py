@@ -125,10 +125,7 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
     path = folder / SETTINGS
     if not path.is_file():
         return None
-    try:
-        settings = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise UserError("output", f"{path} is damaged: {error}") from error
+    settings = parse_json(path.read_bytes(), "output", str(path))
     require_json(settings, dict[str, Any], "output", f"{path}: ")
     return dict(settings)
 

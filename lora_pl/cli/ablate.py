@@ -155,9 +155,7 @@ class AblateCLI(ClassifierCLI):
 
     def _of_fit(self) -> dict[str, Any]:
         """The configuration that every trial's `fit` starts from."""
-        dumped = yaml.safe_load(self._subcommand_parsers["fit"].dump(self.config["fit"], skip_unset=False))
-        dumped["model"]["lora"] = LoRAConfig.of(dumped["model"]["lora"]).to_dict()  # as checkpoints say it
-        return {key: value for key, value in dumped.items() if key not in (*OWN, *NOT_FITS)}
+        return {key: value for key, value in self.saved.items() if key not in (*OWN, *NOT_FITS)}
 
     def _settings(self) -> dict[str, Any]:
         """What all trials of the study share, by full key."""

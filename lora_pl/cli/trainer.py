@@ -143,13 +143,14 @@ class ClassifierCLI(LightningCLI):
         """Done in `parse_arguments`, where flags override the checkpoint; in LightningCLI they don't."""
 
     def before_instantiate_classes(self) -> None:
-        """Choose the precision, and take the configuration to save; a checkpoint's model starts from nothing else."""
+        """Choose the precision, and for `fit` take what it saves; a checkpoint's model starts from nothing else."""
         trainer = self._option("trainer")
         if not isinstance(trainer, Namespace):
             raise UsageError("trainer", f"expected a mapping of the Trainer's options, got {trainer!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
-        self.saved = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
-        self.saved["model"]["lora"] = LoRAConfig.of(self.saved["model"]["lora"]).to_dict()  # as checkpoints say it
+        if self.verb == "fit":
+            self.saved = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
+            self.saved["model"]["lora"] = LoRAConfig.of(self.saved["model"]["lora"]).to_dict()  # as checkpoints say it
         if self._option("ckpt_path"):
             self._option("model").start_from = None
 

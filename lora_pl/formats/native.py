@@ -96,9 +96,6 @@ def parse_record(data: bytes, source: str) -> dict[str, Any]:
         UserError: adapter.damaged, adapter.settings or adapter.version.
     """
     where = f"{source}: {RECORD}"
-    try:
-        record = parse_json(data)
-    except ValueError as error:
-        raise UserError("adapter.damaged", f"{where} is damaged: {error}") from error
+    record = parse_json(data, "adapter.damaged", where)
     require_values(record, Record, "adapter.damaged", f"{where}: ")
     return {**record, SETTINGS_KEY: model_settings(record, where, "adapter")}

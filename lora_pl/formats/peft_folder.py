@@ -102,12 +102,9 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
         UserError: adapter.damaged (no JSON object, or a damaged pattern) or adapter.unsupported: every field that
             lora_pl can't represent is named, none is ignored.
     """
-    try:
-        config = parse_json(data)
-        if not isinstance(config, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        raise UserError("adapter.damaged", f"{source}: {CONFIG} is damaged: {error}") from error
+    config = parse_json(data, "adapter.damaged", f"{source}: {CONFIG}")
+    if not isinstance(config, dict):
+        raise UserError("adapter.damaged", f"{source}: {CONFIG} is damaged: no object")
     require_json(config, PeftConfig, "adapter.unsupported", f"{source}: {CONFIG}: ", unknown="ignore")
     if config.get("peft_type") != "LORA":
         raise UserError(

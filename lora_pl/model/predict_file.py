@@ -44,9 +44,10 @@ def predict_file(
             logit is inf or NaN; `data...`: a text can't be read.
     """
     require_output(output, stream.path)
-    if (is_stream(output) or stream.once) and fabric.world_size > 1:
+    streams = is_stream(output)
+    if (streams or stream.once) and fabric.world_size > 1:
         raise UserError("output", "several processes need an --input and an --output file; or take one device")
-    if is_stream(output):
+    if streams:
         return _write_stream(_answered(stream, 0, answers), output)
     plan = json.dumps({**made_from, **_identity(stream), "texts": texts.CHUNK * texts.SHARD}, sort_keys=True)
     parts = Parts(output, plan)

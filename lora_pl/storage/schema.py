@@ -18,13 +18,16 @@ LARGEST = 16 << 20
 """Bytes of a JSON file; those of adapters are far smaller."""
 
 
-def parse_json(data: bytes) -> Any:
-    """The content of a JSON file; a ValueError where it is none, too large, or nested deeper than some 200 levels."""
+def parse_json(data: bytes, key: str, where: str) -> Any:
+    """The content of a JSON file; a UserError, `key`, where it is none, too large, or nested deeper than some 200."""
     from pydantic_core import from_json
 
-    if len(data) > LARGEST:
-        raise ValueError(f"expected at most {LARGEST >> 20} MiB, got {len(data) >> 20}")
-    return from_json(data)
+    try:
+        if len(data) > LARGEST:
+            raise ValueError(f"expected at most {LARGEST >> 20} MiB, got {len(data) >> 20}")
+        return from_json(data)
+    except ValueError as error:
+        raise UserError(key, f"{where} is damaged: {error}") from error
 
 
 @functools.cache
