@@ -27,7 +27,7 @@ RANKS = (1, 2, 4, 8)
 
 def packed_step(encoder: str, dtype: str, count: int, batch_size: int) -> Step:
     """`count` trials of the ranks 1, 2, 4, 8, 1, ..., each on `batch_size` sentences of its own."""
-    trials = [Trial("lora", seed, 1e-4, RANKS[seed % 4], alpha=16, targets=("query", "value")) for seed in range(count)]
+    trials = [Trial("LoRA", seed, options={"model.lora.r": RANKS[seed % 4]}) for seed in range(count)]
     model = JointTrials(LoRAClassifier(encoder=encoder, base_dtype=dtype), trials).train()
     optimizer = torch.optim.AdamW(model.parameter_groups())
 

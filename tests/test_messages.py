@@ -33,7 +33,7 @@ COMMANDS = [
     ("validate", "ckpt_path", "expected --ckpt_path checkpoints/NAME/best.ckpt, got none"),
     ("validate --ckpt_path x.ckpt", "checkpoint.missing", "x.ckpt: no such checkpoint"),
     ("export --ckpt_path x.ckpt", "output", "expected --output, got none; see lora_pl export --help"),
-    (ABLATE + "--ranks 0", "ranks", "expected integers >= 1, got [0]"),
+    (ABLATE + "--ranks 0", "r", "expected an integer >= 1, got 0"),
     (ABLATE + "--trainer.devices 2", "trainer.devices",
      "a trial runs on one device, got 2; for several use --launcher ray"),
     (ABLATE + "--data.batching padded --pack 2", "pack",

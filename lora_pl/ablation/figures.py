@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_pl.ablation.groups import Group, Series
+from lora_pl.ablation.groups import ARM, Group, Series, apart
 from lora_pl.ablation.statistics import summarize
+from lora_pl.ablation.table import RANK, value_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,23 +20,26 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which differ in lightness too, each with a marker and a line style
 STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
-REFERENCE_LINES = {"head": ("#666666", ":"), "full": ("#000000", "--")}
+REFERENCE_STYLES = (("#000000", "--"), ("#666666", ":"), ("#999999", "-."))
+AXIS_LABELS = {ARM: "", RANK: "rank r", "model.learning_rate": "learning rate"}
 BASE_LAW = 36_864
 """LoRA parameters per rank on query and value of roberta-base's shape: 12 layers x 2 x (768 + 768)."""
 
 
-def accuracy_by_rank(series: Sequence[Series], references: Sequence[Group], metric: str) -> Figure:
-    """The last epoch's metric: a dot per run, the mean over seeds with its 95% interval, and the references."""
+def along_axis(series: Sequence[Series], references: Sequence[Group]) -> Figure:
+    """The last epoch's metric along an axis: a dot per run, the mean over seeds with its 95% interval, references."""
     figure, axes = _figure()
-    ranks = sorted({group.rank for one in series for group in one.groups})
+    values = list(dict.fromkeys(group.first[one.axis] for one in series for group in one.groups))
+    values = sorted(values, key=value_order) if series[0].axis != ARM else values
     for number, one in enumerate(series):
-        _draw_series(axes, one, ranks, number, len(series))
+        _draw_series(axes, one, values, number, len(series))
     low, high = axes.dataLim.y0, axes.dataLim.y1
-    for group in references:
-        _draw_reference(axes, group, low - (high - low), high + (high - low))
-    axes.set_xticks(range(len(ranks)), [str(rank) for rank in ranks])
-    axes.set_xlim(-0.6, len(ranks) - 0.4)
-    axes.set(xlabel="rank r", ylabel=f"validation {metric}, last epoch (%)")
+    for style, group in zip(itertools.cycle(REFERENCE_STYLES), references, strict=False):
+        _draw_reference(axes, group, style, low - (high - low), high + (high - low))
+    axes.set_xticks(range(len(values)), [textwrap.fill(value, 80 // len(values)) for value in values])
+    axes.set_xlim(-0.6, len(values) - 0.4)
+    metric = series[0].groups[0].first["metric"]
+    axes.set(xlabel=AXIS_LABELS.get(series[0].axis, series[0].axis), ylabel=f"validation {metric}, last epoch (%)")
     figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     return figure
 
@@ -42,21 +47,17 @@ def accuracy_by_rank(series: Sequence[Series], references: Sequence[Group], metr
 def parameters_by_rank(series: Sequence[Series]) -> Figure:
     """The trained parameters of LoRA at each rank, with the law of roberta-base's shape."""
     figure, axes = _figure()
-    ranks = sorted({group.rank for one in series for group in one.groups})
+    counts = sorted({(int(g.first[RANK]), g.first["trainable_lora"]) for one in series for g in one.groups})
+    ranks = sorted({rank for rank, _ in counts})
     law = [BASE_LAW * rank for rank in ranks]
     axes.plot(
         ranks, law, color="#000000", linestyle="--", marker="x", label=f"{BASE_LAW:,} r (roberta-base, query and value)"
     )
-    by_targets = {one.groups[0].first["targets"]: one.groups for one in series}
-    for (color, marker, line), (targets, groups) in zip(STYLES, by_targets.items(), strict=False):
-        counts = [group.first["trainable_lora"] for group in groups]
-        per_rank = counts[0] // groups[0].rank
-        label = f"{per_rank:,} r (this encoder, {targets.replace(',', ' and ')})"
-        axes.plot([group.rank for group in groups], counts, color=color, linestyle=line, marker=marker, label=label)
-        for group, count in zip(groups, counts, strict=True):
-            axes.annotate(
-                f"{count:,}", (group.rank, count), (0, -14), textcoords="offset points", ha="center", fontsize=8
-            )
+    for (color, marker, line), own in zip(STYLES, apart(counts, lambda each: each[1] // each[0]), strict=False):
+        label = f"{own[0][1] // own[0][0]:,} r (this encoder)"
+        axes.plot(*zip(*own, strict=True), color=color, linestyle=line, marker=marker, label=label)
+        for rank, count in own:
+            axes.annotate(f"{count:,}", (rank, count), (0, -14), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
@@ -114,32 +115,32 @@ def similarity_maps(maps: Sequence[tuple[str, Any]], columns: int) -> Figure:
     return figure
 
 
-def _draw_series(axes: Axes, series: Series, ranks: list[int], number: int, count: int) -> None:
+def _draw_series(axes: Axes, series: Series, values: list[str], number: int, count: int) -> None:
     color, marker, line = STYLES[number % len(STYLES)]
     shift = 0.22 * (number - (count - 1) / 2)
     centres, means, widths = [], [], []
     for group in series.groups:
-        x = ranks.index(group.rank) + shift
-        values = [100 * value for value in group.results().values()]
-        spread = [x - 0.26 + 0.03 * index for index in range(len(values))]  # equal results stay apart
-        axes.plot(spread, values, linestyle="none", marker=marker, color=color, alpha=0.45, markersize=4)
-        found = summarize(values)
+        x = values.index(group.first[series.axis]) + shift
+        results = [100 * value for value in group.results().values()]
+        spread = [x - 0.26 + 0.03 * index for index in range(len(results))]  # equal results stay apart
+        axes.plot(spread, results, linestyle="none", marker=marker, color=color, alpha=0.45, markersize=4)
+        found = summarize(results)
         centres.append(x)
         means.append(found.mean)
         widths.append(found.half_width)
-    label = ", ".join(part for part in ("LoRA", series.name) if part)
     axes.errorbar(
-        centres, means, widths, color=color, linestyle=line, linewidth=1.2, marker=marker, markersize=7, capsize=5,
-        markerfacecolor="white", label=f"{label}: mean, 95% interval over seeds",
+        centres, means, widths, color=color, linestyle=line if series.axis != ARM else "none", linewidth=1.2,
+        marker=marker, markersize=7, capsize=5, markerfacecolor="white",
+        label=f"{series.name + ': ' if series.name else ''}mean, 95% interval over seeds",
     )  # fmt: skip
 
 
-def _draw_reference(axes: Axes, group: Group, low: float, high: float) -> None:
+def _draw_reference(axes: Axes, group: Group, style: tuple[str, str], low: float, high: float) -> None:
     """A line; or a note in the legend where the line would squeeze the axis."""
-    color, line = REFERENCE_LINES[group.method]
+    color, line = style
     found = summarize([100 * value for value in group.results().values()])
     told = f"{group.name}: {found.mean:.2f}, mean of {found.n}"
-    if not axes.has_data() or low <= found.mean <= high:
+    if low <= found.mean <= high:
         axes.axhline(found.mean, color=color, linestyle=line, linewidth=1.3, label=told)
     else:
         axes.plot([], [], color=color, linestyle=line, linewidth=1.3, label=f"{told} (off the scale)")

@@ -1,109 +1,173 @@
-"""The trials of an ablation."""
+"""The trials of a study: every arm at every combination of its axes, for every seed."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lora_pl.data.tasks import get_task
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
-from lora_pl.lora.config import DIVISORS, Scaling
+from lora_pl.lora.config import DIVISORS
 from lora_pl.model.classifier import Method
+from lora_pl.storage.flat import with_options
 
+Options = Mapping[str, Any]
+"""Options of `fit` by full name, say `model.lora.r`."""
 AlphaRule = Literal["fixed", "proportional", "rslora"]
-REFERENCES: tuple[Method, ...] = ("head", "full")
-"""Trained without adapters, for comparison."""
+ALPHA_RULE, LORA = "alpha_rule", "model.lora."
+ARM_NAMES: dict[Method, str] = {"lora": "LoRA", "head": "head alone", "full": "full fine-tuning"}
+"""The arms that need no name of the user's: the study's own method, and the references."""
+OWN_OF_JOINT = ("model.learning_rate", "model.head_learning_rate", "model.weight_decay", "model.decay_bias")
+"""Beside those of LoRA, the options in which joint trials may differ."""
+SHORT = {"model.lora.r": "r", "model.learning_rate": "lr", "model.lora.target_modules": "on-", ALPHA_RULE: "alpha-"}
+LONGEST = 120  # of a trial's name: it names folders
 
 
-def alpha_of(rule: AlphaRule, rank: int, base: LoRAConfig) -> float:
-    """Alpha at `rank`, the numerator of the scale as `base.scaling` says: alpha / r by default.
+@dataclass(frozen=True)
+class Arm:
+    """One of the alternatives that a study compares, with the options that make it."""
 
-    fixed: alpha of `base`, so that the scale falls with r. proportional: the scale of `base` at every rank. rslora: a
-    scale of base alpha / sqrt(r) (Kalajdzievski, 2023).
-    """
-    if rule == "proportional":
-        return base.scale * DIVISORS[base.scaling](rank)
-    return base.lora_alpha * (math.sqrt(rank) if (rule, base.scaling) == ("rslora", "standard") else 1)
+    name: str
+    options: Options = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Options that vary in this arm alone, with their values."""
+    seeds: int | None = None
+    """How many of the study's seeds train it; by default all."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run of an ablation."""
+    """One training run of a study."""
 
-    method: Method
+    arm: str
     seed: int
-    learning_rate: float
-    rank: int = 0
-    """0 where no adapter is trained."""
-    alpha_rule: AlphaRule = "fixed"
-    alpha: float = 0.0
-    targets: tuple[str, ...] = ()
-    scaling: Scaling = "standard"
+    axes: Options = field(default_factory=dict)
+    """What varies within its arm."""
+    options: Options = field(default_factory=dict)
+    """Every option in which it may differ from the study's configuration."""
 
     @property
     def name(self) -> str:
-        """The name of its folder and its TensorBoard run."""
-        lora = f"r{self.rank}-{self.alpha_rule}-{'+'.join(self.targets)}"
-        what = lora if self.method == "lora" else self.method
-        return re.sub(r"[^\w+.-]", "_", f"{what}-lr{self.learning_rate:g}-s{self.seed}")
+        """The name of its folder and its TensorBoard run: arm, axes and seed."""
+        axes = [f"{SHORT.get(key, key.rpartition('.')[2] + '-')}{told(value)}" for key, value in self.axes.items()]
+        arm = [] if axes and self.arm == ARM_NAMES["lora"] else [self.arm]
+        name = re.sub(r"[^\w+.-]", "_", "-".join([*arm, *axes]))
+        if len(name) > LONGEST:
+            name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return f"{name}-s{self.seed}"
 
     @property
-    def scale(self) -> float:
-        """What multiplies the update: alpha / r, or alpha / sqrt(r)."""
-        return self.alpha / DIVISORS[self.scaling](self.rank) if self.rank else 0.0
+    def method(self) -> Method:
+        """What it trains."""
+        method: Method = self.options.get("model.method", "lora")
+        return method
 
-    def settings(self, model: Mapping[str, Any]) -> dict[str, Any]:
-        """The trial's settings of a `LoRAClassifier`: those of the study, `model`, with its own."""
-        own = {**model, "method": self.method, "learning_rate": self.learning_rate}
-        if self.method == "lora":
-            lora = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": list(self.targets)}
-            own["lora"] = {**model["lora"], **lora}
+    def config(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration of its `fit`: the study's, `shared`, with its own options."""
+        return with_options(shared, self.options)
+
+    def model(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """Its settings of a `LoRAClassifier`: those of the study, `shared`, with its own."""
+        own: dict[str, Any] = self.config({"model": shared})["model"]
         return own
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of the axes, for every seed, and the references for every seed."""
+    """Arms, and the axes that all of them share.
 
-    ranks: Sequence[int]
-    seeds: Sequence[int]
-    learning_rates: Sequence[float]
-    alpha_rules: Sequence[AlphaRule]
-    targets: Sequence[tuple[str, ...]]
-    base: LoRAConfig
-    """For the rules of alpha."""
-    references: dict[Method, float] = field(default_factory=dict)
-    """Methods to train for comparison, with their learning rates."""
-    reference_seeds: int | None = None
-    """How many of the seeds they are trained with; by default all."""
+    An arm leaves out an axis that it has a value for, and the axes of LoRA if it trains none.
+    """
 
-    def __post_init__(self) -> None:
-        for axis in ("seeds", "learning_rates", "alpha_rules", "targets"):
-            values = getattr(self, axis)
-            _require(axis, bool(values), "at least one value", "none")
-            _require(axis, len(set(values)) == len(values), "each value once", list(values))
-        _require("ranks", len(set(self.ranks)) == len(self.ranks), "each rank once", list(self.ranks))
-        _require("ranks", all(rank >= 1 for rank in self.ranks), "integers >= 1", list(self.ranks))
-        _require("learning_rates", all(rate > 0 for rate in self.learning_rates), "numbers > 0", self.learning_rates)
-        _require("ranks", bool(self.ranks or self.references), "at least one rank", "none")
+    shared: Options
+    """The study's configuration."""
+    arms: Sequence[Arm]
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    seeds: int = 1
+    of_task: Mapping[str, Options] = field(default_factory=dict)
+    """Options by task, which arms and axes override."""
 
     def trials(self) -> list[Trial]:
-        """All trials, seed by seed, so that a study that is stopped early compares all ranks."""
-        axes = list(itertools.product(self.targets, self.alpha_rules, self.learning_rates, self.ranks))
-        found = []
-        for number, seed in enumerate(self.seeds):
-            if self.reference_seeds is None or number < self.reference_seeds:
-                found += [Trial(method, seed, rate) for method, rate in self.references.items()]
-            for targets, rule, rate, rank in axes:
-                alpha = alpha_of(rule, rank, self.base)
-                found.append(Trial("lora", seed, rate, rank, rule, alpha, targets, self.base.scaling))
-        names = [trial.name for trial in found]
-        _require("targets", len(set(names)) == len(names), "sets that differ in letters", list(self.targets))
+        """All trials, seed by seed, so that a study that is stopped early compares all arms.
+
+        Raises:
+            UserError: `seeds`, there is none; `vary`, the grid is empty or two of its trials are equal.
+        """
+        _require("seeds", self.seeds >= 1, "at least one seed", self.seeds)
+        found = list(self._trials())
+        known: set[str] = set()
+        _require("vary", bool(found), "at least one trial", "none")
+        for trial in found:
+            ways = {repr((trial.seed, sorted({**self.shared, **trial.options}.items()))), trial.name}
+            _require("vary", not ways & known, "trials that differ in their options", f"two like {trial.name}")
+            known |= ways
         return found
+
+    def _trials(self) -> Iterator[Trial]:
+        for seed, arm in itertools.product(range(self.seeds), self.arms):
+            if arm.seeds is None or seed < arm.seeds:
+                yield from (Trial(arm.name, seed, axes, self._options(arm, axes)) for axes in self._points(arm))
+
+    def _points(self, arm: Arm) -> Iterator[Options]:
+        adapted = self._method(arm.options) == "lora"
+        axes = {key: values for key, values in self.axes.items() if key not in arm.options}
+        axes = {key: values for key, values in axes.items() if adapted or not _of_lora(key)} | dict(arm.axes)
+        for values in itertools.product(*axes.values()):
+            yield dict(zip(axes, values, strict=True))
+
+    def _options(self, arm: Arm, axes: Options) -> Options:
+        own = {**arm.options, **axes}
+        task = get_task(own.get("data.task") or self.shared.get("data.task") or "sst2")
+        options = {**self.of_task.get(task.name, {}), **own, "model.method": self._method(own)}
+        if source := options.get("data.source") or self.shared.get("data.source"):
+            options["data.source"] = source.replace("{folder}", task.folder)
+        if options["model.method"] != "lora":
+            return {key: value for key, value in options.items() if not _of_lora(key)}
+        return {**options, **_of_rule(options.pop(ALPHA_RULE, "fixed"), {**self.shared, **options}, self.shared)}
+
+    def _method(self, options: Options) -> Method:
+        method: Method = options.get("model.method", self.shared.get("model.method", "lora"))
+        return method
+
+
+def lora_of(options: Options) -> LoRAConfig:
+    """The configuration of LoRA among `options`."""
+    return LoRAConfig.of({key.removeprefix(LORA): value for key, value in options.items() if key.startswith(LORA)})
+
+
+def _of_rule(rule: AlphaRule, options: Options, shared: Options) -> Options:
+    """What a rule for alpha makes of a trial's `options`.
+
+    fixed: nothing, so that a scale of alpha / r falls with r. proportional: the scale of the study's configuration,
+    `shared`, at every rank. rslora: a scale of alpha / sqrt(r) (Kalajdzievski, 2023).
+    """
+    if rule == "proportional":
+        lora = lora_of(options)
+        return {"model.lora.lora_alpha": lora_of(shared).scale * DIVISORS[lora.scaling](lora.r)}
+    return {"model.lora.scaling": "rslora"} if rule == "rslora" else {}
+
+
+def jointly(trial: Trial) -> str:
+    """What two trials must have in common to be trained jointly; a name of its own where nothing is trained so."""
+    if trial.method != "lora":
+        return trial.name
+    return repr(sorted((k, v) for k, v in trial.options.items() if not _of_lora(k) and k not in OWN_OF_JOINT))
+
+
+def told(value: Any) -> str:
+    """A value of an axis in a name, a table or a text: `4`, `0.001`, `query,value`."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(told, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _of_lora(key: str) -> bool:
+    return key.startswith(LORA) or key == ALPHA_RULE
 
 
 def _require(axis: str, holds: bool, expected: str, given: object) -> None:

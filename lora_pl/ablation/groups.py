@@ -1,12 +1,27 @@
-"""The finished trials of a table, grouped by what they share but the seed."""
+"""The finished trials of a table, grouped by what they share but the seed, and set side by side along an axis."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
-from lora_pl.ablation.table import OK, Row
+from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES
+from lora_pl.ablation.statistics import summarize
+from lora_pl.ablation.table import OK, RANK, Row, axes_of, value_order
+
+ARM = "arm"
+TOLD = {
+    **dict.fromkeys((ARM, "data.task", "data.source"), "{}"),
+    ALPHA_RULE: "alpha {}",
+    RANK: "r = {}",
+    "model.lora.target_modules": "on {}",
+    "model.learning_rate": "learning rate {}",
+}
+"""How a value is told; by default after the last part of the option's name."""
+SENTENCES = ("data.task", "data.source", "data.train_file", "data.validation_file")
+"""Axes that results are not compared along: theirs are other sentences."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -14,8 +29,7 @@ class Group:
     """The seeds of one setting."""
 
     name: str
-    method: str
-    rank: int
+    """In a series its value there, else all that varies."""
     rows: tuple[Row, ...]
     """The last epoch's row of each seed."""
 
@@ -28,44 +42,77 @@ class Group:
         """A row, for what all of them share."""
         return self.rows[0]
 
+    @property
+    def mean(self) -> float:
+        """Of the metric after the last epoch."""
+        return summarize(list(self.results().values())).mean
+
 
 @dataclass(frozen=True)
 class Series:
-    """One setting at several ranks."""
+    """Settings that differ along one axis."""
 
+    axis: str
     name: str
-    """How it differs from the other series; empty if there is one series."""
+    """What sets it apart from the study's other settings; empty if nothing does."""
     groups: tuple[Group, ...]
 
 
-def series_of(rows: Sequence[Row]) -> list[Series]:
-    """The LoRA trials as a series of ranks for each combination of the other axes."""
-    axes = {"alpha_rule": "alpha {}", "targets": "on {}", "learning_rate": "learning rate {}"}
-    lora = [row for row in _last_epochs(rows) if row["method"] == "lora"]
-    varied = [axis for axis in axes if len({row[axis] for row in lora}) > 1]
+def groups_of(rows: Sequence[Row]) -> list[Group]:
+    """Every setting."""
+    last = list({row["trial"]: row for row in rows if row["status"] == OK}.values())  # rows go by epoch
+    names = [ARM, *axes_of(last)]
+    varied = _varied(last, names)
+    return [Group(_said(own[0], varied), tuple(own)) for own in apart(last, lambda row: _values(row, names))]
+
+
+def series_of(groups: Sequence[Group]) -> list[Series]:
+    """Each arm's settings along each of its axes, at every point of the others."""
+    names = [ARM, *axes_of([group.first for group in groups])]
+    told = _varied([group.first for group in groups], names)
     found = []
-    for key in sorted({tuple(row[axis] for axis in axes) for row in lora}):
-        own = [row for row in lora if tuple(row[axis] for axis in axes) == key]
-        name = ", ".join(axes[axis].format(own[0][axis]) for axis in varied)
-        ranks = sorted({row["rank"] for row in own})
-        groups = [_group(f"r = {rank}", [row for row in own if row["rank"] == rank]) for rank in ranks]
-        found.append(Series(name, tuple(groups)))
-    return found
+    for arm in apart(groups, lambda group: group.first[ARM]):
+        for axis in _varied([group.first for group in arm], set(names) - {*SENTENCES}):
+            others = [name for name in names if name != axis]
+            for beside in apart(arm, lambda group, others=others: _values(group.first, others)):  # type: ignore[misc]
+                name = _said(beside[0].first, [other for other in told if other != axis])
+                found.append(_series(axis, name, beside))
+    return [series for series in found if len(series.groups) > 1]
 
 
-def references_of(rows: Sequence[Row]) -> list[Group]:
-    """The trials without adapters, a group per method."""
-    names = {"head": "head alone", "full": "full fine-tuning"}
-    last = _last_epochs(rows)
-    return [
-        _group(name, own) for method, name in names.items() if (own := [row for row in last if row["method"] == method])
-    ]
+def arms_of(groups: Sequence[Group]) -> list[Series]:
+    """The arms on each set of sentences, each at the point of its axes with the best mean."""
+    found = []
+    told = _varied([group.first for group in groups], SENTENCES)
+    for same in apart(groups, lambda group: _values(group.first, SENTENCES)):
+        best = [max(own, key=lambda group: group.mean) for own in apart(same, lambda group: group.first[ARM])]
+        found.append(Series(ARM, _said(same[0].first, told), tuple(best)))
+    return [series for series in found if len(series.groups) > 1]
 
 
-def _group(name: str, rows: list[Row]) -> Group:
-    return Group(name, rows[0]["method"], rows[0]["rank"], tuple(sorted(rows, key=lambda row: row["seed"])))
+def apart(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Items with the same key together, in the order of the first of each."""
+    found: dict[Hashable, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.values())
 
 
-def _last_epochs(rows: Sequence[Row]) -> list[Row]:
-    last = {row["trial"]: row for row in rows if row["status"] == OK}  # rows go by epoch
-    return list(last.values())
+def _series(axis: str, name: str, groups: Sequence[Group]) -> Series:
+    ordered = sorted(groups, key=lambda group: value_order(group.first[axis]))
+    return Series(axis, name, tuple(replace(group, name=_said(group.first, [axis])) for group in ordered))
+
+
+def _values(row: Row, names: Iterable[str]) -> tuple[str | None, ...]:
+    return tuple(row.get(name) for name in names)
+
+
+def _varied(rows: Sequence[Row], names: Collection[str]) -> list[str]:
+    """The axes with more than one value, the arm first."""
+    ordered = sorted(names, key=lambda name: (name != ARM, name))
+    return [name for name in ordered if len({row.get(name) for row in rows}) > 1]
+
+
+def _said(row: Row, names: Iterable[str]) -> str:
+    told = [(TOLD.get(name) or f"{name.rpartition('.')[2]} {{}}").format(row[name]) for name in names if name in row]
+    return ", ".join(told[1:] if len(told) > 1 and told[0] == ARM_NAMES["lora"] else told)

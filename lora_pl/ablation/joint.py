@@ -186,7 +186,7 @@ def require_packed(data: SentenceDataModule) -> None:
 
 def _settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
     """The hyper-parameters of a trial's own `LoRAClassifier`."""
-    settings = trial.settings(shared)
+    settings = trial.model(shared)
     return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict()}
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lora_pl.ablation.groups import Series
+from lora_pl.ablation.groups import ARM, Series
 from lora_pl.ablation.section7 import amplification_rows
 from lora_pl.ablation.statistics import Comparison, compare, verdict
-from lora_pl.ablation.table import FAILED, ResultTable
+from lora_pl.ablation.table import FAILED, RANK, ResultTable
 from lora_pl.errors import UserError
 from lora_pl.printable import printable
 
@@ -25,6 +26,7 @@ PUBLISHED: tuple[dict[str, Any], ...] = tuple(
         "trainable_lora": 36_864 * r,
         "last": accuracy,
         "trainable_head": 1_538,
+        "trainable": 36_864 * r + 1_538,
         "epochs": 3,
         "source": "published for the recipe of configs/sst2_roberta_base.yaml, mixed precision; not measured here",
     }
@@ -37,7 +39,7 @@ TableRow = dict[str, Any]
 
 def make_page(
     table: ResultTable,
-    series: list[Series],
+    series: Sequence[Series],
     summary: dict[str, Any],
     settings: dict[str, Any],
     figures: list[dict[str, str]],
@@ -45,6 +47,7 @@ def make_page(
     """`report.html.jinja`, filled in; each figure is `{"png": in base64, "caption"}`."""
     from jinja2 import Environment
 
+    by_rank = [one for one in series if one.axis == RANK]
     source = resources.files("lora_pl.ablation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page: str = (
         Environment(autoescape=True, trim_blocks=True, finalize=_shown)
@@ -52,42 +55,49 @@ def make_page(
         .render(
             conditions=_conditions(settings, table),
             failed=[_cells(row["trial"], row["error"]) for row in table.rows if row["status"] == FAILED],
-            results=[*map(_result, summary["measured"]), *map(_result, summary["published"])],
+            results=[*map(_result, summary["measured"]), *map(_result, summary["published"] if by_rank else [])],
             series=[_compared(one) for one in series],
             figures=figures,
-            **_amplification(table.path.parent, series),
+            **_amplification(table.path.parent, by_rank),
         )
     )
     return page
 
 
 def _conditions(settings: dict[str, Any], table: ResultTable) -> str:
-    encoder, source = (Path(str(settings.get(key))).name for key in ("model.encoder", "data.source"))
-    sentences = settings.get("data.train_sentences")
+    """What all trials share; of what varies, the table tells."""
+    told = {
+        "model.encoder": "{}",
+        "data.source": "on {}",
+        "data.train_sentences": "{} training sentences",
+        "trainer.max_epochs": "{} epochs",
+        "data.batch_size": "batch {}",
+        "model.schedule": "{} schedule",
+        "trainer.precision": "precision {}",
+    }
+    known = {**settings, "data.train_sentences": settings.get("data.train_sentences") or "all"}
+    named = {key: Path(str(known[key])).name for key in told if known.get(key) is not None}
     drawn = "by the study's data seed" if settings.get("data_seed") is not None else "anew by each seed"
-    subset = f"{sentences:,} training sentences drawn at random {drawn}" if sentences else "all training sentences"
+    parts = [told[key].format(value) for key, value in named.items()]
     seeds = len({row["seed"] for row in table.rows})
     return (
-        f"{encoder} on {source}: {subset}, {settings.get('trainer.max_epochs')} epochs, batch "
-        f"{settings.get('data.batch_size')}, {settings.get('model.schedule')} schedule, precision "
-        f"{settings.get('trainer.precision')}, {seeds} seeds. A seed sets the initialization of adapter and head, "
-        "dropout and the order of the data."
+        f"{', '.join(parts)}; {seeds} seeds. A seed sets the initialization of adapter and head, dropout and the order "
+        f"of the data; a part of the training sentences is drawn {drawn}."
     )
 
 
 def _result(row: dict[str, Any]) -> TableRow:
     """A row of the summary."""
-    alpha = f"{row['alpha']:g}" if row["r"] else ""
-    counts = (f"{row[key]:,}" for key in ("trainable_lora", "trainable_head"))
+    counts = (f"{row[key]:,}" for key in ("trainable_lora", "trainable_head", "trainable"))
     results = (_percent(row.get(key), row.get(f"{key}_std")) for key in ("last", "best"))
-    cells = _cells(row["name"], alpha, f"{row['learning_rate']:g}", *counts, *results, row["seeds"])
-    return {**cells, "published": row in PUBLISHED}
+    return {**_cells(row["name"], *counts, *results, row["seeds"]), "published": row in PUBLISHED}
 
 
 def _compared(series: Series) -> dict[str, Any]:
     comparisons = compare({group.name: group.results() for group in series.groups})
+    axis = "arms, each at its best point" if series.axis == ARM else series.axis
     return {
-        "name": series.name,
+        "name": ": ".join(filter(None, (axis, series.name))),
         "verdict": verdict(comparisons),
         "differences": [_difference(comparison) for comparison in comparisons],
     }
@@ -99,7 +109,7 @@ def _difference(c: Comparison) -> TableRow:
     return _cells(f"({c.one}) - ({c.other})", f"{d:+.2f}", interval, f"{c.p:.3f}", f"{c.adjusted_p:.3f}")
 
 
-def _amplification(folder: Path, series: list[Series]) -> dict[str, Any]:
+def _amplification(folder: Path, series: Sequence[Series]) -> dict[str, Any]:
     """The rows of Table 7, or why there are none."""
     try:
         found = amplification_rows(folder, series[0]) if series else []
@@ -109,7 +119,8 @@ def _amplification(folder: Path, series: list[Series]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    return printable(value, kept="\n\t") if isinstance(value, str) else value
+    own = not isinstance(value, str) or hasattr(value, "__html__")  # what the template has made itself
+    return value if own else printable(value, kept="\n\t")
 
 
 def _cells(*cells: object) -> TableRow:

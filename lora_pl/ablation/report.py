@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
-from lora_pl.ablation.figures import accuracy_by_rank, loss_curves, parameters_by_rank
-from lora_pl.ablation.groups import Group, Series, references_of, series_of
+from lora_pl.ablation.figures import along_axis, loss_curves, parameters_by_rank
+from lora_pl.ablation.groups import ARM, SENTENCES, Group, Series, apart, arms_of, groups_of, series_of
 from lora_pl.ablation.page import PUBLISHED, make_page
 from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import stored_settings
-from lora_pl.ablation.table import ResultTable
+from lora_pl.ablation.table import RANK, ResultTable, axes_of, options_of
 from lora_pl.errors import UserError
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
@@ -36,10 +37,6 @@ class Metrics(TypedDict):
     loss_curve: list[tuple[int, float]]
 
 
-SHARED = ("alpha", "alpha_rule", "targets", "learning_rate", "trainable_lora", "trainable_head", "trainable", "metric")
-"""What all rows of a group have in common."""
-
-
 def write_report(folder: Path) -> Path:
     """Write `report.html`, `summary.json` and `figures/*.{png,svg}` of the study in `folder`; the page's path.
 
@@ -54,16 +51,16 @@ def write_report(folder: Path) -> Path:
             f"lora_pl ablate report {folder}",
         )
     table = ResultTable(folder)
-    series, references = series_of(table.rows), references_of(table.rows)
-    if not series and not references:
+    groups = groups_of(table.rows)
+    if not groups:
         raise UserError("report", f"{folder} holds no finished trial; expected the folder of `lora_pl ablate`")
     settings = stored_settings(folder) or {}
-    drawn = _figures(folder, series, references)
+    series = [*arms_of(groups), *series_of(groups)]
     figures = [
         {"png": _save(figure, folder / "figures" / name), "caption": caption}
-        for name, (figure, caption) in drawn.items()
+        for name, (figure, caption) in _figures(folder, series).items()
     ]
-    summary = _summary(series, references, settings)
+    summary = {"measured": [_summary(group, settings) for group in groups], "published": list(PUBLISHED)}
     text = json.dumps(summary, indent=2)
     write_whole(folder / "summary.json", lambda beside: beside.write_text(text, encoding="utf-8"))
     page = make_page(table, series, summary, settings, figures)
@@ -72,54 +69,63 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _summary(series: Sequence[Series], references: Sequence[Group], settings: dict[str, Any]) -> dict[str, Any]:
-    """`summary.json`: a row per group with mean and deviation, and the published rows."""
-    shared = {"encoder": settings.get("model.encoder"), "task": settings.get("data.task") or "sst2"}
-    shared["train_sentences"] = settings.get("data.train_sentences")
-    groups = [(", ".join(filter(None, (group.name, one.name))), group) for one in series for group in one.groups]
-    rows = []
-    for name, group in [*groups, *((group.name, group) for group in references)]:
-        best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
-        rows.append(
-            {
-                **shared,
-                "name": name,
-                "method": group.method,
-                "r": group.rank,
-                **{key: group.first[key] for key in SHARED},
-                "epochs": group.first["epoch"],
-                "seeds": last.n,
-                "best": _clean(best.mean),
-                "best_std": _clean(best.std),
-                "last": _clean(last.mean),
-                "last_std": _clean(last.std),
-                "source": "measured",
-            }
-        )
-    return {"measured": rows, "published": list(PUBLISHED)}
-
-
-def _figures(folder: Path, series: list[Series], references: list[Group]) -> dict[str, tuple[Figure, str]]:
-    metric = (series[0].groups[0] if series else references[0]).first["metric"]
-    found = {
-        "accuracy_by_rank": (
-            accuracy_by_rank(series, references, metric),
-            f"Validation {metric} after the last epoch. Small marks are runs, one per seed; large marks their mean "
-            "with the t-based 95% interval of the mean.",
-        )
+def _summary(group: Group, settings: dict[str, Any]) -> dict[str, Any]:
+    """A row of `summary.json`: a setting with its options, parameters, and mean and deviation over seeds."""
+    best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
+    options = {**settings, **options_of(group.first)}
+    return {
+        "name": group.name,
+        "encoder": options.get("model.encoder"),
+        "task": options.get("data.task") or "sst2",
+        "train_sentences": options.get("data.train_sentences"),
+        **{key: group.first[key] for key in ("arm", "method", "trainable_lora", "trainable_head", "trainable")},
+        "options": {key: group.first[key] for key in axes_of([group.first])},
+        "metric": group.first["metric"],
+        "epochs": group.first["epoch"],
+        "seeds": last.n,
+        "best": best.mean,
+        "best_std": _clean(best.std),
+        "last": last.mean,
+        "last_std": _clean(last.std),
+        "source": "measured",
     }
-    if series:
+
+
+def _figures(folder: Path, series: Sequence[Series]) -> dict[str, tuple[Figure, str]]:
+    found = dict(_along_axis(same, series) for same in apart(series, lambda one: (one.axis, *_sentences(one))))
+    by_rank = [one for one in series if one.axis == RANK]
+    if by_rank:
         found["parameters_by_rank"] = (
-            parameters_by_rank(series),
+            parameters_by_rank(by_rank),
             "Trained parameters of LoRA by rank (both axes logarithmic): r (in + out) per adapted layer.",
         )
+    for one in (by_rank or series)[:1]:
         found["loss_curves"] = (
-            loss_curves(series[0], _curves(folder, series[0])),
-            f"Training loss{f' ({series[0].name})' if series[0].name else ''}, exponentially smoothed: mean over seeds "
+            loss_curves(one, _curves(folder, one)),
+            f"Training loss{f' ({one.name})' if one.name else ''}, exponentially smoothed: mean over seeds "
             "and, shaded, lowest to highest.",
         )
-        found |= section7_figures(folder, series[0])
-    return found
+    return found | (section7_figures(folder, by_rank[0]) if by_rank else {})
+
+
+def _along_axis(same: Sequence[Series], series: Sequence[Series]) -> tuple[str, tuple[Figure, str]]:
+    """Name, figure and caption of the results along an axis, beside the arms that lack it."""
+    axis, first, sentences = same[0].axis, same[0].groups[0].first, _sentences(same[0])
+    arms = {one.groups[0].first[ARM] for one in same}
+    beside = [one for one in series if one.axis == ARM != axis and _sentences(one) == sentences]
+    references = [group for one in beside for group in one.groups if group.first[ARM] not in arms]
+    name = re.sub(r"[^\w+.-]", "_", "-".join(["by", axis.rpartition(".")[2], *sentences]))
+    caption = (
+        f"Validation {first['metric']} after the last epoch{' on ' if sentences else ''}{', '.join(sentences)}. Small "
+        "marks are runs, one per seed; large marks their mean with the t-based 95% interval of the mean."
+    )
+    chosen = " Of each arm that has axes, the point with the best mean." if axis == ARM else ""
+    return name, (along_axis(same, references), caption + chosen)
+
+
+def _sentences(one: Series) -> tuple[str, ...]:
+    first = one.groups[0].first
+    return tuple(first[key] for key in SENTENCES if key in first)
 
 
 def _curves(folder: Path, series: Series) -> dict[str, Curve]:

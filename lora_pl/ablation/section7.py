@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lora_pl.ablation.figures import similarity_maps
 from lora_pl.ablation.groups import Group, Series
+from lora_pl.ablation.table import RANK
 from lora_pl.errors import UserError
 from lora_pl.lora import lora_layers
 from lora_pl.model.classifier import LoRAClassifier
@@ -152,6 +153,7 @@ def section7_figures(folder: Path, series: Series) -> dict[str, tuple[Figure, st
     if len(groups) < 2:
         return {}
     small, large = groups[-2:]
+    large_rank = int(large.first[RANK])
     ones, others = (_checkpoints(folder, group) for group in (small, large))
     next_seeds = list(zip(ones, [*others[1:], others[0]], strict=False))
     maps: list[tuple[str, Any]] = []
@@ -160,7 +162,7 @@ def section7_figures(folder: Path, series: Series) -> dict[str, tuple[Figure, st
         maps += [
             (f"{side}: {small.name} and {large.name}", _mean(_similarities(next_seeds, side))),
             (f"{side}: two seeds of {large.name}", _mean(_similarities(itertools.pairwise(others), side))),
-            (f"{side}: random, d = {d}", random_similarity(d, large.rank, large.rank).numpy()),
+            (f"{side}: random, d = {d}", random_similarity(d, large_rank, large_rank).numpy()),
         ]
     by_layer = _similarities(next_seeds, "A")
     layers = [(_short(layer), _mean([{layer: found[layer]} for found in by_layer])) for layer in by_layer[0]]

@@ -73,13 +73,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def verdict(comparisons: Sequence[Comparison]) -> str:
     """One sentence: whether any group differs from another by more than the noise."""
     if not comparisons:
-        return "With fewer than two seeds, or a single rank, nothing can be said about noise."
+        return "With fewer than two seeds nothing can be said about noise."
     seeds = min(comparison.difference.n for comparison in comparisons)
     how = f"paired t-tests over {seeds} seeds, Holm's correction for {len(comparisons)} comparisons"
     found = [c for c in comparisons if c.adjusted_p < 1 - CONFIDENCE]
     if not found:
         least = min(comparison.adjusted_p for comparison in comparisons)
-        return f"No rank differs from another by more than the noise ({how}; smallest corrected p = {least:.2g})."
+        return f"None differs from another by more than the noise ({how}; smallest corrected p = {least:.2g})."
     told = [f"{c.one} - {c.other}: {100 * c.difference.mean:+.2f} points, p = {c.adjusted_p:.2g}" for c in found]
     return f"{len(found)} of {len(comparisons)} differences are larger than the noise ({how}): {'; '.join(told)}."
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.grid import Trial, jointly
 from lora_pl.ablation.record import TrialResult
-from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, trial_rows
+from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, options_text, trial_rows
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import LoRAConfig
 from lora_pl.reporting import say
@@ -21,6 +21,8 @@ from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"
+AXES = "axes of "
+"""Begins the settings that name an arm's axes; an arm may be added later."""
 ABSENT: dict[str, Any] = {f"model.lora.{name}": value for name, value in LoRAConfig().to_dict().items()}
 """The values of settings that a study of an earlier version did not store."""
 Unit = tuple[Trial, ...]
@@ -56,15 +58,12 @@ def one_after_another(units: Sequence[Unit], run: RunUnit) -> Iterator[list[Outc
 
 
 def units_of(trials: Sequence[Trial], size: int) -> list[Unit]:
-    """LoRA trials `size` at a time, the others alone; the same for the same grid, whatever is finished."""
-    units: list[Unit] = []
-    adapted = [trial for trial in trials if trial.method == "lora"]
+    """Trials that can be trained jointly `size` at a time; the same for the same grid, whatever is finished."""
+    alike: dict[str, list[Trial]] = {}
     for trial in trials:
-        if trial.method != "lora":
-            units.append((trial,))
-        elif (start := adapted.index(trial)) % size == 0:
-            units.append(tuple(adapted[start : start + size]))
-    return units
+        alike.setdefault(jointly(trial), []).append(trial)
+    units = [tuple(group[start : start + size]) for group in alike.values() for start in range(0, len(group), size)]
+    return sorted(units, key=lambda unit: trials.index(unit[0]))
 
 
 def auto_size(trials: Sequence[Trial], workers: int) -> int:
@@ -98,9 +97,11 @@ def run_study(
         UserError: `output`, the folder holds a study of other settings.
     """
     check_study(folder, settings)
+    settings = {**(stored_settings(folder) or {}), **settings}
     text = json.dumps(settings, indent=2, sort_keys=True)
     write_whole(folder / SETTINGS, lambda beside: beside.write_text(text, encoding="utf-8"))
     table = ResultTable(folder)
+    _require_same_options(table, units)
     finished = table.trials()
     unfinished = (tuple(trial for trial in unit if trial.name not in finished) for unit in units)
     left = [unit for unit in unfinished if unit]
@@ -111,7 +112,7 @@ def run_study(
     started, first = time.monotonic(), done
     for outcomes in launch(left, run):
         for outcome in outcomes:
-            _write_metrics(folder / "trials" / outcome.trial.name, outcome)
+            _write_metrics(folder / "trials" / outcome.trial.name, outcome, settings)
         table.add(row for outcome in outcomes for row in outcome.rows())
         done += len(outcomes)
         pace = (time.monotonic() - started) / (done - first)
@@ -138,7 +139,7 @@ def check_study(folder: Path, settings: dict[str, Any]) -> None:
             raise UserError("output", f"{folder} holds a table but no {SETTINGS}; give another --output")
         return
     for key, value in settings.items():
-        stored = before.get(key, ABSENT.get(key))
+        stored = before.get(key, value if key.startswith(AXES) else ABSENT.get(key))
         if stored != value:
             raise UserError(
                 "output",
@@ -147,9 +148,20 @@ def check_study(folder: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _write_metrics(folder: Path, outcome: Outcome) -> None:
-    """`metrics.json` of a trial: `epoch_1`, ..., its settings and its loss curve."""
-    trial = outcome.trial
+def _require_same_options(table: ResultTable, units: Sequence[Unit]) -> None:
+    """Raise a UserError, `output`, if the table has a trial of the same name and other options."""
+    before = {row["trial"]: row["options"] for row in table.rows}
+    for trial in (trial for unit in units for trial in unit):
+        if before.get(trial.name, now := options_text(trial)) != now:
+            raise UserError(
+                "output",
+                f"{table.path} holds {trial.name} with the options {before[trial.name]}, not {now}; give another "
+                "--output, or the arm another name",
+            )
+
+
+def _write_metrics(folder: Path, outcome: Outcome, settings: Mapping[str, Any]) -> None:
+    """`metrics.json` of a trial: `epoch_1`, ..., its configuration and its loss curve."""
     epochs = {
         f"epoch_{row['epoch']}": {
             "train_loss": row["train_loss"],
@@ -158,14 +170,7 @@ def _write_metrics(folder: Path, outcome: Outcome) -> None:
         }
         for row in outcome.result.epochs
     }
-    config = {
-        "method": trial.method,
-        "r": trial.rank,
-        "alpha": trial.alpha,
-        "target_modules": list(trial.targets),
-        "learning_rate": trial.learning_rate,
-        "seed": trial.seed,
-    }
+    config = {**settings, **outcome.trial.options, "seed_everything": outcome.trial.seed}
     content = {"metrics": epochs, "config": config, "loss_curve": outcome.result.curve}
     content |= {"error": outcome.error} if outcome.error else {}
     text = json.dumps(content, indent=2)

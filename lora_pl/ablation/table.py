@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.grid import Trial, told
 from lora_pl.errors import UserError, first_line
+from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 
 Row = dict[str, Any]
 
+RANK = "model.lora.r"
 COLUMNS: dict[str, str] = {
     "trial": "string",
     "status": "string",  # ok or failed
+    "arm": "string",
     "method": "string",
-    "rank": "int64",
     "seed": "int64",
-    "learning_rate": "double",
-    "alpha_rule": "string",
-    "alpha": "double",
-    "scaling": "double",
-    "targets": "string",
     "trainable_lora": "int64",
     "trainable_head": "int64",
     "trainable": "int64",
@@ -37,11 +36,12 @@ COLUMNS: dict[str, str] = {
     "seconds": "double",  # of the epoch with its validation; the same for joint trials
     "sentences_per_second": "double",  # the trial's own, while training
     "error": "string",
+    "options": "string",  # the trial's own, as JSON
 }
+"""Those of every study; each axis has one more, of its values' texts."""
 TIMES = ("seconds", "sentences_per_second")
 """The columns that differ from run to run."""
-ORDER = ("method", "targets", "alpha_rule", "learning_rate", "rank", "seed")
-FILLED = ("trial", "status", "method", "seed")
+FILLED = ("trial", "status", "arm", "method", "seed", "options")
 """The columns without nulls."""
 OK, FAILED = "ok", "failed"
 
@@ -67,7 +67,7 @@ class ResultTable:
         new = {row["trial"] for row in rows}
         kept = [row for row in self.rows if row["trial"] not in new]
         # in an order that does not depend on which trial was finished first
-        self.rows = sorted([*kept, *rows], key=lambda row: (*(row[key] for key in ORDER), row["epoch"] or 0))
+        self.rows = sorted([*kept, *rows], key=_place)
         self._write()
 
     def _write(self) -> None:
@@ -75,7 +75,7 @@ class ResultTable:
         import pyarrow.csv
         import pyarrow.parquet
 
-        table = pa.Table.from_pylist(self.rows, schema=_schema())
+        table = pa.Table.from_pylist(self.rows, schema=_schema(axes_of(self.rows)))
         write_whole(self.path, lambda beside: pyarrow.parquet.write_table(table, beside))
         write_whole(self.path.with_suffix(".csv"), lambda beside: pyarrow.csv.write_csv(table, beside))
 
@@ -92,24 +92,48 @@ def failed_row(trial: Trial, error: str) -> Row:
     return {**dict.fromkeys(COLUMNS), **_settings(trial), "status": FAILED, "error": error}
 
 
+def options_text(trial: Trial) -> str:
+    """Its own options as the table has them."""
+    return json.dumps(trial.options, sort_keys=True)
+
+
+def options_of(row: Row) -> dict[str, Any]:
+    """The trial's own options; a UserError, `table`, if the row is damaged."""
+    where = f"the table's options of {row['trial']}"
+    options: dict[str, Any] = parse_json(row["options"].encode(), "table", where)
+    require_json(options, dict[str, Any], "table", f"{where}: ")
+    return options
+
+
+def axes_of(rows: Sequence[Row]) -> list[str]:
+    """The axes of a study, in alphabetical order."""
+    return sorted({key for row in rows for key in row} - COLUMNS.keys())
+
+
+def value_order(text: str | None) -> tuple[float, str]:
+    """Sorts the values of an axis: numbers by size, then texts."""
+    try:
+        return float(text or 0), ""
+    except ValueError:
+        return math.inf, str(text)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    axes = [(key, value_order(row[key])) for key in axes_of([row])]
+    return row["method"], row["arm"], axes, row["seed"], row["epoch"] or 0
+
+
 def _settings(trial: Trial) -> Row:
-    return {
-        "trial": trial.name,
-        "method": trial.method,
-        "rank": trial.rank,
-        "seed": trial.seed,
-        "learning_rate": trial.learning_rate,
-        "alpha_rule": trial.alpha_rule if trial.method == "lora" else "",
-        "alpha": trial.alpha,
-        "scaling": trial.scale,
-        "targets": ",".join(trial.targets),
-    }
+    axes = {key: told(value) for key, value in trial.axes.items()}
+    own = {"trial": trial.name, "arm": trial.arm, "method": trial.method, "seed": trial.seed}
+    return {**own, "options": options_text(trial), **axes}
 
 
-def _schema() -> Any:
+def _schema(axes: Sequence[str]) -> Any:
     import pyarrow as pa
 
-    return pa.schema([pa.field(name, pa.type_for_alias(kind), name not in FILLED) for name, kind in COLUMNS.items()])
+    columns = {**COLUMNS, **dict.fromkeys(axes, "string")}
+    return pa.schema([pa.field(name, pa.type_for_alias(kind), name not in FILLED) for name, kind in columns.items()])
 
 
 def _read(path: Path) -> list[Row]:
@@ -123,10 +147,15 @@ def _read(path: Path) -> list[Row]:
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(
-            "table", f"{path} is not the table of a study: no columns {', '.join(missing)}; give another --output"
+            "table",
+            f"{path} is not the table of a study, or one of an earlier version: no columns {', '.join(missing)}; give "
+            "another --output",
         )
+    axes = [name for name in table.column_names if name not in COLUMNS]
     try:
-        rows: list[Row] = table.select(list(COLUMNS)).cast(_schema()).to_pylist()
+        rows: list[Row] = table.select([*COLUMNS, *axes]).cast(_schema(axes)).to_pylist()
     except (pa.ArrowException, ValueError) as error:  # a ValueError: nulls
         raise UserError("table", f"{path} has a column of another type ({first_line(error)}); move it away") from error
-    return rows
+    if wrong := [row[RANK] for row in rows if not (row.get(RANK) or "1").isdecimal()]:
+        raise UserError("table", f"{path} has the rank {wrong[0]!r:.40}; move it away")
+    return [{key: value for key, value in row.items() if key in COLUMNS or value is not None} for row in rows]

@@ -51,18 +51,18 @@ class TrialRunner:
         """Train as `fit --seed_everything SEED` does, silently; a stopped trial is resumed."""
         if not any((self.folder / trial.name).glob(f"*{SUFFIX}")):
             self._clear([trial])
-        options, record = self._trainer_options(), TrialRecord()
+        options, record = self._trainer_options(trial), TrialRecord()
         if trial.method != "lora":  # full fine-tuning would write a whole encoder each time
             options["enable_checkpointing"] = False
         options["callbacks"].append(record)
         with silence():
-            self._run(trial).fit(self._model(trial), self.data(self._data_seed(trial)), **options)
+            self._run(trial).fit(self._model(trial), self.data(trial), **options)
         return record.results[0]
 
     def train_jointly(self, trials: Sequence[Trial]) -> list[TrialResult]:
         """Train LoRA trials jointly, silently; stopped joint trials start again."""
         self._clear(trials)
-        options = self._trainer_options()
+        options = self._trainer_options(trials[0])
         record = JointRecord(
             self.folder,
             trials,
@@ -72,38 +72,40 @@ class TrialRunner:
         options["callbacks"].append(record)
         options |= {"logger": False, "enable_checkpointing": False}  # Lightning's know one model
         with silence():
-            like, data = self._model(trials[0]), self.data(self._data_seed(trials[0]))
-            joint, own = JointTrials(like, trials), JointData(data, [self._data_seed(trial) for trial in trials])
-            self._run(trials[0], reports=False).fit(joint, own, **options)
+            joint = JointTrials(self._model(trials[0]), trials)
+            data = JointData(self.data(trials[0]), [self._data_seed(trial) for trial in trials])
+            self._run(trials[0], reports=False).fit(joint, data, **options)
         return record.results
 
-    def data(self, seed: int) -> SentenceDataModule:
-        """The study's data, drawn by `seed`."""
-        shared = {**self.config["data"], "encoder": self.config["model"]["encoder"]}
-        return SentenceDataModule(**{**shared, "seed": seed})
+    def data(self, trial: Trial) -> SentenceDataModule:
+        """The trial's data."""
+        config = trial.config(self.config)
+        own = {"encoder": config["model"]["encoder"], "seed": self._data_seed(trial)}
+        return SentenceDataModule(**{**config["data"], **own})
+
+    def kind_of_data(self, trial: Trial) -> str:
+        """The same for trials whose data differ in their seed alone."""
+        config = trial.config(self.config)
+        return repr((config["model"]["encoder"], config["data"]))
 
     def _model(self, trial: Trial) -> LoRAClassifier:
-        own = {key: value for key, value in trial.settings(self.config["model"]).items() if key != "encoder"}
-        return LoRAClassifier.for_data(self.data(trial.seed), **own)
+        own = {key: value for key, value in trial.config(self.config)["model"].items() if key != "encoder"}
+        return LoRAClassifier.for_data(self.data(trial), **own)
 
     def _data_seed(self, trial: Trial) -> int:
         return trial.seed if self.data_seed is None else self.data_seed
 
     def _run(self, trial: Trial, reports: bool = True) -> Run:
-        saving = {key: value for key, value in self.config.items() if key.startswith("save_every_")}
-        config = {
-            "seed_everything": trial.seed,
-            **self.config,
-            "model": trial.settings(self.config["model"]),
-            "run_name": trial.name,
-        }
+        config = {"seed_everything": trial.seed, **trial.config(self.config), "run_name": trial.name}
+        saving = {key: value for key, value in config.items() if key.startswith("save_every_")}
         return Run(
             trial.name, resume=True, force=True, checkpoints=self.folder, logs=self.folder, config=config,
             reports=reports, **saving,
         )  # fmt: skip
 
-    def _trainer_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {key: instantiated(value) for key, value in self.config["trainer"].items()}
+    def _trainer_options(self, trial: Trial) -> dict[str, Any]:
+        given = trial.config(self.config)["trainer"]
+        options: dict[str, Any] = {key: instantiated(value) for key, value in given.items()}
         return {**options, "enable_progress_bar": False, "callbacks": as_list(options.get("callbacks"))}
 
     def _clear(self, trials: Sequence[Trial]) -> None:

@@ -1,26 +1,27 @@
-"""`lora_pl ablate`: a grid of ranks, seeds and more as one study."""
+"""`lora_pl ablate`: alternatives, axes and seeds as one study, with a table and a report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lora_pl.ablation.grid import AlphaRule, Grid, Trial
+from lora_pl.ablation.groups import apart
 from lora_pl.ablation.joint import require_packed
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
-from lora_pl.ablation.study import auto_size, check_study, one_after_another, run_study, stored_settings, units_of
+from lora_pl.ablation.study import AXES, auto_size, check_study, one_after_another, run_study, stored_settings, units_of
 from lora_pl.ablation.trial_runner import TrialRunner
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.study_options import SHORT_NAMES, StudyOptions, joined_vary
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
-from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
@@ -29,17 +30,16 @@ from lora_pl.model.classifier import read_start
 from lora_pl.reporting import say
 from lora_pl.storage.flat import flatten
 from lora_pl.storage.write_whole import write_whole
+from lora_pl.storage.yaml_file import read_options
 from lora_pl.training.resume.same_run import HARMLESS
 from lora_pl.training.resume.stop_signals import RunStopped
 from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_folder import LOGS
 from lora_pl.training.run_lock import run_lock
 
-GRID = ("ranks", "seeds", "learning_rates", "alpha_rules", "targets", "head_rate", "full_rate", "reference_seeds")
-OWN = (*GRID, "data_seed", "pack", "launcher", "workers", "output")
+OWN = (*SHORT_NAMES, "vary", "arms", "seeds", "head_rate", "full_rate", "reference_seeds", "task_config", "data_seed",
+       "pack", "launcher", "workers", "output")  # fmt: skip
 NOT_FITS = ("run_name", "ckpt_path", "seed_everything", "config", "resume", "force")
-AXES = ("model.method", "model.learning_rate", "model.lora.r", "model.lora.lora_alpha", "model.lora.target_modules")
-"""Settings of `fit` that differ between trials."""
 
 
 def run(args: list[str]) -> None:
@@ -63,17 +63,26 @@ class AblateCLI(ClassifierCLI):
         """The axes of the grid, and how the study runs."""
         super().add_arguments_to_parser(parser)
         add = parser.add_argument_group("The grid, and how it runs").add_argument
-        add("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="Ranks of the update.")
-        add("--seeds", type=int, default=5, help="How many random seeds: 0, 1, 2, ...")
-        add("--learning_rates", type=float, nargs="+", help="By default model.learning_rate alone.")
-        add("--alpha_rules", type=AlphaRule, nargs="+", default=["fixed"],
-            help="fixed (model.lora.lora_alpha at every rank), proportional (the scale of model.lora at every rank), "
-            "rslora (a scale of alpha / sqrt(r)).")  # fmt: skip
+        add("--vary", type=dict[str, list[Any]] | None,
+            help="OPTION VALUE ...: an axis, any option of fit with its values; may be given again.")  # fmt: skip
+        add("--ranks", type=int | None, nargs="+", help="Axis model.lora.r; 1 2 4 8 if nothing else is compared.")
+        add("--learning_rates", type=float, nargs="+", help="Axis model.learning_rate.")
         add("--targets", type=str, nargs="+",
-            help="Sets of modules, each joined by commas; by default model.lora.target_modules alone.")  # fmt: skip
-        add("--head_rate", type=float | None, help="Also train the head alone, at this learning rate.")
-        add("--full_rate", type=float | None, help="Also train the whole encoder, at this learning rate.")
+            help="Axis model.lora.target_modules: roles, or sets of names joined by commas.")  # fmt: skip
+        add("--alpha_rules", type=AlphaRule, nargs="+",
+            help="Axis: fixed (model.lora.lora_alpha at every rank), proportional (the scale of model.lora at every "
+            "rank), rslora (a scale of alpha / sqrt(r)).")  # fmt: skip
+        add("--tasks", type=str, nargs="+",
+            help="Axis data.task; {folder} in --data.source stands for the task's folder.")  # fmt: skip
+        add("--task_config", type=str | None,
+            help="Configurations by task, say configs/glue/{task}.yaml; the options given override them.")  # fmt: skip
+        add("--arms", type=dict[str, dict[str, Any] | None] | None,
+            help="In a configuration: alternatives by name, each with its options (config: a file of them, vary: axes "
+            "of its own).")  # fmt: skip
+        add("--head_rate", type=float, nargs="+", help="Also train the head alone, at these learning rates.")
+        add("--full_rate", type=float, nargs="+", help="Also train the whole encoder, at these learning rates.")
         add("--reference_seeds", type=PositiveInt | None, help="Seeds of those two; by default all.")
+        add("--seeds", type=int, default=5, help="How many random seeds: 0, 1, 2, ...")
         add("--data_seed", type=int | None, help="Seeds every trial's data; by default each trial's own seed does.")
         add("--pack", type=Literal["auto"] | PositiveInt, default=1,
             help="How many LoRA trials to train jointly, in one forward pass; auto: up to 4, with some left for every "
@@ -93,7 +102,10 @@ class AblateCLI(ClassifierCLI):
         self._subcommand_parsers["fit"].prog = "lora_pl ablate"
         if "--resume" in args or "--force" in args:  # type: ignore[operator]
             raise UsageError("resume", "rerun the same command to resume a study; leave out --resume and --force")
-        super().parse_arguments(parser, args)
+        given = joined_vary([str(arg) for arg in args])  # type: ignore[union-attr]
+        super().parse_arguments(parser, given)
+        self.given = {arg[2:].partition("=")[0] for arg in given if arg.startswith("--")}
+        self.given |= flatten(read_options(self.config_file)).keys() if self.config_file else set()
         if self._option("run_name"):
             raise UsageError("run_name", "trials are named by their settings; --output names the study's folder")
 
@@ -103,29 +115,32 @@ class AblateCLI(ClassifierCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config[subcommand]
         _require_one_device(config.trainer.devices)
-        grid = _grid(config)
-        _check_ranks(config, grid)
+        trials = self._trials()
         folder = Path(config.output or LOGS / "ablation" / Path(self.config_file or "grid.yaml").stem)
         with run_lock(folder, "output"):
-            self._run_grid(grid, folder)
+            self._run_trials(trials, folder)
 
-    def _run_grid(self, grid: Grid, folder: Path) -> None:
-        config, trials = self.config["fit"], grid.trials()
-        check_study(folder, self._settings())
-        shared = self._of_fit()
+    def _trials(self) -> list[Trial]:
+        config, shared = self.config["fit"], flatten(self._of_fit())
+        read = StudyOptions(cast(Parser, self._parser("fit")), config, self.given)
+        axes, arms = read.axes(), read.arms(shared["model.method"])
+        tasks = {task for each in (shared, *(arm.options for arm in arms)) if (task := each.get("data.task"))}
+        return Grid(shared, arms, axes, config.seeds, read.of_tasks([*axes.get("data.task", []), *tasks])).trials()
+
+    def _run_trials(self, trials: list[Trial], folder: Path) -> None:
+        config, shared = self.config["fit"], self._of_fit()
+        settings = self._settings(trials)
+        check_study(folder, settings)
         text = yaml.safe_dump(shared, sort_keys=False)
         write_whole(folder / CONFIG, lambda beside: beside.write_text(text, encoding="utf-8"))
         say(f"{len(trials)} trials into {folder}")
         runner = TrialRunner(shared, (folder / "trials").resolve(), config.data_seed)
-        data = runner.data(config.data_seed or 0)
-        _check_start(shared["model"], data, trials)
-        size = self._joint_trials(folder, trials, data)
-        # read and tokenize once, report the data, and fail here if they are at fault
-        data.prepare_data()
-        data.setup("fit")
+        _check_models(shared, trials)
+        size = self._joint_trials(folder, trials, runner)
+        _prepare(runner, trials)
         launch = RayLauncher(config.workers) if config.launcher == "ray" else one_after_another
         try:
-            failed = run_study(folder, units_of(trials, size), {**self._settings(), "pack": size}, runner, launch)
+            failed = run_study(folder, units_of(trials, size), {**settings, "pack": size}, runner, launch)
         except RunStopped as stop:
             raise RunStopped(stop.exit_code - 128, f"rerun the same command to resume {folder}") from stop
         try:
@@ -140,7 +155,7 @@ class AblateCLI(ClassifierCLI):
                 "the same command to try them again",
             )
 
-    def _joint_trials(self, folder: Path, trials: list[Trial], data: SentenceDataModule) -> int:
+    def _joint_trials(self, folder: Path, trials: list[Trial], runner: TrialRunner) -> int:
         """How many to train jointly: as given; a study that is resumed without a number keeps its own."""
         config = self.config["fit"]
         size, stored = config.pack, (stored_settings(folder) or {}).get("pack")
@@ -148,36 +163,20 @@ class AblateCLI(ClassifierCLI):
             return int(stored)
         if size == "auto":
             workers = config.workers if config.launcher == "ray" else 1
-            size = auto_size(trials, workers) if data.batching == "packed" else 1
+            size = auto_size(trials, workers) if runner.data(trials[0]).batching == "packed" else 1
         if size > 1:
-            require_packed(data)
+            require_packed(runner.data(trials[0]))
         return int(size)
 
     def _of_fit(self) -> dict[str, Any]:
         """The configuration that every trial's `fit` starts from."""
         return {key: value for key, value in self.saved.items() if key not in (*OWN, *NOT_FITS)}
 
-    def _settings(self) -> dict[str, Any]:
-        """What all trials of the study share, by full key."""
+    def _settings(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        """What the trials of the study start from, by full key, and the axes of each arm."""
         shared = {**flatten(self._of_fit()), "data_seed": self.config["fit"].data_seed}
-        return {key: value for key, value in shared.items() if key not in AXES and not HARMLESS.fullmatch(key)}
-
-
-def _grid(config: Any) -> Grid:
-    lora = LoRAConfig.of(config.model.lora.as_dict())
-    references = {"head": config.head_rate, "full": config.full_rate}
-    return Grid(
-        ranks=config.ranks,
-        seeds=range(config.seeds),
-        learning_rates=config.learning_rates or [config.model.learning_rate],
-        alpha_rules=config.alpha_rules,
-        targets=[tuple(names.split(",")) for names in config.targets]
-        if config.targets
-        else [tuple(lora.target_modules)],
-        base=lora,
-        references={method: rate for method, rate in references.items() if rate is not None},  # type: ignore[misc]
-        reference_seeds=config.reference_seeds,
-    )
+        axes = {f"{AXES}{trial.arm}": sorted(trial.axes) for trial in trials}
+        return {key: value for key, value in shared.items() if not HARMLESS.fullmatch(key)} | axes
 
 
 def _require_one_device(devices: Any) -> None:
@@ -185,19 +184,22 @@ def _require_one_device(devices: Any) -> None:
         raise UserError("trainer.devices", f"a trial runs on one device, got {devices}; for several use --launcher ray")
 
 
-def _check_ranks(config: Any, grid: Grid) -> None:
+def _check_models(shared: Mapping[str, Any], trials: Sequence[Trial]) -> None:
     """Fail before the first trial where some trial would: at a target that matches nothing, or too high a rank."""
-    encoder = load_config(config.model.encoder)
-    for targets in grid.targets:
-        for rank in grid.ranks:
-            counts_at_rank(encoder, replace(grid.base, r=rank, target_modules=targets), config.model.head, 2)
+    models = [trial.model(shared["model"]) for trial in trials if trial.method == "lora" and trial.seed == 0]
+    for model in models:
+        counts_at_rank(load_config(model["encoder"]), LoRAConfig.of(model["lora"]), model["head"], 2)
 
 
-def _check_start(model: Mapping[str, Any], data: SentenceDataModule, trials: Sequence[Trial]) -> None:
-    """Fail before the first trial where some trial can't start from the study's `model.start_from`."""
-    if model["start_from"] is None:
-        return
-    start = read_start(model["start_from"], Base.load(model["encoder"]))
-    of_data = {"task": data.task.name, "label_names": data.label_names, "pairs": data.pairs}
-    for trial in trials:
-        start.tensors({**trial.settings(model), **of_data})
+def _prepare(runner: TrialRunner, trials: Sequence[Trial]) -> None:
+    """Read, tokenize and report the data of every kind of trial once; fail here if they, or a start, are at fault."""
+    start_of = cache(lambda path, encoder: read_start(path, Base.load(encoder)))
+    for alike in apart(trials, runner.kind_of_data):
+        data = runner.data(alike[0])
+        data.prepare_data()
+        data.setup("fit")
+        of_data = {"task": data.task.name, "label_names": data.label_names, "pairs": data.pairs}
+        for trial in alike:
+            model = trial.model(runner.config["model"])
+            if model["start_from"] is not None:
+                start_of(model["start_from"], model["encoder"]).tensors({**model, **of_data})

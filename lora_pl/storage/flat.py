@@ -20,6 +20,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def with_options(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested `values` in which `options`, by full name, have replaced what was there."""
+    copied = {key: with_options(value, {}) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for name, value in options.items():
+        *path, last = name.split(".")
+        place = copied
+        for key in path:
+            place[key] = place.get(key) or {}
+            place = place[key]
+        place[last] = value
+    return copied
+
+
 def primitive(value: Any) -> Any:
     """A NumPy number as Python's, which YAML and checkpoints can hold; any other value as it is."""
     return value.item() if isinstance(value, np.generic) else value

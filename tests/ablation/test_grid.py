@@ -1,57 +1,97 @@
-from dataclasses import replace
-
 import pytest
 
-from lora_pl.ablation.grid import Grid, Trial, alpha_of
+from lora_pl.ablation.grid import LONGEST, Arm, Grid, Trial, lora_of, told
 from lora_pl.errors import UserError
-from lora_pl.lora import LoRAConfig
 
-BASE = LoRAConfig(r=4, lora_alpha=16)
-
-
-def grid(**changes) -> Grid:
-    given = {"ranks": [1, 4], "seeds": range(3), "learning_rates": [1e-3], "alpha_rules": ["fixed"],
-             "targets": [("query", "value")], "base": BASE, **changes}  # fmt: skip
-    return Grid(**given)
+SHARED = {"model.method": "lora", "model.lora.r": 4, "model.lora.lora_alpha": 16.0, "model.learning_rate": 1e-3,
+          "data.task": None, "data.source": "glue/{folder}"}  # fmt: skip
+RANK, RULE, RATE = "model.lora.r", "alpha_rule", "model.learning_rate"
+FULL = Arm("full", {"model.method": "full"}, {RATE: [1e-4, 1e-3]})
 
 
-@pytest.mark.parametrize(
-    ("rule", "scalings"), [("fixed", (16, 4, 1)), ("proportional", (4, 4, 4)), ("rslora", (16, 8, 4))]
-)
-def test_the_rules_for_alpha(rule, scalings):
-    assert [alpha_of(rule, rank, BASE) / rank for rank in (1, 4, 16)] == pytest.approx(scalings)
-    trials = grid(ranks=[1, 4, 16], seeds=[0], alpha_rules=[rule]).trials()
-    assert [trial.scale for trial in trials] == pytest.approx(scalings)
+def grid(shared=None, **changes) -> Grid:
+    return Grid({**SHARED, **(shared or {})}, **{"arms": [Arm("LoRA")], "axes": {RANK: [1, 4]}, "seeds": 3, **changes})
+
+
+def scales(found: Grid, **shared) -> list[float]:
+    return [lora_of({**SHARED, **shared, **trial.options}).scale for trial in found.trials()]
 
 
 @pytest.mark.parametrize(
-    ("rule", "scales"), [("fixed", (16, 8, 4)), ("proportional", (8, 8, 8)), ("rslora", (16, 8, 4))]
+    ("rule", "plain", "rslora"),
+    [("fixed", (16, 4, 1), (16, 8, 4)), ("proportional", (4, 4, 4), (8, 8, 8)), ("rslora", (16, 8, 4), (16, 8, 4))],
 )
-def test_the_rules_for_alpha_over_rslora(rule, scales):
-    trials = grid(ranks=[1, 4, 16], seeds=[0], alpha_rules=[rule], base=replace(BASE, scaling="rslora")).trials()
-    assert [trial.scale for trial in trials] == pytest.approx(scales)
+def test_the_rules_for_alpha(rule, plain, rslora):
+    axes = {RANK: [1, 4, 16], RULE: [rule]}
+    assert scales(grid(axes=axes, seeds=1)) == pytest.approx(plain)
+    over = {"model.lora.scaling": "rslora"}
+    assert scales(grid(over, axes=axes, seeds=1), **over) == pytest.approx(rslora)
 
 
-def test_every_combination_once_and_the_references():
-    rules = ["fixed", "rslora"]
-    trials = grid(alpha_rules=rules, targets=[("query",), ("query", "value")], references={"head": 1e-2}).trials()
-    assert len(trials) == 3 * (2 * 2 * 2 + 1)
+def test_every_combination_once_and_seed_by_seed():
+    trials = grid(arms=[Arm("LoRA"), FULL], axes={RANK: [1, 4], RULE: ["fixed", "rslora"]}).trials()
+    assert len(trials) == 3 * (2 * 2 + 2)
     assert len({trial.name for trial in trials}) == len(trials)
     assert [trial.seed for trial in trials] == sorted(trial.seed for trial in trials)
 
 
+def test_an_arm_has_the_axes_that_mean_something_to_it():
+    arms = [Arm("fixed", {RANK: 8}), Arm("LoRA"), FULL]
+    found = grid(arms=arms, axes={RANK: [1, 4], RATE: [1e-2]}, seeds=1).trials()
+    assert [(trial.arm, dict(trial.axes)) for trial in found] == [
+        ("fixed", {RATE: 1e-2}),
+        ("LoRA", {RANK: 1, RATE: 1e-2}),
+        ("LoRA", {RANK: 4, RATE: 1e-2}),
+        ("full", {RATE: 1e-4}),
+        ("full", {RATE: 1e-3}),
+    ]
+
+
+def test_an_arm_of_fewer_seeds():
+    arms = [Arm("LoRA"), Arm("full", {"model.method": "full"}, seeds=1)]
+    assert [trial.seed for trial in grid(arms=arms).trials() if trial.arm == "full"] == [0]
+
+
 def test_a_trial_changes_what_it_varies_and_nothing_else():
-    shared = {"method": "lora", "learning_rate": 1.0, "dropout": 0.1, "lora": {"r": 4, "lora_dropout": 0.2}}
-    found = Trial("lora", 0, 1e-3, 8, "fixed", 16.0, ("query",)).settings(shared)
-    lora = {"r": 8, "lora_alpha": 16.0, "target_modules": ["query"], "lora_dropout": 0.2}
-    assert found == {"method": "lora", "learning_rate": 1e-3, "dropout": 0.1, "lora": lora}
-    assert Trial("head", 0, 1e-2).settings(shared) == {**shared, "method": "head", "learning_rate": 1e-2}
+    shared = {"model": {"method": "lora", "learning_rate": 1.0, "lora": {"r": 4, "lora_dropout": 0.2}}, "trainer": {}}
+    trial = Trial("LoRA", 0, options={RANK: 8, "trainer.max_epochs": 3, "model.lora.rank_pattern": {"a.b": 2}})
+    assert trial.config(shared) == {
+        "model": {"method": "lora", "learning_rate": 1.0,
+                  "lora": {"r": 8, "lora_dropout": 0.2, "rank_pattern": {"a.b": 2}}},
+        "trainer": {"max_epochs": 3},
+    }  # fmt: skip
+    assert shared["model"]["lora"] == {"r": 4, "lora_dropout": 0.2}
+    assert trial.model(shared["model"]) == trial.config(shared)["model"]
+
+
+def test_a_task_brings_its_folder_and_its_own_options():
+    of_task = {"rte": {RATE: 5e-4, "trainer.max_epochs": 80}}
+    found = grid(axes={"data.task": ["rte", "stsb"]}, of_task=of_task, seeds=1).trials()
+    assert [trial.options["data.source"] for trial in found] == ["glue/RTE", "glue/STS-B"]
+    assert [trial.options.get("trainer.max_epochs") for trial in found] == [80, None]
+    over = grid(arms=[Arm("other", {RATE: 1.0})], axes={"data.task": ["rte"]}, of_task=of_task, seeds=1).trials()
+    assert over[0].options[RATE] == 1.0
+
+
+def test_names_are_short_and_tell_trials_apart():
+    names = [trial.name for trial in grid(axes={"model.encoder": ["/a" * 200, "/a" * 201]}, seeds=1).trials()]
+    assert len(set(names)) == 2
+    assert all(len(name) < LONGEST + 20 and "/" not in name for name in names)
+    assert told(["query", 0.001]) == "query,0.001"
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ranks": [0]}, {"ranks": [2, 2]}, {"ranks": []}, {"seeds": range(0)}, {"learning_rates": [0.0]}]
+    ("changes", "key"),
+    [
+        ({"seeds": 0}, "seeds"),
+        ({"arms": []}, "vary"),
+        ({"axes": {RANK: [2, 2]}}, "vary"),
+        ({"axes": {RATE: [1e-3, 0.001]}}, "vary"),
+        ({"arms": [Arm("a"), Arm("b", {RANK: 4})], "axes": {RANK: [4]}}, "vary"),
+        ({"arms": [Arm("a"), Arm("a", {RATE: 1.0})]}, "vary"),
+    ],
 )
-def test_grids_that_make_no_sense(changes):
+def test_grids_that_make_no_sense(changes, key):
     with pytest.raises(UserError) as error:
-        grid(**changes)
-    assert error.value.key == next(iter(changes))
+        grid(**changes).trials()
+    assert error.value.key == key

@@ -16,11 +16,14 @@ from lora_pl.model.base import Base
 from lora_pl.storage.checkpoint import BASE_KEY
 from tests.support import TINY_TERMS, rounding
 
-TRIALS = [
-    Trial("lora", seed=0, learning_rate=3e-2, rank=1, alpha=4, targets=("query", "value")),
-    Trial("lora", seed=1, learning_rate=1e-2, rank=8, alpha=16, targets=("query", "value")),
-    Trial("lora", seed=2, learning_rate=1e-2, rank=2, alpha=4, targets=("value", "dense")),
-]
+
+def trial_of(seed: int, rate: float, r: int, alpha: int, targets: list[str], **lora) -> Trial:
+    own = {"r": r, "lora_alpha": alpha, "target_modules": targets, **lora}
+    return Trial("LoRA", seed, {}, {"model.learning_rate": rate, **{f"model.lora.{key}": own[key] for key in own}})
+
+
+GIVEN = [(0, 3e-2, 1, 4, ["query", "value"]), (1, 1e-2, 8, 16, ["query", "value"]), (2, 1e-2, 2, 4, ["value", "dense"])]
+TRIALS = [trial_of(*given) for given in GIVEN]
 OTHERS = [name for name in VARIANTS if name != "lora"]
 SETTINGS = {"dropout": 0.0, "schedule": "linear", "warmup_ratio": 0.1, "head_learning_rate": 1e-1}
 
@@ -45,8 +48,8 @@ def data_of(tiny_encoder, glue_folder, seed: int) -> SentenceDataModule:
 
 def alone(trial: Trial, variant, tiny_encoder, glue_folder, tmp_path, **changes) -> tuple[LoRAClassifier, Trainer]:
     seed_everything(trial.seed, workers=True, verbose=False)
-    lora = {"variant": variant, "r": trial.rank, "lora_alpha": trial.alpha, "target_modules": trial.targets}
-    model = like(tiny_encoder, lora=lora, learning_rate=trial.learning_rate)
+    own = trial.model({"lora": {"variant": variant}})
+    model = like(tiny_encoder, **{key: own[key] for key in ("lora", "learning_rate")})
     return model, run(model, data_of(tiny_encoder, glue_folder, trial.seed), tmp_path, **changes)
 
 
@@ -67,8 +70,7 @@ def test_trials_start_as_they_start_alone_on_one_base(kind, head, tiny_encoder, 
 
 def at_the_start(trial: Trial, encoder: str, head: str) -> LoRAClassifier:
     seed_everything(trial.seed, workers=True, verbose=False)
-    lora = {"r": trial.rank, "lora_alpha": trial.alpha, "target_modules": trial.targets}
-    return LoRAClassifier(encoder=encoder, lora=lora, head=head, learning_rate=trial.learning_rate)
+    return LoRAClassifier(**trial.model({"encoder": encoder, "head": head}))
 
 
 @pytest.mark.parametrize(
@@ -100,24 +102,25 @@ def test_joint_steps_are_steps_alone(variant, clip, steps, tiny_encoder, glue_fo
 def test_trials_have_the_groups_that_they_have_alone(tiny_encoder):
     """LoRA+ too: names, rates and sizes, whatever the placement and the scale."""
     lora = {"lr_ratio": 8.0, "scaling": "rslora", "layers": 1, "exclude": ["key"], "variant": OTHERS[0]}
-    trials = [replace(trial, targets=("attention",), scaling="rslora") for trial in TRIALS]
+    trials = [trial_of(*given[:4], ["attention"], scaling="rslora") for given in GIVEN]
 
     def groups(model) -> list[tuple]:
         return [(g["name"], g["lr"], [p.shape for p in g["params"]]) for g in model.parameter_groups()]
 
     joint = JointTrials(like(tiny_encoder, lora=lora), trials)
     for number, trial in enumerate(trials):
-        settings = trial.settings({**joint.hparams})
+        settings = trial.model({**joint.hparams})
         alone = LoRAClassifier(**settings)
         expected = [(f"{number}/{name}", *rest) for name, *rest in groups(alone)]
         assert len(expected) == 3
         assert [group for group in groups(joint) if group[0].startswith(f"{number}/")] == expected
-        assert joint.bank.configs[str(number)].scale == trial.scale == trial.alpha / trial.rank**0.5
+        r, alpha = GIVEN[number][2:4]
+        assert joint.bank.configs[str(number)].scale == alpha / r**0.5
 
 
 def test_dropout_masks_are_each_trials_own(tiny_encoder, glue_folder):
     """The same trial twice on the same batch: other features under dropout, the same without."""
-    twins = [TRIALS[1], Trial(**{**vars(TRIALS[1]), "alpha_rule": "rslora"})]
+    twins = [TRIALS[1], replace(TRIALS[1], arm="twin")]
     for p, alike in ((0.5, False), (0.0, True)):
         joint = JointTrials(like(tiny_encoder, dropout=p), twins).train()
         data = data_of(tiny_encoder, glue_folder, 1)

@@ -16,7 +16,7 @@ from lora_pl.ablation.study import Outcome, Unit
 from lora_pl.ablation.table import TIMES
 
 pytestmark = pytest.mark.ray
-UNITS: list[Unit] = [(Trial("lora", seed, 1e-3, 4),) for seed in range(3)]
+UNITS: list[Unit] = [(Trial("LoRA", seed),) for seed in range(3)]
 
 
 @dataclass(frozen=True)

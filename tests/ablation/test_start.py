@@ -14,7 +14,8 @@ from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.cli.mistakes import fails
 
-TRIALS = [Trial("lora", seed, learning_rate=1e-2, rank=4, alpha=16, targets=("query", "value")) for seed in (0, 1)]
+LORA = {"model.learning_rate": 1e-2, "model.lora.r": 4}
+TRIALS = [Trial("LoRA", seed, options=LORA) for seed in (0, 1)]
 
 
 @pytest.mark.parametrize("task", ["sst2", "cola"])
@@ -32,7 +33,7 @@ def test_joint_trials_start_as_they_start_alone(task, checkpoint, tiny_encoder):
 
 
 def test_a_joint_trial_of_another_alpha_is_refused(checkpoint, tiny_encoder):
-    other = Trial("lora", 0, learning_rate=1e-2, rank=4, alpha=8, targets=("query", "value"))
+    other = Trial("LoRA", 0, options={**LORA, "model.lora.lora_alpha": 8.0})
     with pytest.raises(UserError) as error:
         JointTrials(LoRAClassifier(encoder=tiny_encoder(), start_from=checkpoint), [TRIALS[0], other])
     assert error.value.key == "model.start_from"

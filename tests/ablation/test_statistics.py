@@ -30,7 +30,7 @@ def test_the_verdict_tells_a_difference_from_noise():
     seeds = range(5)
     wobble = [0.01, -0.012, 0.004, -0.009, 0.008]
     alike = {"r = 1": dict(enumerate(wobble)), "r = 2": dict(zip(seeds, wobble[1:] + wobble[:1], strict=True))}
-    assert verdict(compare(alike)).startswith("No rank differs from another by more than the noise")
+    assert verdict(compare(alike)).startswith("None differs from another by more than the noise")
     apart = {"r = 1": alike["r = 1"], "r = 2": {seed: value + 0.05 for seed, value in alike["r = 2"].items()}}
     said = verdict(compare(apart))
     assert said.startswith("1 of 1 differences are larger than the noise (paired t-tests over 5 seeds")

@@ -6,11 +6,12 @@ from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.table import COLUMNS, ResultTable, failed_row, trial_rows
 from lora_pl.errors import UserError
 
-TRIALS = [Trial("lora", seed, 1e-3, rank, alpha=16, targets=("query",)) for seed in (0, 1) for rank in (2, 16)]
+RANK = "model.lora.r"
+TRIALS = [Trial("LoRA", seed, {RANK: rank}, {RANK: rank}) for seed in (0, 1) for rank in (2, 16)]
 
 
 def rows(trial: Trial) -> list[dict]:
-    epochs = [{"epoch": epoch, "validation": 0.1 * trial.rank / epoch, "metric": "accuracy"} for epoch in (1, 2)]
+    epochs = [{"epoch": epoch, "validation": 0.1 * trial.axes[RANK] / epoch, "metric": "accuracy"} for epoch in (1, 2)]
     return trial_rows(trial, epochs)
 
 
@@ -22,6 +23,7 @@ def test_the_order_of_finishing_leaves_no_trace(tmp_path):
     one, other = (ResultTable(tmp_path / name).rows for name in ("one", "other"))
     assert one == other
     assert len(one) == 8
+    assert [row[RANK] for row in one] == ["2"] * 4 + ["16"] * 4
     for suffix in ("parquet", "csv"):
         files = [(tmp_path / name / f"table.{suffix}").read_bytes() for name in ("one", "other")]
         assert files[0] == files[1]

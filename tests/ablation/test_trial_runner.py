@@ -9,16 +9,33 @@ from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.study import auto_size, units_of
 from lora_pl.ablation.trial_runner import TrialRunner, instantiated
 
-TRIALS = [
-    Trial("head", 0, 1e-2),
-    *(Trial("lora", 0, 1e-3, rank, alpha=16.0, targets=("query",)) for rank in (1, 2, 4, 8, 16)),
-]
+LR = "model.learning_rate"
+
+
+def lora(rank: int, seed: int = 0, **options) -> Trial:
+    own = {"model.lora.r": rank, "model.lora.target_modules": ["query"], **options}
+    return Trial("LoRA", seed, {"model.lora.r": rank}, own)
+
+
+TRIALS = [Trial("head alone", 0, {}, {"model.method": "head", LR: 1e-2}), *map(lora, (1, 2, 4, 8, 16))]
 
 
 def test_lora_trials_go_together_and_others_alone():
     units = units_of(TRIALS, 2)
     assert [len(unit) for unit in units] == [1, 2, 2, 1]
     assert [trial for unit in units for trial in unit] == TRIALS
+
+
+def test_only_trials_of_the_same_forward_pass_and_data_go_together():
+    """Learning rates, LoRA and seeds may differ."""
+    trials = [
+        lora(4),
+        lora(4, 1),
+        lora(8, **{LR: 1.0}),
+        lora(4, **{"model.dropout": 0.5}),
+        lora(4, **{"data.task": "rte"}),
+    ]
+    assert [len(unit) for unit in units_of(trials, 8)] == [3, 1, 1]
 
 
 @pytest.mark.parametrize(("workers", "size"), [(1, 4), (2, 3), (5, 1), (9, 1)])

@@ -48,7 +48,8 @@ def test_token_cache(count, tmp_path):
     fuzz(count, changed_bytes(path.read_bytes()), check)
 
 
-TRIALS = [Trial("lora", seed, 1e-3, rank, alpha=16, targets=("query",)) for seed in (0, 1) for rank in (2, 16)]
+RANK = "model.lora.r"
+TRIALS = [Trial("LoRA", seed, {RANK: rank}, {RANK: rank}) for seed in (0, 1) for rank in (2, 16)]
 EPOCH = {"epoch": 1, "validation": 0.5, "metric": "accuracy", "train_loss": 0.7, "validation_loss": 0.7, "seconds": 1.0,
          "trainable": 8, "trainable_lora": 4, "trainable_head": 4, "pack": 1}  # fmt: skip
 ROWS = [row for trial in TRIALS for row in trial_rows(trial, [EPOCH])]
@@ -59,7 +60,7 @@ STUDY = {
         "data.train_sentences": None,
         "model.lora.rank_pattern": {},
     },
-    "columns": {name: [row[name] for row in ROWS] for name in COLUMNS},
+    "columns": {name: [row[name] for row in ROWS] for name in (*COLUMNS, RANK)},
     "curves": {"loss_curve": [[10, 0.7], [20, 0.6]]},
 }
 
@@ -79,7 +80,9 @@ def table_of(columns: Any) -> pa.Table:
 @counts
 def test_studies(count, tmp_path, monkeypatch):
     """The table, the settings and the curves of a study, as far as the report without its drawings."""
-    monkeypatch.setattr(report, "_figures", lambda folder, series, references: report._curves(folder, series[0]) and {})
+    monkeypatch.setattr(
+        report, "_figures", lambda folder, series: [report._curves(folder, one) for one in series] and {}
+    )
 
     def read() -> None:
         check_study(tmp_path, STUDY["settings"])

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 
 from lora_pl import LoRAClassifier
 from lora_pl.ablation.study import NOT_VALIDATED
-from lora_pl.ablation.table import COLUMNS, TIMES
+from lora_pl.ablation.table import COLUMNS, TIMES, ResultTable
 from lora_pl.cli.main import main
 from tests.cli.mistakes import error_of, fails
 from tests.support import run_in_process
@@ -49,16 +48,17 @@ def empty_figures(monkeypatch):
 
 
 def rows_of(folder: Path, times: bool = False) -> list[dict]:
-    rows = pq.read_table(folder / "table.parquet").to_pylist()
+    rows = ResultTable(folder).rows
     return rows if times else [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def test_the_table_has_a_row_per_trial_and_epoch(study):
     rows = rows_of(study, times=True)
     assert len(rows) == 2 * SEEDS * (len(RANKS) + 2)
-    assert list(rows[0]) == list(COLUMNS)
-    by_rank = {row["rank"]: row["trainable_lora"] for row in rows}
-    assert by_rank == {0: 0, 1: 4 * 32, 4: 4 * 4 * 32}
+    columns = pq.read_schema(study / "table.parquet").names
+    assert columns == [*COLUMNS, "model.learning_rate", "model.lora.r"]
+    by_rank = {row.get("model.lora.r"): row["trainable_lora"] for row in rows}
+    assert by_rank == {None: 0, "1": 4 * 32, "4": 4 * 4 * 32}
     for trial in {row["trial"] for row in rows}:
         own = [row for row in rows if row["trial"] == trial]
         assert [row["epoch"] for row in own] == [1, 2]
@@ -71,8 +71,65 @@ def test_the_table_has_a_row_per_trial_and_epoch(study):
     assert [float(row["validation"]) for row in read] == [row["validation"] for row in rows]
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """The trials of a study that is not run."""
+    found: list = []
+    monkeypatch.setattr("lora_pl.cli.ablate.AblateCLI._run_trials", lambda self, trials, folder: found.extend(trials))
+    return found
+
+
+def test_arms_and_tasks_of_a_configuration(planned, flags, glue_folder, tmp_path, monkeypatch):
+    """A task's own file gives way to what is given, and to an arm's."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("model: {lora: {target_modules: all-linear, r: 16}, learning_rate: 5e-4}")
+    for task, epochs in (("rte", 80), ("mrpc", 30)):
+        Path(f"{task}.yaml").write_text(
+            f"trainer: {{max_epochs: {epochs}}}\nmodel: {{dropout: 0.2, weight_decay: 0.5}}"
+        )
+    Path("study.yaml").write_text(
+        "seeds: 1\ntask_config: '{task}.yaml'\nvary: {data.task: [rte, mrpc], model.weight_decay: [0.1]}\n"
+        "data: {source: 'glue/{folder}'}\nmodel: {dropout: 0.3}\narms:\n"
+        "  seed: {model.lora.r: 4, vary: {model.learning_rate: [1e-3, 1e-2]}}\n  recipe: {config: recipe.yaml}\n"
+        "  full: {model: {method: full}, trainer.max_epochs: 7}"
+    )
+    assert main(["ablate", "--config", "study.yaml"]) == 0
+    of = {(trial.arm, trial.options["data.task"]): trial.options for trial in planned}
+    assert len(planned) == 2 * (2 + 1 + 1)
+    assert {options["data.source"] for options in of.values()} == {"glue/RTE", "glue/MRPC"}
+    assert {options["model.weight_decay"] for options in of.values()} == {0.1}
+    assert not any("model.dropout" in options for options in of.values())
+    assert [of[arm, "rte"]["trainer.max_epochs"] for arm in ("seed", "recipe", "full")] == [80, 80, 7]
+    assert of["recipe", "mrpc"]["model.lora.target_modules"] == ["all-linear"]
+    assert (of["recipe", "mrpc"]["model.lora.r"], of["seed", "mrpc"]["model.lora.r"]) == (16, 4)
+    assert {trial.options["model.learning_rate"] for trial in planned if trial.arm == "seed"} == {1e-3, 1e-2}
+
+
+def test_short_names_are_axes(planned, flags):
+    assert main([*flags, "--targets", "attention", "query,key", "--alpha_rules", "rslora", "--tasks", "rte"]) == 0
+    axes = ["data.task", "model.lora.target_modules", "model.lora.r", "alpha_rule"]
+    assert set(planned[0].axes) == set(axes)
+    assert {tuple(trial.options["model.lora.target_modules"]) for trial in planned} == {
+        ("attention",),
+        ("query", "key"),
+    }
+    assert {trial.options["model.lora.scaling"] for trial in planned} == {"rslora"}
+
+
+def test_a_study_that_names_an_axis_has_no_ranks_by_default(planned, flags):
+    start = flags.index("--ranks")
+    few = flags[:start] + flags[start + 3 :]
+    assert main([*few, "--vary", "model.dropout", "0.1", "0.2", "--vary", "model.lora.r", "8"]) == 0
+    assert [dict(trial.axes) for trial in planned[:2]] == [
+        {"model.dropout": 0.1, "model.lora.r": 8}, {"model.dropout": 0.2, "model.lora.r": 8}
+    ]  # fmt: skip
+    planned.clear()
+    assert main(few) == 0
+    assert [trial.axes["model.lora.r"] for trial in planned[:4]] == [1, 2, 4, 8]
+
+
 def test_a_trial_is_what_fit_does_with_its_seed(study, tiny_encoder, glue_folder):
-    row = next(row for row in rows_of(study) if (row["rank"], row["seed"], row["epoch"]) == (4, 1, 2))
+    row = next(row for row in rows_of(study) if (row.get("model.lora.r"), row["seed"], row["epoch"]) == ("4", 1, 2))
     flags = ["--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8"]
     flags += ["--model.learning_rate", "3e-2", "--trainer.max_epochs", "2", "--model.lora.r", "4"]
     assert main(["fit", *flags, "--seed_everything", "1", "--run_name", "alone"]) == 0
@@ -103,7 +160,7 @@ def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, 
     assert rows_of(tmp_path / "study", times=True) == before
     assert main([*flags, "--ranks", "1", "2", "4"]) == 0
     after = rows_of(tmp_path / "study", times=True)
-    assert [row for row in after if row["rank"] != 2] == before
+    assert [row for row in after if row.get("model.lora.r") != "2"] == before
     assert len(after) == len(before) + 2 * SEEDS
 
 
@@ -195,7 +252,7 @@ def test_a_damaged_trial_is_marked_and_the_rest_goes_on(pack, flags, tmp_path, m
     assert error_of(capsys.readouterr().err)[0] == "ablate.failed"
     rows = rows_of(tmp_path / "study")
     bad = [row for row in rows if row["status"] == "failed"]
-    assert {row["learning_rate"] for row in bad} == {1e30}
+    assert {row["model.learning_rate"] for row in bad} == {"1e+30"}
     assert all("UserError: model.nonfinite_loss: " in row["error"] for row in bad), bad
     assert len([row for row in rows if row["status"] == "ok"]) == 2 * 2
     assert "UserError: model.nonfinite_loss: " in (tmp_path / "study" / "report.html").read_text()
@@ -225,7 +282,7 @@ def test_an_epoch_without_a_validation_has_no_row(pack, flags, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("changes", "key", "code"),
     [
-        (["--ranks", "0"], "ranks", 1),
+        (["--ranks", "0"], "r", 1),
         (["--ranks", "17"], "r", 1),
         (["--ranks", "four"], "ranks", 2),
         (["--run_name", "mine"], "run_name", 2),
@@ -233,6 +290,14 @@ def test_an_epoch_without_a_validation_has_no_row(pack, flags, tmp_path, monkeyp
         (["--rank", "4"], "usage", 2),
         (["--seeds", "0"], "seeds", 1),
         (["--targets", "query,valeu"], "target_modules", 1),
+        (["--vary", "model.lora.r", "2"], "vary", 2),
+        (["--vary", "model.lora.alhpa", "2"], "vary", 2),
+        (["--vary", "model.dropout"], "vary", 2),
+        (["--vary", "model.dropout", "0.1", "--vary", "model.dropout", "0.2"], "vary", 2),
+        (["--vary", "model.dropout", "a lot"], "model.dropout", 2),
+        (["--vary", "model.dropout", "0.1", "0.10"], "vary", 1),
+        (["--vary", "data.task", "rte", "sst3"], "task", 1),
+        (["--full_rate", "fast"], "full_rate", 2),
         (["--trainer.devices", "2"], "trainer.devices", 1),
         (["--data.source", "nowhere"], "data.source", 1),
         (["--data.train_sentences", "1000"], "data.train_sentences", 1),
@@ -253,24 +318,12 @@ def test_auto_is_one_where_batches_are_padded(flags, tmp_path, monkeypatch):
     assert sizes[0]["pack"] == 1
 
 
-def test_a_study_of_version_0_1_0_is_resumed(study, flags, tmp_path, monkeypatch, capsys):
-    """Its settings had no variant, and nothing for patterns without an entry."""
-    shutil.copytree(study, tmp_path / "study")
-    path = tmp_path / "study" / "settings.json"
-    later = {"model.lora.variant", "model.lora.rank_pattern", "model.lora.alpha_pattern"}
-    settings = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in settings.items() if key not in later}))
-    monkeypatch.chdir(tmp_path)
-    before = rows_of(tmp_path / "study", times=True)
-    assert main(flags) == 0
-    assert rows_of(tmp_path / "study", times=True) == before
-
-
 def test_a_study_of_other_settings_is_refused(study, flags, monkeypatch, capsys):
     monkeypatch.chdir(study.parent)
     before = (study / "table.parquet").read_bytes()
-    assert main([*flags, "--data.batch_size", "16"]) == 1
-    assert error_of(capsys.readouterr().err)[0] == "output"
+    for change in (["--data.batch_size", "16"], ["--vary", "model.dropout", "0.1"]):
+        assert main([*flags, *change]) == 1
+        assert error_of(capsys.readouterr().err)[0] == "output"
     assert (study / "table.parquet").read_bytes() == before
 
 
@@ -306,11 +359,12 @@ def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path,
 
 def test_the_report_holds_figures_tables_and_a_verdict(study):
     page = (study / "report.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') == 5
+    assert page.count('<img src="data:image/png;base64,') == 6
     assert "http" not in page.replace("http-equiv", "")
     for said in ("r = 1", "r = 4", "head alone", "full fine-tuning", "published", "noise", "95% interval"):
         assert said in page, said
-    names = {"accuracy_by_rank", "parameters_by_rank", "loss_curves", "subspace_similarity"}
+    assert page.count("<td>") > 100
+    names = {"by-arm", "by-r", "parameters_by_rank", "loss_curves", "subspace_similarity"}
     names.add("subspace_similarity_by_layer")
     assert {path.name for path in (study / "figures").iterdir()} == {f"{n}.{s}" for n in names for s in ("png", "svg")}
     summary = json.loads((study / "summary.json").read_text())

@@ -1,0 +1,140 @@
+"""The arms and axes of a study, from the options of `ablate` and its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import reduce
+from typing import Any
+
+import yaml
+
+from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, Arm, Options
+from lora_pl.cli.parser import Parser
+from lora_pl.errors import UsageError
+from lora_pl.model.classifier import Method
+from lora_pl.storage.flat import with_options
+from lora_pl.storage.yaml_file import read_options
+
+SHORT_NAMES = {
+    "ranks": "model.lora.r",
+    "targets": "model.lora.target_modules",
+    "learning_rates": "model.learning_rate",
+    "alpha_rules": ALPHA_RULE,
+    "tasks": "data.task",
+}
+"""Options of `ablate` that are axes."""
+RANK = SHORT_NAMES["ranks"]
+RANKS = (1, 2, 4, 8)
+"""Those of a study that names no axis of its own."""
+
+
+def joined_vary(args: Sequence[str]) -> list[str]:
+    """`--vary KEY VALUE ...`, as often as given, as one `--vary` in JSON, which replaces that of a configuration.
+
+    Raises:
+        UsageError: `vary`: an axis without a name or a value, or given twice.
+    """
+    kept, axes, position = [], {}, 0
+    while position < len(args):
+        end = position + 1
+        if args[position] != "--vary":
+            kept.append(args[position])
+        else:
+            while end < len(args) and not args[end].startswith("--"):
+                end += 1
+            key, *values = args[position + 1 : end] or [""]
+            if not key or key in axes:
+                raise UsageError(
+                    "vary", f"expected --vary OPTION VALUE ..., each once, got {' '.join(args[position:end])}"
+                )
+            axes[key] = values
+        position = end
+    return [*kept, f"--vary={json.dumps(axes)}"] if axes else kept
+
+
+class StudyOptions:
+    """Reads arms and axes, each value as `fit` would.
+
+    Args:
+        parser: That of `ablate`.
+        config: What it has parsed.
+        given: The options that the user has given, by flag or in a configuration.
+    """
+
+    def __init__(self, parser: Parser, config: Any, given: Collection[str]) -> None:
+        self.parser, self.config, self.given = parser, config, given
+        keys = parser.known_keys()
+        above = {key.rpartition(".")[0] for key in keys}
+        self._known = [key for key in keys if "." in key and key not in above]
+
+    def axes(self) -> dict[str, list[Any]]:
+        """Those of `--vary` and of the short names; ranks, if there is no other word of what to compare."""
+        found = self._axes(self.config.vary or {})
+        for name, key in SHORT_NAMES.items():
+            values = self.config[name]
+            if values and key in found:
+                raise UsageError("vary", f"expected {key} once, got it as --{name} too")
+            if values:
+                found[key] = list(values) if key == ALPHA_RULE else [self.value(key, value) for value in values]
+        by_default = self.config.ranks is None and not self.config.vary and not self.config.arms
+        return {**found, RANK: list(RANKS)} if by_default else found
+
+    def arms(self, method: Method) -> list[Arm]:
+        """Those of the configuration, or the study's own method; and the references."""
+        arms = [self._arm(name, dict(options or {})) for name, options in (self.config.arms or {}).items()]
+        if not arms and self.config.ranks != []:
+            arms = [Arm(ARM_NAMES[method])]
+        references: tuple[tuple[Method, Any], ...] = (("head", self.config.head_rate), ("full", self.config.full_rate))
+        for reference, rates in references:
+            if rates:
+                axes = {"model.learning_rate": [self.value("model.learning_rate", rate) for rate in rates]}
+                arms.append(Arm(ARM_NAMES[reference], {"model.method": reference}, axes, self.config.reference_seeds))
+        return arms
+
+    def of_tasks(self, tasks: Iterable[str]) -> dict[str, Options]:
+        """The options that the files of `--task_config` give each task and the user does not."""
+        pattern = self.config.task_config
+        if pattern is None:
+            return {}
+        files = {task: self.options(read_options(pattern.replace("{task}", task))) for task in tasks}
+        return {
+            task: {key: value for key, value in options.items() if key not in self.given}
+            for task, options in files.items()
+        }
+
+    def options(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Options of `fit` by full name, from the layout of a configuration or from full names."""
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            nested = isinstance(value, Mapping) and name not in self._known
+            found |= self.options(value, f"{name}.") if nested else {name: self.value(name, value)}
+        return found
+
+    def value(self, key: str, value: Any) -> Any:
+        """An option's value as `fit` parses it.
+
+        Raises:
+            UsageError: `vary`, there is no such option; its own key, the value is wrong.
+        """
+        if key not in self._known:
+            near = get_close_matches(key, self._known, n=1)
+            raise UsageError("vary", f"fit has no option {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        if key == SHORT_NAMES["targets"] and isinstance(value, str) and not value.startswith("["):
+            value = value.split(",")
+        parsed = self.parser.parse_object(with_options({}, {key: value}))
+        plain = yaml.safe_load(self.parser.dump(parsed, skip_validation=True))
+        return reduce(lambda place, name: place[name], key.split("."), plain)
+
+    def _axes(self, values: Mapping[str, Any]) -> dict[str, list[Any]]:
+        for key, given in values.items():
+            if not isinstance(given, list) or not given:
+                raise UsageError("vary", f"{key}: expected a list of values, got {given!r:.60}")
+        return {key: [self.value(key, value) for value in given] for key, given in values.items()}
+
+    def _arm(self, name: str, given: dict[str, Any]) -> Arm:
+        axes, file = self._axes(given.pop("vary", {})), given.pop("config", None)
+        of_file = self.options(read_options(file)) if file else {}
+        return Arm(name, {**of_file, **self.options(given)}, axes)

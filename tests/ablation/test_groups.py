@@ -1,0 +1,69 @@
+"""What a report compares with what."""
+
+import pytest
+
+from lora_pl.ablation.groups import arms_of, groups_of, series_of
+from lora_pl.ablation.table import OK
+
+RANK, RATE, TASK = "model.lora.r", "model.learning_rate", "data.task"
+
+
+def row(arm: str, seed: int, value: float, epoch: int = 2, **axes: str) -> dict:
+    name = f"{arm}-{axes}-{seed}"
+    return {"trial": name, "arm": arm, "seed": seed, "status": OK, "epoch": epoch, "best": value, "last": value, **axes}
+
+
+def rows(task: str = "rte", shift: float = 0.0) -> list[dict]:
+    found = [
+        row("LoRA", seed, 0.5 + shift + 0.01 * r, **{RANK: str(r), RATE: rate, TASK: task})
+        for seed in (0, 1)
+        for r in (16, 2)
+        for rate in ("0.001", "0.01")
+    ]
+    return found + [row("full", 0, 0.6 + shift + rate, **{RATE: f"{rate:g}", TASK: task}) for rate in (1e-4, 1e-3)]
+
+
+def compared(series) -> dict[tuple[str, str], list[str]]:
+    return {(one.axis, one.name): [group.name for group in one.groups] for one in series}
+
+
+def test_a_setting_is_named_by_what_varies():
+    assert [group.name for group in groups_of(rows())][:2] == [
+        "learning rate 0.001, r = 16",
+        "learning rate 0.01, r = 16",
+    ]
+    assert groups_of(rows())[-1].name == "full, learning rate 0.001"
+    assert [group.name for group in groups_of(rows()[:1])] == [""]
+    assert [len(group.rows) for group in groups_of([*rows(), row("LoRA", 0, 9.0, **{RANK: "2"}, status="failed")])] == [
+        2, 2, 2, 2, 1, 1
+    ]  # fmt: skip
+
+
+def test_the_last_epoch_counts():
+    early = {**rows()[0], "epoch": 1, "last": 0.1}
+    assert groups_of([early, *rows()])[0].first["last"] == rows()[0]["last"]
+
+
+def test_settings_are_compared_along_every_axis_with_the_others_fixed():
+    assert compared(series_of(groups_of(rows()))) == {
+        (RATE, "r = 16"): ["learning rate 0.001", "learning rate 0.01"],
+        (RATE, "r = 2"): ["learning rate 0.001", "learning rate 0.01"],
+        (RANK, "learning rate 0.001"): ["r = 2", "r = 16"],
+        (RANK, "learning rate 0.01"): ["r = 2", "r = 16"],
+        (RATE, "full"): ["learning rate 0.0001", "learning rate 0.001"],
+    }
+
+
+def test_nothing_is_compared_with_the_results_on_other_sentences():
+    both = groups_of([*rows(), *rows("mrpc", 0.2)])
+    for one in [*series_of(both), *arms_of(both)]:
+        assert len({group.first[TASK] for group in one.groups}) == 1
+    assert len(series_of(both)) == 2 * 5
+
+
+def test_an_arm_stands_at_its_best_point():
+    (one, other) = arms_of(groups_of([*rows(), *rows("mrpc", 0.2)]))
+    assert [one.name, other.name] == ["rte", "mrpc"]
+    assert [group.first.get(RANK) for group in one.groups] == ["16", None]
+    assert [group.first[RATE] for group in one.groups][1] == "0.001"
+    assert [group.mean for group in other.groups] == pytest.approx([0.86, 0.801])
