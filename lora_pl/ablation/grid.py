@@ -17,6 +17,8 @@ from lora_pl.model.classifier import Method
 AlphaRule = Literal["fixed", "proportional", "rslora"]
 REFERENCES: tuple[Method, ...] = ("head", "full")
 """Trained without adapters, for comparison."""
+WITHOUT_ADAPTERS = {"train_biases": "none", "train_norms": False}
+"""Their settings of what goes with adapters alone."""
 
 
 def alpha_of(rule: AlphaRule, rank: int, base: LoRAConfig) -> float:
@@ -62,6 +64,8 @@ class Trial:
         if self.method == "lora":
             lora = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": list(self.targets)}
             own["lora"] = {**model["lora"], **lora}
+        else:
+            own |= WITHOUT_ADAPTERS
         return own
 
 

@@ -12,7 +12,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lora_pl.ablation.grid import AlphaRule, Grid, Trial
-from lora_pl.ablation.joint import require_packed
+from lora_pl.ablation.joint import require_packed, require_shared_base
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
 from lora_pl.ablation.study import auto_size, check_study, one_after_another, run_study, stored_settings, units_of
@@ -21,6 +21,7 @@ from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
 from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
@@ -148,9 +149,11 @@ class AblateCLI(ClassifierCLI):
             return int(stored)
         if size == "auto":
             workers = config.workers if config.launcher == "ray" else 1
-            size = auto_size(trials, workers) if data.batching == "packed" else 1
+            joins = data.batching == "packed" and not trains_biases_or_norms(config.model)
+            size = auto_size(trials, workers) if joins else 1
         if size > 1:
             require_packed(data)
+            require_shared_base(config.model)
         return int(size)
 
     def _of_fit(self) -> dict[str, Any]:
@@ -187,10 +190,11 @@ def _require_one_device(devices: Any) -> None:
 
 def _check_ranks(config: Any, grid: Grid) -> None:
     """Fail before the first trial where some trial would: at a target that matches nothing, or too high a rank."""
-    encoder = load_config(config.model.encoder)
+    encoder, model = load_config(config.model.encoder), config.model
     for targets in grid.targets:
         for rank in grid.ranks:
-            counts_at_rank(encoder, replace(grid.base, r=rank, target_modules=targets), config.model.head, 2)
+            lora = replace(grid.base, r=rank, target_modules=targets)
+            counts_at_rank(encoder, lora, model.head, 2, model.train_biases, model.train_norms)
 
 
 def _check_start(model: Mapping[str, Any], data: SentenceDataModule, trials: Sequence[Trial]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from typing_extensions import TypedDict
 
+from lora_pl.encoder.biases_and_norms import TrainBiases
 from lora_pl.errors import UserError
 from lora_pl.formats.external import ExternalAdapter, ExternalLayer, parse_safetensors, split_layers
 from lora_pl.formats.model_card import RECORD
@@ -20,6 +21,8 @@ from lora_pl.storage.schema import parse_json, require_json
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+BASE_BIAS = ".base_layer.bias"
+"""An adapted layer's bias, below the layer."""
 
 
 class PeftConfig(TypedDict, total=False):
@@ -49,6 +52,10 @@ WITHOUT_EFFECT = {
 }
 """These don't change what a trained adapter computes on linear layers."""
 PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
+BIASES: dict[str | None, TrainBiases] = {"none": "none", "lora_only": "lora", "all": "all"}
+"""`train_biases` by PEFT's name."""
+COPIES = (r"\.original_module\.", r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.")
+"""Where PEFT, with bias = all, also writes the biases of modules that it saves whole: unused ones, and those twice."""
 INITS = (True, False, "gaussian", "eva", "orthogonal")
 """The initializations that leave the base's weights as they are; PiSSA, OLoRA, LoftQ, ... change them."""
 
@@ -65,7 +72,10 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     outside = [name for name in tensors if not name.startswith(PREFIX)]
     if outside:
         raise UserError("adapter.damaged", f"{source}: expected names that begin with {PREFIX}, got {outside[0]}")
-    plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    plain = {name.removeprefix(PREFIX).replace(BASE_BIAS, ".bias"): tensor for name, tensor in tensors.items()}
+    plain = {
+        name: tensor for name, tensor in plain.items() if not (config.get("bias") == "all" and _is_copy(name, plain))
+    }
     variant = next(variant for variant in VARIANTS.values() if variant.peft_settings == _variant_settings(config))
     layers, head = split_layers(source, plain, variant, variant.peft_names)
     own = layer_settings(config, list(layers))
@@ -73,7 +83,8 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     settings, base = _from_record(files, source)
     settings = {"encoder": config.get("base_model_name_or_path"), **settings}
     settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
-    return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config)
+    biases = BIASES[config.get("bias", "none")]
+    return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config, biases=biases)
 
 
 def _scaled(
@@ -84,6 +95,11 @@ def _scaled(
             "adapter.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
         )
     return replace(layer, alpha=alpha, scaling="rslora" if config.get("use_rslora") else "standard")
+
+
+def _is_copy(name: str, names: Collection[str]) -> bool:
+    bare = [re.sub(place, ".", name) for place in COPIES]
+    return any(other != name and other in names for other in bare)
 
 
 def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], Mapping[str, str] | None]:
@@ -160,8 +176,8 @@ def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:
     for field, value in config.items():
         if field not in known and value:
             yield f"{field} = {str(value)[:60]}"
-    if config.get("bias", "none") != "none":
-        yield f"bias = {config['bias']} (biases trained too)"
+    if config.get("bias", "none") not in BIASES:
+        yield f"bias = {config['bias']}"
     if config.get("init_lora_weights", True) not in INITS:
         yield f"init_lora_weights = {config['init_lora_weights']} (changes the base's weights)"
     settings = _variant_settings(config)
