@@ -22,7 +22,7 @@ from lora_pl.formats.export import Export
 from lora_pl.formats.external import ExternalLayer
 from lora_pl.formats.fused_projections import join_parts
 from lora_pl.formats.importing import load_external, lora_config
-from lora_pl.formats.peft_folder import BASE_BIAS, BIASES, CONFIG, PREFIX, WEIGHTS
+from lora_pl.formats.peft_folder import BIASES, CONFIG, PREFIX, WEIGHTS
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
 from lora_pl.formats.stock_model import HERE, linear_names, read_logits, save_tokenizer, stock_class, stock_config
 from lora_pl.lora import VARIANTS, lora_layers
@@ -104,7 +104,7 @@ class PeftExport(Export):
         """Trained biases and norms; an adapted layer's bias is that of the layer within PEFT's."""
         encoder = self.model.encoder
         state = joined_state(encoder, biases_and_norms(encoder, self.model.hparams))
-        biases = {f"{layer}.bias": f"{layer}{BASE_BIAS}" for layer in adapted}
+        biases = {f"{layer}.bias": f"{layer}.base_layer.bias" for layer in adapted}
         return {biases.get(prefix + name, prefix + name): t.detach().contiguous() for name, t in state.items()}
 
     def _config(self, layers: Mapping[str, ExternalLayer], linear: Sequence[str]) -> dict[str, Any]:

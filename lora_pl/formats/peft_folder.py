@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from lora_pl.encoder.biases_and_norms import TrainBiases
@@ -21,8 +22,6 @@ from lora_pl.storage.schema import parse_json, require_json
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-BASE_BIAS = ".base_layer.bias"
-"""An adapted layer's bias, below the layer."""
 
 
 class PeftConfig(TypedDict, total=False):
@@ -72,10 +71,7 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     outside = [name for name in tensors if not name.startswith(PREFIX)]
     if outside:
         raise UserError("adapter.damaged", f"{source}: expected names that begin with {PREFIX}, got {outside[0]}")
-    plain = {name.removeprefix(PREFIX).replace(BASE_BIAS, ".bias"): tensor for name, tensor in tensors.items()}
-    plain = {
-        name: tensor for name, tensor in plain.items() if not (config.get("bias") == "all" and _is_copy(name, plain))
-    }
+    plain = _plain(tensors, config)
     variant = next(variant for variant in VARIANTS.values() if variant.peft_settings == _variant_settings(config))
     layers, head = split_layers(source, plain, variant, variant.peft_names)
     own = layer_settings(config, list(layers))
@@ -97,9 +93,11 @@ def _scaled(
     return replace(layer, alpha=alpha, scaling="rslora" if config.get("use_rslora") else "standard")
 
 
-def _is_copy(name: str, names: Collection[str]) -> bool:
-    bare = [re.sub(place, ".", name) for place in COPIES]
-    return any(other != name and other in names for other in bare)
+def _plain(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by the stock model's names, without `COPIES`."""
+    plain = {re.sub(r"\.base_layer(?=\.bias$)", "", name.removeprefix(PREFIX)): tensors[name] for name in tensors}
+    bare = {name: {re.sub(place, ".", name) for place in COPIES} - {name} for name in plain}
+    return {name: plain[name] for name in plain if config.get("bias") != "all" or not bare[name] & plain.keys()}
 
 
 def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], Mapping[str, str] | None]:

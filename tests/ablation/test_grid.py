@@ -45,7 +45,10 @@ def test_a_trial_changes_what_it_varies_and_nothing_else():
     found = Trial("lora", 0, 1e-3, 8, "fixed", 16.0, ("query",)).settings(shared)
     lora = {"r": 8, "lora_alpha": 16.0, "target_modules": ["query"], "lora_dropout": 0.2}
     assert found == {"method": "lora", "learning_rate": 1e-3, "dropout": 0.1, "lora": lora}
-    assert Trial("head", 0, 1e-2).settings(shared) == {**shared, "method": "head", "learning_rate": 1e-2}
+    without = {"train_biases": "none", "train_norms": False}  # which go with adapters
+    given = {**shared, "train_biases": "all", "train_norms": True}
+    assert Trial("lora", 0, 1e-3, 8, "fixed", 16.0, ("query",)).settings(given) == {**given, **found}
+    assert Trial("head", 0, 1e-2).settings(given) == {**shared, **without, "method": "head", "learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize(
