@@ -18,7 +18,7 @@ AlphaRule = Literal["fixed", "proportional", "rslora"]
 REFERENCES: tuple[Method, ...] = ("head", "full")
 """Trained without adapters, for comparison."""
 WITHOUT_ADAPTERS = {"train_biases": "none", "train_norms": False}
-"""Their settings of what goes with adapters alone."""
+"""Their settings of what goes with adapters."""
 
 
 def alpha_of(rule: AlphaRule, rank: int, base: LoRAConfig) -> float:

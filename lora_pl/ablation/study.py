@@ -10,21 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_pl.ablation.grid import WITHOUT_ADAPTERS, Trial
+from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, trial_rows
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import LoRAConfig
+from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say
-from lora_pl.storage.schema import parse_json, require_json
+from lora_pl.storage.schema import defaults, parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"
-ABSENT: dict[str, Any] = {
-    **{f"model.lora.{name}": value for name, value in LoRAConfig().to_dict().items()},
-    **{f"model.{name}": value for name, value in WITHOUT_ADAPTERS.items()},
-}
+ABSENT: dict[str, Any] = {f"model.{name}": value for name, value in defaults(LoRAClassifier.__init__).items()}
+ABSENT |= {f"model.lora.{name}": value for name, value in LoRAConfig().to_dict().items()}
 """The values of settings that a study of an earlier version did not store."""
 Unit = tuple[Trial, ...]
 """Trials that are trained together; mostly one."""

@@ -32,21 +32,21 @@ def biases_and_norms(encoder: nn.Module, settings: Mapping[str, Any]) -> dict[st
 
 
 def require_biases_and_norms(encoder: nn.Module, settings: Mapping[str, Any]) -> None:
-    """Raise a UserError, `model.train_biases` or `model.train_norms`, where the setting is without effect.
+    """Raise a UserError, `model.train_biases` or `model.train_norms`, where the setting would be without effect.
 
-    That is where there are no such parameters, and without adapters: a head is trained alone, or with all of the
-    encoder.
+    That is where the encoder has no such parameters, and with `method: head`, which trains nothing of the encoder;
+    `method: full` trains them anyway.
     """
     which, method = settings["train_biases"], settings["method"]
-    for key, given, found in (
-        ("train_biases", which != "none", biases(encoder, which)),
-        ("train_norms", settings["train_norms"], norms(encoder)),
-    ):
-        if given and method != "lora":
-            raise UserError(f"model.{key}", f"goes with method: lora, got {method}; leave it out")
-        if given and not found:
-            what = "norms" if key == "train_norms" else f"biases ({which})"
-            raise UserError(f"model.{key}", f"the encoder has no such {what}; leave it out")
+    asked = {
+        "train_biases": (which != "none", f"biases ({which})", biases(encoder, which)),
+        "train_norms": (settings["train_norms"], "norms", norms(encoder)),
+    }
+    for key, (given, what, found) in asked.items():
+        if given and method == "head":
+            raise UserError(f"model.{key}", "goes with adapters, and method: head trains the head alone; leave it out")
+        if given and method == "lora" and not found:
+            raise UserError(f"model.{key}", f"there are no such {what} in the encoder; leave it out")
 
 
 def biases(encoder: nn.Module, which: TrainBiases) -> dict[str, nn.Parameter]:

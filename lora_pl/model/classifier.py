@@ -77,8 +77,9 @@ class LoRAClassifier(TaskModule):
         max_length: The most tokens of a text; `predict` truncates longer ones.
         lora: Rank, alpha, dropout, targets and initialization.
         method: Trained beside the head: lora (the adapters), head (nothing) or full (the whole encoder).
-        train_biases: With method lora, also trained in place: the adapted layers' biases (lora), or all of the encoder.
-        train_norms: With method lora, also trained in place: weight and bias of every norm of the encoder.
+        train_biases: Biases trained beside the adapters: those of the adapted layers (lora), or all of the encoder,
+            norms' too (BitFit; Zaken et al., 2021).
+        train_norms: Whether weight and bias of every norm of the encoder are trained beside the adapters.
         head: linear (on the first token's feature) or architecture (Transformers' head for this encoder).
         dropout: The encoder's, on hidden states and attention, in training; by default its configuration's.
         base_dtype: The frozen weights' dtype; auto is the dtype of the trainer's precision (bfloat16 for bf16-mixed),
@@ -90,8 +91,9 @@ class LoRAClassifier(TaskModule):
         decay_bias: Whether weight_decay applies to biases and norms too.
         schedule: constant or linear (to zero at the last step).
         warmup_ratio: The fraction of all steps over which the learning rate rises from zero.
-        start_from: A checkpoint on the same base, with the same method, rank, alpha, targets and variant: training
-            starts from its adapter, and from its head if the classes are the same. Only a new model reads it.
+        start_from: A checkpoint on the same base, with the same method, rank, alpha, targets, variant, and the same
+            trained biases and norms: training starts from its adapter, and from its head if the classes are the same.
+            Only a new model reads it.
     """
 
     def __init__(

@@ -75,10 +75,10 @@ def test_names_that_only_contain_the_word():
         ("modernbert", ("query",), {}, {"train_biases": "all"}, "model.train_biases"),
         ("modernbert", ("query",), {"mlp_bias": True}, {"train_biases": "lora"}, "model.train_biases"),
         ("roberta", ("query",), {}, {"train_biases": "lora", "method": "head"}, "model.train_biases"),
-        ("roberta", ("query",), {}, {"train_norms": True, "method": "full"}, "model.train_norms"),
+        ("roberta", ("query",), {}, {"train_norms": True, "method": "head"}, "model.train_norms"),
         ("modernbert", ("query",), {}, {"train_norms": True}, None),
         ("modernbert", ("mlp",), {"mlp_bias": True}, {"train_biases": "lora"}, None),
-        ("roberta", ("query",), {}, {"method": "full"}, None),
+        ("roberta", ("query",), {}, {"train_biases": "lora", "train_norms": True, "method": "full"}, None),
     ],
 )  # fmt: skip
 def test_a_setting_without_effect_is_an_error(kind, targets, changes, settings, key):

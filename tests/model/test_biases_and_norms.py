@@ -136,12 +136,14 @@ def test_by_default_nothing_of_the_encoder_is_trained(tiny_encoder):
     assert (model.hparams["train_biases"], model.hparams["train_norms"]) == ("none", False)
 
 
-@pytest.mark.parametrize("method", ["head", "full"])
-@pytest.mark.parametrize("key", ["train_biases", "train_norms"])
-def test_methods_without_adapters_refuse_them(key, method, tiny_encoder):
+@pytest.mark.parametrize(("key", "value"), [("train_biases", "all"), ("train_norms", True)])
+def test_a_head_is_trained_alone_and_full_fine_tuning_trains_all(key, value, tiny_encoder):
     with pytest.raises(UserError) as error:
-        LoRAClassifier(encoder=tiny_encoder(), method=method, **{key: {"train_biases": "all"}.get(key, True)})
+        LoRAClassifier(encoder=tiny_encoder(), method="head", **{key: value})
     assert error.value.key == f"model.{key}"
+    model = LoRAClassifier(encoder=tiny_encoder(), method="full", **{key: value})
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert len(model.state_dict()) == len(dict(model.named_parameters()))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -52,7 +52,7 @@ def test_every_verb_takes_the_checkpoint(fit, capsys):
     expected = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert main(["export", *best, "--format", "adapter", "--output", "folder"]) == 0
     assert main(["import", "folder", "--output", "imported.ckpt"]) == 0
-    capsys.readouterr()
+    assert "train_biases all, train_norms True" in capsys.readouterr().err
     assert main(["predict", "--ckpt_path", "imported.ckpt", "--input", "x.txt"]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == expected
 
@@ -62,7 +62,7 @@ def test_what_they_do_not_go_with(fit, capsys):
     capsys.readouterr()
     last = str(MINE / "last.ckpt")
     assert fails(capsys, "predict", "--adapter", f"a={last}") == "adapter"
-    assert fails(capsys, *fit, "--model.method", "full") == "model.train_biases"
+    assert fails(capsys, *fit, "--model.method", "head") == "model.train_biases"
     assert fails(capsys, *fit, *epochs(2), "--run_name", "mine", "--resume", "--model.train_norms", "false") == "resume"
     assert fails(capsys, *fit, "--model.train_biases", "lora", "--model.start_from", last) == "model.start_from"
     assert fails(capsys, "validate", "--ckpt_path", last, "--model.train_norms", "false") == "checkpoint.settings"
