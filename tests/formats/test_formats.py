@@ -76,13 +76,13 @@ def test_trained_biases_and_norms_are_in_it(settings, format, make_model, tmp_pa
     require(format)
     if format in SLOW and settings != BOTH:
         pytest.skip("once")
-    model = make_model("distilbert", head="architecture", **settings)
+    model = make_model(**settings)
     export_checkpoint(saved(model, tmp_path), tmp_path / "out", format)
     expected = model.logits(TEXTS)
     assert_equal_to_rounding(FORMATS[format](model).logits(tmp_path / "out", TEXTS), expected, TINY_TERMS)
     card = (tmp_path / "out" / "README.md").read_text()
     assert ("| trained biases | all |" in card, "| trained norms | all |" in card) == (settings == BOTH,) * 2
-    before = make_model("distilbert", head="architecture").logits(TEXTS)
+    before = make_model().logits(TEXTS)
     assert not torch.allclose(before, expected, atol=1e-3)
 
 
