@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lora_pl.data.tasks import get_task
+from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.lora.config import DIVISORS
@@ -22,6 +23,8 @@ AlphaRule = Literal["fixed", "proportional", "rslora"]
 ALPHA_RULE, LORA = "alpha_rule", "model.lora."
 ARM_NAMES: dict[Method, str] = {"lora": "LoRA", "head": "head alone", "full": "full fine-tuning"}
 """The arms that need no name of the user's: the study's own method, and the references."""
+WITHOUT_ADAPTERS = {"model.train_biases": "none", "model.train_norms": False}
+"""What the references have of the options that go with adapters."""
 OWN_OF_JOINT = ("model.learning_rate", "model.head_learning_rate", "model.weight_decay", "model.decay_bias")
 """Beside those of LoRA, the options in which joint trials may differ."""
 SHORT = {"model.lora.r": "r", "model.learning_rate": "lr", "model.lora.target_modules": "on-", ALPHA_RULE: "alpha-"}
@@ -50,6 +53,8 @@ class Trial:
     """What varies within its arm."""
     options: Options = field(default_factory=dict)
     """Every option in which it may differ from the study's configuration."""
+    alone: bool = False
+    """Whether it can't be trained jointly with others."""
 
     @property
     def name(self) -> str:
@@ -111,7 +116,12 @@ class Grid:
     def _trials(self) -> Iterator[Trial]:
         for seed, arm in itertools.product(range(self.seeds), self.arms):
             if arm.seeds is None or seed < arm.seeds:
-                yield from (Trial(arm.name, seed, axes, self._options(arm, axes)) for axes in self._points(arm))
+                yield from (self._trial(arm, seed, axes) for axes in self._points(arm))
+
+    def _trial(self, arm: Arm, seed: int, axes: Options) -> Trial:
+        options = self._options(arm, axes)
+        model = with_options({}, {**WITHOUT_ADAPTERS, **self.shared, **options})["model"]
+        return Trial(arm.name, seed, axes, options, model["method"] != "lora" or trains_biases_or_norms(model))
 
     def _points(self, arm: Arm) -> Iterator[Options]:
         adapted = self._method(arm.options) == "lora"
@@ -127,7 +137,7 @@ class Grid:
         if source := options.get("data.source") or self.shared.get("data.source"):
             options["data.source"] = source.replace("{folder}", task.folder)
         if options["model.method"] != "lora":
-            return {key: value for key, value in options.items() if not _of_lora(key)}
+            return {key: value for key, value in options.items() if not _of_lora(key)} | WITHOUT_ADAPTERS
         return {**options, **_of_rule(options.pop(ALPHA_RULE, "fixed"), {**self.shared, **options}, self.shared)}
 
     def _method(self, options: Options) -> Method:
@@ -154,7 +164,7 @@ def _of_rule(rule: AlphaRule, options: Options, shared: Options) -> Options:
 
 def jointly(trial: Trial) -> str:
     """What two trials must have in common to be trained jointly; a name of its own where nothing is trained so."""
-    if trial.method != "lora":
+    if trial.alone:
         return trial.name
     return repr(sorted((k, v) for k, v in trial.options.items() if not _of_lora(k) and k not in OWN_OF_JOINT))
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
 from lora_pl.lora.state import below, copy_state
@@ -56,6 +57,7 @@ class JointTrials(TaskModule):
         start_from = like.hparams["start_from"]
         self.start = read_start(start_from, self.base) if start_from else None
         for trial, settings in zip(self.trials, self.settings, strict=True):
+            require_shared_base(settings)
             self._draw(trial.seed, settings)
 
     def _draw(self, seed: int, settings: Mapping[str, Any]) -> None:
@@ -182,6 +184,12 @@ def require_packed(data: SentenceDataModule) -> None:
         raise UserError(
             "pack", f"joint trials need packed batches, and those of {data.encoder} are padded; take --pack 1"
         )
+
+
+def require_shared_base(model: Mapping[str, Any]) -> None:
+    """Raise a UserError, `pack`, if the model's settings train more of the encoder than adapters."""
+    if trains_biases_or_norms(model):
+        raise UserError("pack", "joint trials share the encoder's biases and norms, which are trained; take --pack 1")
 
 
 def _settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:

@@ -15,15 +15,17 @@ from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, options_text, trial_rows
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import LoRAConfig
+from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say
-from lora_pl.storage.schema import parse_json, require_json
+from lora_pl.storage.schema import defaults, parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"
 AXES = "axes of "
 """Begins the settings that name an arm's axes; an arm may be added later."""
-ABSENT: dict[str, Any] = {f"model.lora.{name}": value for name, value in LoRAConfig().to_dict().items()}
+ABSENT: dict[str, Any] = {f"model.{name}": value for name, value in defaults(LoRAClassifier.__init__).items()}
+ABSENT |= {f"model.lora.{name}": value for name, value in LoRAConfig().to_dict().items()}
 """The values of settings that a study of an earlier version did not store."""
 Unit = tuple[Trial, ...]
 """Trials that are trained together; mostly one."""
@@ -68,7 +70,7 @@ def units_of(trials: Sequence[Trial], size: int) -> list[Unit]:
 
 def auto_size(trials: Sequence[Trial], workers: int) -> int:
     """How many trials to train jointly such that every worker has some: at most `AUTO`."""
-    adapted = sum(trial.method == "lora" for trial in trials)
+    adapted = sum(not trial.alone for trial in trials)
     return max(1, min(AUTO, -(-adapted // workers)))
 
 

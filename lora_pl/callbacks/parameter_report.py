@@ -14,7 +14,7 @@ Row = tuple[str, int, float]
 
 
 class ParameterReport(Callback):
-    """Prints a table of LoRA, head and frozen parameters at the start of fit, and writes it to TensorBoard."""
+    """Prints a table of trained and frozen parameters at the start of fit, and writes it to TensorBoard."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and log the table."""
@@ -30,6 +30,7 @@ def parameter_rows(encoder: nn.Module, head: nn.Module) -> list[Row]:
     parts = [
         *((f"LoRA on {kind} ({layers} layers)", n) for kind, (layers, n) in lora_by_module(encoder).items()),
         ("LoRA", counts.lora),
+        *([("biases and norms", counts.in_place)] if 0 < counts.in_place < counts.encoder else []),
         ("head", counts.head),
         ("trainable", counts.trainable),
         ("frozen", counts.frozen),

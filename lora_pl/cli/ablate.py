@@ -188,7 +188,8 @@ def _check_models(shared: Mapping[str, Any], trials: Sequence[Trial]) -> None:
     """Fail before the first trial where some trial would: at a target that matches nothing, or too high a rank."""
     models = [trial.model(shared["model"]) for trial in trials if trial.method == "lora" and trial.seed == 0]
     for model in models:
-        counts_at_rank(load_config(model["encoder"]), LoRAConfig.of(model["lora"]), model["head"], 2)
+        encoder, lora = load_config(model["encoder"]), LoRAConfig.of(model["lora"])
+        counts_at_rank(encoder, lora, model["head"], 2, model["train_biases"], model["train_norms"])
 
 
 def _prepare(runner: TrialRunner, trials: Sequence[Trial]) -> None:

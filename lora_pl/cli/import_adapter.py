@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_pl.cli.parser import Parser
+from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.errors import UsageError
 from lora_pl.formats.importing import ImportOptions, import_adapter
 from lora_pl.reporting import say
@@ -24,6 +25,8 @@ def run(args: list[str]) -> None:
         f"{len(model.adapted)} layers adapted ({', '.join(lora['target_modules'])}), r = {lora['r']}, "
         f"alpha = {lora['lora_alpha']:g}; {model.hparams['head']} head for {', '.join(model.label_names) or 'a score'}"
     )
+    if trains_biases_or_norms(model.hparams):
+        say("train_biases {train_biases}, train_norms {train_norms}".format(**model.hparams))
     say(f"checkpoint  {output}\npredict     {model.task.example_command(str(output))}")
 
 

@@ -11,6 +11,7 @@ from lora_pl.cli.parser import Parser
 from lora_pl.data.tasks import get_task
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import module_names
+from lora_pl.encoder.biases_and_norms import TrainBiases, biases_and_norms, require_biases_and_norms
 from lora_pl.encoder.head import HeadKind, new_head
 from lora_pl.encoder.loading import build_encoder, load_config
 from lora_pl.errors import UsageError
@@ -28,7 +29,10 @@ def run(args: list[str]) -> None:
     outputs = len(get_task(options.data.task).labels) or 1
     config = load_config(options.model.encoder)
     lora = LoRAConfig.of(options.model.lora.as_dict())
-    counts = {r: counts_at_rank(config, replace(lora, r=r), options.model.head, outputs) for r in options.ranks}
+    in_place = options.model.train_biases, options.model.train_norms
+    counts = {
+        r: counts_at_rank(config, replace(lora, r=r), options.model.head, outputs, *in_place) for r in options.ranks
+    }
     console = make_console(stderr=False)
     console.print(_table(counts, options.model.encoder))
     _explain(console, counts, pooler_parameters(config))
@@ -40,18 +44,29 @@ def make_parser() -> Parser:
     parser.add_argument("--model.encoder", default=EMBEDDED, help="A hub name, a folder, or package://NAME/PATH.")
     parser.add_class_arguments(LoRAConfig, "model.lora", skip={"r"})
     parser.add_argument("--model.head", type=HeadKind, default="linear", help="linear or architecture.")
+    parser.add_argument("--model.train_biases", type=TrainBiases, default="none", help="Biases trained too.")
+    parser.add_argument("--model.train_norms", type=bool, default=False, help="Whether norms are trained too.")
     parser.add_argument("--data.task", default="sst2", help="Gives the number of classes.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="The ranks to compare.")
     return parser
 
 
-def counts_at_rank(config: Any, lora: LoRAConfig, head: HeadKind, outputs: int) -> ParameterCounts:
+def counts_at_rank(
+    config: Any,
+    lora: LoRAConfig,
+    head: HeadKind,
+    outputs: int,
+    train_biases: TrainBiases = "none",
+    train_norms: bool = False,
+) -> ParameterCounts:
     """The counts of an encoder of the configuration's shape, made on the meta device."""
     with torch.device("meta"):
         encoder = build_encoder(config)
         model = torch.nn.ModuleDict({"encoder": encoder, "head": new_head(head, config, outputs)})
         inject_lora(encoder, module_names(lora, config))
-    mark_only_lora_as_trainable(model, also=(model["head"],))
+    settings = {"method": "lora", "train_biases": train_biases, "train_norms": train_norms}
+    require_biases_and_norms(encoder, settings)
+    mark_only_lora_as_trainable(model, also=(*biases_and_norms(encoder, settings).values(), model["head"]))
     return count_parameters(model["encoder"], model["head"])
 
 
@@ -71,10 +86,11 @@ def _table(counts: dict[int, ParameterCounts], encoder: str) -> Any:
     from rich.text import Text
 
     table = Table(title=Text(f"Trainable parameters of {printable(encoder)}"), title_justify="left")
-    for column in ("r", "LoRA", "head", "total trainable", "% of total", "encoder with LoRA"):
+    in_place = ("biases and norms",) if any(count.in_place for count in counts.values()) else ()
+    for column in ("r", "LoRA", *in_place, "head", "total trainable", "% of total", "encoder with LoRA"):
         table.add_column(column, justify="right")
     for r, count in counts.items():
-        numbers = (count.lora, count.head, count.trainable)
+        numbers = (count.lora, *([count.in_place] if in_place else []), count.head, count.trainable)
         with_lora = f"{count.encoder + count.lora:,}"
         table.add_row(str(r), *(f"{n:,}" for n in numbers), f"{count.percent:.3f}", with_lora)
     return table

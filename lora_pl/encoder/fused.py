@@ -68,6 +68,17 @@ def joined_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Ten
     return joined
 
 
+def split_state(fused: Mapping[str, Sequence[str]], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of `joined_state`: `...Wqkv.bias` as `...Wqkv.query.bias`, ..., by the keys of `fused`."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        layer, _, kind = name.rpartition(".")
+        parts = parts_of(layer, fused)
+        rows = dict(zip(parts, tensor.chunk(len(parts)), strict=True)) if parts else {}
+        split |= {f"{layer}.{part}.{kind}": own for part, own in rows.items()} if parts else {name: tensor}
+    return split
+
+
 def split_layers(model: nn.Module) -> dict[str, SplitLinear]:
     """Every `SplitLinear` of `model` by its name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SplitLinear)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from lora_pl.encoder.biases_and_norms import TrainBiases
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import Adapter, LoRAConfig
 from lora_pl.lora.config import DIVISORS, Scaling
@@ -63,13 +64,15 @@ class ExternalAdapter:
     """The file or folder, for messages."""
     layers: Mapping[str, ExternalLayer]
     head: Mapping[str, Tensor]
-    """The other tensors of the file."""
+    """The other tensors of the file: the head, and biases and norms of the encoder."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The arguments of `LoRAClassifier` that the file knows."""
     base: Mapping[str, str] | None = None
     """The fingerprints of what it was trained on, if the file has them."""
     expected_layers: Mapping[str, Any] | None = None
     """PEFT's description of the layers that must be there."""
+    biases: TrainBiases | None = None
+    """The trained biases by the file's word; None if the tensors alone say it."""
     linear_head: bool = False
     """Whether `classifier.weight` is a linear head on the first token in every architecture."""
 
@@ -133,6 +136,12 @@ def parse_safetensors(data: bytes, source: str) -> dict[str, Any]:
     except Exception as error:  # the library's own and numpy's
         said = first_line(error)[:150]
         raise UserError("adapter.damaged", f"{source}: damaged or no safetensors file: {said}") from error
+
+
+def ending_in(name: str, known: Collection[str]) -> str | None:
+    """The one of `known` that `name` is, or ends in below a prefix of the file's (`module.`, `model.`)."""
+    parts = name.split(".")
+    return next((end for start in range(len(parts)) if (end := ".".join(parts[start:])) in known), None)
 
 
 def some(names: list[str], shown: int = 4) -> str:

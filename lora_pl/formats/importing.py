@@ -19,13 +19,14 @@ from lora_pl.encoder.loading import build_encoder, load_config
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.formats import native, peft_folder
-from lora_pl.formats.external import ExternalAdapter, ExternalLayer, read_tensors, some
+from lora_pl.formats.external import ExternalAdapter, ExternalLayer, ending_in, read_tensors, some
 from lora_pl.formats.external_head import head_of
+from lora_pl.formats.external_in_place import in_place_settings, split_in_place
 from lora_pl.formats.fused_projections import split_parts
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.state_dicts import read_state_dict
 from lora_pl.formats.stock_model import stock_shapes
-from lora_pl.lora import VARIANTS, LoRAConfig
+from lora_pl.lora import VARIANTS, LoRAConfig, inject_lora
 from lora_pl.lora.injection import linear_layers
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.storage.checkpoint import BASE_KEY, WholeFileCheckpointIO, check_base
@@ -107,11 +108,14 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassifier:
     if options.encoder is None:
         require_own_package(settings["encoder"])
     config = load_config(settings["encoder"])
+    in_place, adapter = split_in_place(adapter, config)
     head = head_of(adapter, config)
     layers, on_head = _placed(adapter, config, options)
     with torch.device("meta"):
-        linear = list(linear_layers(build_encoder(config)))
-    lora = replace(lora_config(layers, linear), lora_dropout=lora_dropout)
+        encoder = build_encoder(config)
+        lora = replace(lora_config(layers, list(linear_layers(encoder))), lora_dropout=lora_dropout)
+        inject_lora(encoder, lora)
+    settings |= in_place_settings(adapter, in_place, encoder)
     model = LoRAClassifier(**_with_labels(settings, head.outputs), lora=lora, head=head.kind)
     if not head.is_whole and not model.base.pretrained:
         raise UserError(
@@ -122,6 +126,7 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassifier:
     if adapter.base is not None:
         check_base({BASE_KEY: adapter.base}, model.base.fingerprints)
     state: dict[str, Tensor] = dict(model.state_dict())
+    state |= {f"encoder.{name}": tensor for name, tensor in in_place.items()}
     for name, layer in layers.items():
         state |= {f"encoder.{name}.{own}": tensor for own, tensor in layer.tensors.items()}
     model.load_state_dict(state | {f"head.{name}": tensor for name, tensor in head.state.items()})
@@ -199,10 +204,8 @@ def _placed(
 
 
 def _name_in(name: str, linear: Mapping[str, Any], source: str) -> str:
-    """The stock model's name of a layer, without a prefix that the file adds (`module.`, `model.`)."""
-    parts = name.split(".")
-    found = [".".join(parts[start:]) for start in range(len(parts))]
-    match = next((candidate for candidate in found if candidate in linear), None)
+    """The stock model's name of a layer, without a prefix that the file adds."""
+    match = ending_in(name, linear)
     if match is None:
         raise UserError("adapter.base", f"{source}: the encoder has no linear layer {name}; is it the adapter's base?")
     return match

@@ -22,6 +22,7 @@ from lora_pl.storage.checkpoint import START_KEY
 
 RECORD = "lora_pl.json"
 """What the model was made of, for programs: settings, base, comparison, versions."""
+OF_BIASES = {"none": "", "lora": "those of the adapted layers", "all": "all"}
 PACKAGES = ("torch", "transformers", "lightning")
 
 
@@ -94,6 +95,10 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
     if settings["method"] == "lora":
         facts |= {"variant": lora["variant"], "rank r": lora["r"], "alpha": f"{lora['lora_alpha']:g}"}
         facts |= {"adapted layers": f"{len(export.model.adapted)} ({_placement(lora)})"}
+        facts |= {
+            "trained biases": OF_BIASES[settings["train_biases"]],
+            "trained norms": settings["train_norms"] and "all",
+        }
     facts |= {"head": settings["head"], "longest text": f"{export.model.max_length} tokens"}
     if START_KEY in checkpoint:
         facts["started from"] = "{checkpoint} (SHA-256 {sha256})".format(**checkpoint[START_KEY])

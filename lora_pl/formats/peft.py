@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,8 @@ from torch import Tensor
 from lora_pl import __version__
 from lora_pl.data.texts import Text
 from lora_pl.encoder.architectures import stock_head
+from lora_pl.encoder.biases_and_norms import biases_and_norms, norms
+from lora_pl.encoder.fused import joined_state
 from lora_pl.encoder.loading import load_config, quiet_transformers
 from lora_pl.encoder.source import local_path
 from lora_pl.errors import UserError
@@ -20,7 +22,7 @@ from lora_pl.formats.export import Export
 from lora_pl.formats.external import ExternalLayer
 from lora_pl.formats.fused_projections import join_parts
 from lora_pl.formats.importing import load_external, lora_config
-from lora_pl.formats.peft_folder import CONFIG, PREFIX, WEIGHTS
+from lora_pl.formats.peft_folder import BIASES, CONFIG, PREFIX, WEIGHTS
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
 from lora_pl.formats.stock_model import HERE, linear_names, read_logits, save_tokenizer, stock_class, stock_config
 from lora_pl.lora import VARIANTS, lora_layers
@@ -91,15 +93,25 @@ class PeftExport(Export):
             for name, layer in layers.items()
             for parameter, tensor in layer.tensors.items()
         }
+        state |= {PREFIX + name: tensor for name, tensor in self._in_place(prefix, layers).items()}
         state |= {PREFIX + name: t for name, t in stock_head_state(self.model.head, config, self.dtype).items()}
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
         text = json.dumps(self._config(layers, [prefix + name for name in linear_names(config)]), indent=2)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_tokenizer(self.model, str(folder))
 
+    def _in_place(self, prefix: str, adapted: Collection[str]) -> dict[str, Tensor]:
+        """Trained biases and norms; an adapted layer's bias is that of the layer within PEFT's."""
+        encoder = self.model.encoder
+        state = joined_state(encoder, biases_and_norms(encoder, self.model.hparams))
+        biases = {f"{layer}.bias": f"{layer}.base_layer.bias" for layer in adapted}
+        return {biases.get(prefix + name, prefix + name): t.detach().contiguous() for name, t in state.items()}
+
     def _config(self, layers: Mapping[str, ExternalLayer], linear: Sequence[str]) -> dict[str, Any]:
-        lora = self.model.hparams["lora"]
-        config = lora_config(layers, linear)
+        settings = self.model.hparams
+        lora, config = settings["lora"], lora_config(layers, linear)
+        prefix = stock_class(self.model.encoder.config).base_model_prefix
+        saved = norms(self.model.encoder) if settings["train_norms"] else {}
         return {
             "peft_type": "LORA",
             "task_type": "SEQ_CLS",
@@ -108,10 +120,13 @@ class PeftExport(Export):
             "lora_alpha": _whole(config.lora_alpha),
             "lora_dropout": lora["lora_dropout"],
             "target_modules": list(config.target_modules),
-            "modules_to_save": list(stock_head(self.model.encoder.config).modules),
+            "modules_to_save": [
+                *stock_head(self.model.encoder.config).modules,
+                *dict.fromkeys(f"{prefix}.{name.rpartition('.')[0]}" for name in saved),
+            ],
             "rank_pattern": config.rank_pattern,
             "alpha_pattern": {name: _whole(alpha) for name, alpha in config.alpha_pattern.items()},
-            "bias": "none",
+            "bias": next(theirs for theirs, ours in BIASES.items() if ours == settings["train_biases"]),
             "fan_in_fan_out": False,
             "inference_mode": True,
             "use_rslora": config.scaling == "rslora",

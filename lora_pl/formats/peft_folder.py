@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
 from typing_extensions import TypedDict
 
+from lora_pl.encoder.biases_and_norms import TrainBiases
 from lora_pl.errors import UserError
 from lora_pl.formats.external import ExternalAdapter, ExternalLayer, parse_safetensors, split_layers
 from lora_pl.formats.model_card import RECORD
@@ -49,6 +51,10 @@ WITHOUT_EFFECT = {
 }
 """These don't change what a trained adapter computes on linear layers."""
 PATTERNS = ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern")
+BIASES: dict[str | None, TrainBiases] = {"none": "none", "lora_only": "lora", "all": "all"}
+"""`train_biases` by PEFT's name."""
+COPIES = (r"\.original_module\.", r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.")
+"""Where PEFT, with bias = all, also writes the biases of modules that it saves whole: unused ones, and those twice."""
 INITS = (True, False, "gaussian", "eva", "orthogonal")
 """The initializations that leave the base's weights as they are; PiSSA, OLoRA, LoftQ, ... change them."""
 
@@ -65,7 +71,7 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     outside = [name for name in tensors if not name.startswith(PREFIX)]
     if outside:
         raise UserError("adapter.damaged", f"{source}: expected names that begin with {PREFIX}, got {outside[0]}")
-    plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    plain = _plain(tensors, config)
     variant = next(variant for variant in VARIANTS.values() if variant.peft_settings == _variant_settings(config))
     layers, head = split_layers(source, plain, variant, variant.peft_names)
     own = layer_settings(config, list(layers))
@@ -73,7 +79,8 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     settings, base = _from_record(files, source)
     settings = {"encoder": config.get("base_model_name_or_path"), **settings}
     settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
-    return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config)
+    biases = BIASES[config.get("bias", "none")]
+    return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config, biases=biases)
 
 
 def _scaled(
@@ -84,6 +91,13 @@ def _scaled(
             "adapter.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
         )
     return replace(layer, alpha=alpha, scaling="rslora" if config.get("use_rslora") else "standard")
+
+
+def _plain(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by the stock model's names, without `COPIES`."""
+    plain = {re.sub(r"\.base_layer(?=\.bias$)", "", name.removeprefix(PREFIX)): tensors[name] for name in tensors}
+    bare = {name: {re.sub(place, ".", name) for place in COPIES} - {name} for name in plain}
+    return {name: plain[name] for name in plain if config.get("bias") != "all" or not bare[name] & plain.keys()}
 
 
 def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], Mapping[str, str] | None]:
@@ -160,8 +174,8 @@ def _unrepresentable(config: Mapping[str, Any]) -> Iterable[str]:
     for field, value in config.items():
         if field not in known and value:
             yield f"{field} = {str(value)[:60]}"
-    if config.get("bias", "none") != "none":
-        yield f"bias = {config['bias']} (biases trained too)"
+    if config.get("bias", "none") not in BIASES:
+        yield f"bias = {config['bias']}"
     if config.get("init_lora_weights", True) not in INITS:
         yield f"init_lora_weights = {config['init_lora_weights']} (changes the base's weights)"
     settings = _variant_settings(config)

@@ -38,7 +38,10 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
 
 
 def remove_lora(model: nn.Module) -> list[str]:
-    """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names."""
+    """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names.
+
+    What was trained in place, such as a bias, keeps its trained values.
+    """
     layers = lora_layers(model)
     for name, layer in layers.items():
         model.set_submodule(name, plain(layer))
@@ -52,14 +55,14 @@ def plain(layer: nn.Linear) -> nn.Linear:
     return base.train(layer.training)
 
 
-def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module] = ()) -> None:
-    """Freeze every parameter of `model` except those of its adapters and those in `also`."""
+def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module | nn.Parameter] = ()) -> None:
+    """Freeze every parameter of `model` except those of its adapters and those in `also`: whole modules, parameters."""
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, Adapter):
             module.requires_grad_(True)
-    for module in also:
-        module.requires_grad_(True)
+    for one in also:
+        one.requires_grad_(True)
 
 
 def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> dict[str, LoRAConfig]:

@@ -106,7 +106,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 def disable_lora(model: nn.Module) -> Iterator[None]:
     """Within the context, every LoRALinear of `model` computes its base layer alone, merged or not.
 
-    As `merged_lora`, it holds for this thread (and asyncio task) alone.
+    That is the pretrained model where adapters alone were trained: what was trained in place, such as a bias, keeps its
+    trained values. As `merged_lora`, it holds for this thread (and asyncio task) alone.
     """
     with _computing_with({layer: layer.weight for layer in lora_layers(model).values()}):
         yield

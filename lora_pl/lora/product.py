@@ -24,14 +24,14 @@ def adapted_linear(
 ) -> Tensor:
     """y = gain * (x W0^T + (x a^T) b^T) + bias.
 
-    If everything is computed in one dtype and only the factors are trained, product and update are one operation, whose
-    backward keeps x and x a^T (thin) and never forms a gradient of W's size. With a mask, inf and NaN in a row reach
-    the gradients of its own columns alone.
+    If everything is computed in one dtype and W0 is frozen, product and update are one operation, whose backward keeps
+    x and x a^T (thin) and never forms a gradient of W's size. With a mask, inf and NaN in a row reach the gradients of
+    its own columns alone.
 
     Args:
         x: (..., in).
         weight: W0, (out, in).
-        bias: (out,).
+        bias: (out,), frozen or trained in place; frozen with a mask.
         factors: a, b and gain.
         dropout: Applied to x in x a^T.
         mask: (rows of x, k), bool: the entries of x a^T to set to zero, for rows that use only some columns of a and b.
@@ -51,10 +51,8 @@ def adapted_linear(
 
 
 def _is_one_operation(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> bool:
-    """Whether x and the factors alone need gradients, and everything is computed in one dtype."""
-    if not torch.is_grad_enabled() or not factors.a.requires_grad:
-        return False
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
+    """Whether W0 needs no gradient but the factors do, and everything is computed in one dtype."""
+    if not torch.is_grad_enabled() or not factors.a.requires_grad or weight.requires_grad:
         return False
     return _is_autocast(x) or x.dtype == weight.dtype == factors.a.dtype
 
@@ -96,7 +94,7 @@ def _with_gain(y: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W0^T + bias + (branch a^T) b^T, differentiable in x, branch, a and b; (rows, in) -> (rows, out).
+    """x W0^T + bias + (branch a^T) b^T, differentiable in all but W0; (rows, in) -> (rows, out).
 
     The branch is x itself where it is None.
     """
@@ -126,6 +124,7 @@ class _FrozenProduct(torch.autograd.Function):
         own_a, own_b = (w.to(branch.dtype) for w in (a, b))
         d_thin = dy @ own_b  # (rows, k)
         d_x = dy @ weight if ctx.needs_input_grad[0] else None
+        d_bias = dy.sum(0, dtype=a.dtype) if ctx.needs_input_grad[3] else None
         if mask is not None:
             d_thin.masked_fill_(mask, 0)
             # 0 * inf is NaN; the row's own columns have it from thin and d_thin
@@ -137,7 +136,7 @@ class _FrozenProduct(torch.autograd.Function):
             d_branch = d_thin @ own_a
         elif d_x is not None:
             d_x.addmm_(d_thin, own_a)
-        return d_x, d_branch, None, None, d_a, d_b, None
+        return d_x, d_branch, None, d_bias, d_a, d_b, None
 
 
 def _finite_rows(x: Tensor) -> Tensor:

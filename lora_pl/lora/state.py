@@ -10,8 +10,8 @@ from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import lora_layers
 
 
-def adapter_state_dict(model: nn.Module, also: Iterable[nn.Module] = ()) -> dict[str, Tensor]:
-    """The parameters of the adapters in `model` and everything in `also`, by full name.
+def adapter_state_dict(model: nn.Module, also: Iterable[nn.Module | nn.Parameter] = ()) -> dict[str, Tensor]:
+    """The parameters of the adapters in `model` and everything in `also` (whole modules, parameters), by full name.
 
     An adapter's parameters follow its layer's name: `encoder.layer.0.attention.self.query.lora_A`. The tensors share
     memory with the model's, as those of `state_dict()` do.
@@ -23,13 +23,15 @@ def adapter_state_dict(model: nn.Module, also: Iterable[nn.Module] = ()) -> dict
     }
     adapters = [module for module in model.modules() if isinstance(module, Adapter)]
     kept = {id(tensor) for adapter in adapters for tensor in adapter.tensors().values()}
-    for module in also:
-        kept.update(id(tensor) for tensor in module.state_dict(keep_vars=True).values())
+    for one in also:
+        kept.update(map(id, one.state_dict(keep_vars=True).values() if isinstance(one, nn.Module) else [one]))
     state = nn.Module.state_dict(model, keep_vars=True)
     return {names.get(id(tensor), name): tensor.detach() for name, tensor in state.items() if id(tensor) in kept}
 
 
-def load_adapter_state_dict(model: nn.Module, state: Mapping[str, Tensor], also: Iterable[nn.Module] = ()) -> None:
+def load_adapter_state_dict(
+    model: nn.Module, state: Mapping[str, Tensor], also: Iterable[nn.Module | nn.Parameter] = ()
+) -> None:
     """Copy `state` into `model`, the reverse of `adapter_state_dict` with the same `also`.
 
     Raises:

@@ -17,6 +17,7 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import Prediction, get_task
 from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.encoder import EMBEDDED
+from lora_pl.encoder.biases_and_norms import TrainBiases, biases_and_norms, require_biases_and_norms
 from lora_pl.encoder.dtype import BaseDtype, resolve_dtype
 from lora_pl.encoder.head import HeadKind
 from lora_pl.encoder.source import canonical_name, require_own_package
@@ -76,6 +77,9 @@ class LoRAClassifier(TaskModule):
         max_length: The most tokens of a text; `predict` truncates longer ones.
         lora: Rank, alpha, dropout, targets and initialization.
         method: Trained beside the head: lora (the adapters), head (nothing) or full (the whole encoder).
+        train_biases: Biases trained beside the adapters: those of the adapted layers (lora), or all of the encoder,
+            norms' too (BitFit; Zaken et al., 2021).
+        train_norms: Whether weight and bias of every norm of the encoder are trained beside the adapters.
         head: linear (on the first token's feature) or architecture (Transformers' head for this encoder).
         dropout: The encoder's, on hidden states and attention, in training; by default its configuration's.
         base_dtype: The frozen weights' dtype; auto is the dtype of the trainer's precision (bfloat16 for bf16-mixed),
@@ -87,8 +91,9 @@ class LoRAClassifier(TaskModule):
         decay_bias: Whether weight_decay applies to biases and norms too.
         schedule: constant or linear (to zero at the last step).
         warmup_ratio: The fraction of all steps over which the learning rate rises from zero.
-        start_from: A checkpoint on the same base, with the same method, rank, alpha, targets and variant: training
-            starts from its adapter, and from its head if the classes are the same. Only a new model reads it.
+        start_from: A checkpoint on the same base, with the same method, rank, alpha, targets, variant, and the same
+            trained biases and norms: training starts from its adapter, and from its head if the classes are the same.
+            Only a new model reads it.
     """
 
     def __init__(
@@ -100,6 +105,8 @@ class LoRAClassifier(TaskModule):
         max_length: int = 64,
         lora: LoRAConfig = LoRAConfig(),  # noqa: B008  frozen
         method: Method = "lora",
+        train_biases: TrainBiases = "none",
+        train_norms: bool = False,
         head: HeadKind = "linear",
         dropout: float | None = None,
         base_dtype: BaseDtype = "auto",
@@ -129,7 +136,8 @@ class LoRAClassifier(TaskModule):
         self.max_length = min(max_length, self.base.max_tokens)
         self.head = self.base.new_head(head, self.task.outputs)
         self.adapted = self.base.inject(lora) if method == "lora" else []
-        mark_only_lora_as_trainable(self, also=self.trained_modules)
+        require_biases_and_norms(self.encoder, self.hparams)
+        mark_only_lora_as_trainable(self, also=self.trained_beside)
         self.started: Started | None = None
         if start_from is not None:
             self._start(read_start(settings["start_from"], self.base))
@@ -172,9 +180,11 @@ class LoRAClassifier(TaskModule):
         return self.task.pairs
 
     @property
-    def trained_modules(self) -> tuple[nn.Module, ...]:
-        """The modules trained as a whole, beside the adapters."""
-        return (self.encoder, self.head) if self.hparams["method"] == "full" else (self.head,)
+    def trained_beside(self) -> list[nn.Module | nn.Parameter]:
+        """What is trained beside the adapters: whole modules, and biases and norms of the encoder."""
+        if self.hparams["method"] == "full":
+            return [self.encoder, self.head]
+        return [*biases_and_norms(self.encoder, self.hparams).values(), self.head]
 
     def stage_metrics(self) -> list[StageMetrics]:
         """Those of the one head."""
@@ -256,12 +266,12 @@ class LoRAClassifier(TaskModule):
                 self.log(name, value, prog_bar=stage == "val" and not name.startswith("val/loss"))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The trained parameters only: adapters and head (`method: full`: encoder and head)."""
-        return adapter_state_dict(self, also=self.trained_modules)
+        """The trained parameters only: adapters, biases and norms, and head (`method: full`: encoder and head)."""
+        return adapter_state_dict(self, also=self.trained_beside)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """The inverse of `state_dict`, always strict; a LoRAError (`state`) lists every key that does not fit."""
-        load_adapter_state_dict(self, state_dict, also=self.trained_modules)
+        load_adapter_state_dict(self, state_dict, also=self.trained_beside)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the base's name and fingerprints, and what the model started from."""

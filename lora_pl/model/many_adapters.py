@@ -16,6 +16,7 @@ from lora_pl.data.tasks import Prediction, Task, get_task
 from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.data.tokens import Tokens, concatenate
 from lora_pl.encoder.architectures import require_shared_batches
+from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.encoder.dtype import DTYPES
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
@@ -53,7 +54,7 @@ class ManyAdapters(nn.Module):
 
     Raises:
         UserError: `checkpoint...`: see `read_model`; `adapter`: a checkpoint has another base, or was trained
-            with `method: full`.
+            with `method: full`, or with biases or norms of its own.
     """
 
     def __init__(
@@ -175,9 +176,10 @@ class ManyAdapters(nn.Module):
         settings = checkpoint["hyper_parameters"]
         if name in self.members or not name or "." in name:
             raise UserError("adapter", f"expected a new name without dots for {path}, got {name!r}")
-        if settings["method"] == "full":
+        whole = "a whole encoder" if settings["method"] == "full" else "biases or norms of its own"
+        if settings["method"] == "full" or trains_biases_or_norms(settings):
             raise UserError(
-                "adapter", f"{name}: {path} holds a whole encoder, which can't share a base; give it to --ckpt_path"
+                "adapter", f"{name}: {path} holds {whole}, which can't share a base; give it to --ckpt_path"
             )
         try:
             check_base(checkpoint, self.base.fingerprints)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,6 +20,8 @@ class ParameterCounts:
     head: int
     encoder: int
     """Without LoRA."""
+    in_place: int
+    """Of these, the trained ones: biases and norms, or all."""
     trainable: int
 
     @property
@@ -39,14 +42,23 @@ class ParameterCounts:
 
 def count_parameters(encoder: nn.Module, head: nn.Module) -> ParameterCounts:
     """The counts of an encoder, LoRA in it, and its head; works on the meta device."""
-    lora = sum(parameters for _, parameters in lora_by_module(encoder).values())
-    every = [*encoder.parameters(), *head.parameters()]
+    lora = {p for layer in lora_layers(encoder).values() for p in layer.adapter.parameters()}
+    own = [p for p in encoder.parameters() if p not in lora]
     return ParameterCounts(
-        lora=lora,
-        head=sum(p.numel() for p in head.parameters()),
-        encoder=sum(p.numel() for p in encoder.parameters()) - lora,
-        trainable=sum(p.numel() for p in every if p.requires_grad),
+        lora=_size(lora),
+        head=_size(head.parameters()),
+        encoder=_size(own),
+        in_place=_trained(own),
+        trainable=_trained([*own, *lora, *head.parameters()]),
     )
+
+
+def _size(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _trained(parameters: Iterable[nn.Parameter]) -> int:
+    return _size(p for p in parameters if p.requires_grad)
 
 
 def lora_by_module(encoder: nn.Module) -> dict[str, tuple[int, int]]:

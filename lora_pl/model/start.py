@@ -43,8 +43,8 @@ class Start:
         """What a model of these settings takes, by the names in its state: all, or all but the head.
 
         Raises:
-            UserError: `model.start_from`: method, rank, alpha, targets, patterns or variant differ, so that the tensors
-                would not fit or would compute something else; or there is nothing to take.
+            UserError: `model.start_from`: method, rank, alpha, targets, patterns, variant or trained biases and norms
+                differ, so that the tensors would not fit or would compute something else; or there is nothing to take.
         """
         self._require_same(settings)
         takes_head = self.takes_head(settings)

@@ -136,7 +136,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 EQUAL = (
-    *("task", "label_names", "pairs", "method", "head"),
+    *("task", "label_names", "pairs", "method", "head", "train_biases", "train_norms"),
     *("lora.r", "lora.lora_alpha", "lora.target_modules", "lora.layers", "lora.exclude", "lora.rank_pattern"),
     *("lora.alpha_pattern", "lora.variant", "lora.scaling"),
 )

@@ -64,6 +64,16 @@ def test_a_trial_changes_what_it_varies_and_nothing_else():
     assert trial.model(shared["model"]) == trial.config(shared)["model"]
 
 
+def test_what_trains_more_than_adapters_is_trained_alone():
+    shared = {"model.train_biases": "all"}
+    (plain, full) = grid(shared, arms=[Arm("none", {"model.train_biases": "none"}), FULL], axes={}, seeds=1).trials()[
+        :2
+    ]
+    assert (plain.alone, full.alone) == (False, True)
+    assert full.options["model.train_biases"] == "none"
+    assert all(trial.alone for trial in grid(shared).trials())
+
+
 def test_a_task_brings_its_folder_and_its_own_options():
     of_task = {"rte": {RATE: 5e-4, "trainer.max_epochs": 80}}
     found = grid(axes={"data.task": ["rte", "stsb"]}, of_task=of_task, seeds=1).trials()

@@ -17,7 +17,7 @@ def lora(rank: int, seed: int = 0, **options) -> Trial:
     return Trial("LoRA", seed, {"model.lora.r": rank}, own)
 
 
-TRIALS = [Trial("head alone", 0, {}, {"model.method": "head", LR: 1e-2}), *map(lora, (1, 2, 4, 8, 16))]
+TRIALS = [Trial("head alone", 0, {}, {"model.method": "head", LR: 1e-2}, alone=True), *map(lora, (1, 2, 4, 8, 16))]
 
 
 def test_lora_trials_go_together_and_others_alone():

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from lora_pl.formats import native, peft_folder
 from lora_pl.formats.external import read_tensors
@@ -101,16 +104,41 @@ def test_settings(kind, name, count, folder, one_base):
 
 
 @counts
-@pytest.mark.parametrize("layout", ["loralib", "original"])
+def test_tensors_of_peft(count, in_place, tmp_path, one_base):
+    """Names, shapes and types of well-formed tensors: adapters, biases, norms and the head."""
+    arguments = ["--ckpt_path", str(in_place), "--format", "peft", "--output", "x"]
+    run_in_process(["export", *arguments], tmp_path, check=True)
+    path = tmp_path / "x" / peft_folder.WEIGHTS
+    valid = load_file(path)
+
+    def load() -> None:
+        load_external(tmp_path / "x").predict(["a fine film"])
+
+    def check(state: Any) -> None:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+        except (ValueError, TypeError, AttributeError, RuntimeError, SafetensorError):
+            assume(False)  # no safetensors file can hold that
+        told(load)
+
+    copies = [name.replace(f".{module}.", f".{module}.{wrapper}.") for name in valid
+              for module, wrapper in (("classifier", "original_module"), ("LayerNorm", "modules_to_save"))]  # fmt: skip
+    fuzz(count, changed_values(valid, TENSORS, [*valid, *copies]), check)
+
+
+@counts
+@pytest.mark.parametrize("layout", ["loralib", "loralib with biases", "original"])
 def test_state_dicts(layout, count, tiny_encoder, tmp_path, one_base):
-    path, (a, b) = tmp_path / "x.pt", {"loralib": ("lora_A", "lora_B"), "original": ("A", "B")}[layout]
+    path, (a, b) = tmp_path / "x.pt", ("A", "B") if layout == "original" else ("lora_A", "lora_B")
     layers = [f"roberta.encoder.layer.{i}.attention.self.{role}" for i in (0, 1) for role in ("query", "value")]
     state = {f"{layer}.{a}": torch.randn(4, 16) for layer in layers}
     state |= {f"{layer}.{b}": torch.randn(16, 4) for layer in layers}
+    if layout == "loralib with biases":
+        state |= {f"{layer}.bias": torch.randn(16) for layer in layers}
     state |= {"classifier.weight": torch.randn(2, 16), "classifier.bias": torch.randn(2)}
     config = {"model": tiny_encoder(), "task": "SST-2", "r": 4, "alpha": 8, "max_length": 32}
-    valid = state if layout == "loralib" else {"lora": state, "config": config, "metrics": {}}
-    options = ImportOptions(tiny_encoder(), 8.0 if layout == "loralib" else None)
+    valid = {"lora": state, "config": config, "metrics": {}} if layout == "original" else state
+    options = ImportOptions(tiny_encoder(), None if layout == "original" else 8.0)
 
     def load() -> None:
         load_external(path, options).predict(["a fine film"])

@@ -111,9 +111,10 @@ def parts(valid: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @counts
-def test_values(count, checkpoint, tmp_path, one_base):
+@pytest.mark.parametrize("kind", ["checkpoint", "in_place"])
+def test_values(kind, count, request, tmp_path, one_base):
     """Well-formed files with values that no checkpoint has, as far as the model and a text's prediction."""
-    path = tmp_path / "x.ckpt"
+    path, checkpoint = tmp_path / "x.ckpt", request.getfixturevalue(kind)
 
     def load() -> None:
         model = LoRAClassifier.load_from_checkpoint(path)
@@ -169,8 +170,9 @@ def test_settings_on_the_command_line(count, checkpoint, tmp_path):
 
 
 @counts
-def test_adapter_states(count, checkpoint):
-    model = LoRAClassifier.load_from_checkpoint(checkpoint)
+@pytest.mark.parametrize("kind", ["checkpoint", "in_place"])
+def test_adapter_states(kind, count, request):
+    model = LoRAClassifier.load_from_checkpoint(request.getfixturevalue(kind))
     valid = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def check(state: Any) -> None:

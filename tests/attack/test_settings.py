@@ -216,7 +216,7 @@ OTHER = {
     "task": "cola", "label_names": ["b", "a"], "pairs": True, "method": "head", "head": "architecture",
     "lora.r": 3, "lora.lora_alpha": 32.0, "lora.target_modules": ["query"], "lora.rank_pattern": {"query": 1},
     "lora.alpha_pattern": {"query": 2.0}, "lora.variant": "dora", "lora.layers": [0], "lora.exclude": ["value"],
-    "lora.scaling": "rslora",
+    "lora.scaling": "rslora", "train_biases": "lora", "train_norms": True,
 }  # fmt: skip
 
 

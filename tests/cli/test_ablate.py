@@ -243,6 +243,20 @@ def test_a_study_keeps_how_many_trials_it_trains_jointly(flags, tmp_path, monkey
 
 
 @pytest.mark.usefixtures("empty_figures")
+def test_trials_that_train_biases_and_norms(flags, tmp_path, monkeypatch, capsys):
+    """One by one; references have none of their own."""
+    monkeypatch.chdir(tmp_path)
+    own = ["--model.train_biases", "all", "--model.train_norms", "true", "--ranks", "4", "--seeds", "1"]
+    short = [*flags[: flags.index("--pack")], *own, "--trainer.max_epochs", "1", "--head_rate", "1e-1"]
+    assert main([*short, "--pack", "2"]) == 0
+    rows = rows_of(tmp_path / "study")
+    assert {row["pack"] for row in rows} == {1}
+    assert {row["method"]: row["trainable"] - row["trainable_lora"] - row["trainable_head"] for row in rows} == {
+        "lora": 384, "head": 0}  # fmt: skip
+    assert fails(capsys, *short, "--model.encoder", "x", "--output", "other") == "model.encoder"
+
+
+@pytest.mark.usefixtures("empty_figures")
 @pytest.mark.parametrize("pack", ["1", "2"])
 def test_a_damaged_trial_is_marked_and_the_rest_goes_on(pack, flags, tmp_path, monkeypatch, capsys):
     """At the higher learning rate the loss is soon NaN; joint trials of the other rate finish all the same."""

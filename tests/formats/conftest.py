@@ -1,4 +1,4 @@
-"""Checkpoints of tiny models whose adapters are not zero."""
+"""Checkpoints of tiny models all of whose trained parameters have moved."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lora_pl import LoRAClassifier
+from lora_pl.encoder.biases_and_norms import biases_and_norms
 from lora_pl.formats.importing import checkpoint_of
 from lora_pl.lora import lora_layers
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO
@@ -23,15 +24,21 @@ MakeModel = Callable[..., LoRAClassifier]
 def make_model(tiny_encoder) -> MakeModel:
     def make(kind: str = "roberta", **settings) -> LoRAClassifier:
         torch.manual_seed(3)
-        model = LoRAClassifier(encoder=tiny_encoder(kind), **settings)
-        for layer in lora_layers(model).values():
-            for tensor in layer.adapter.tensors().values():
-                nn.init.normal_(tensor, std=0.3)
-        for parameter in model.head.parameters():
-            nn.init.normal_(parameter, std=0.5)
-        return model.eval()
+        return moved(LoRAClassifier(encoder=tiny_encoder(kind), **settings))
 
     return make
+
+
+def moved(model: LoRAClassifier) -> LoRAClassifier:
+    """Adapters and head at random, trained biases and norms away from the base's, in eval mode."""
+    for layer in lora_layers(model).values():
+        for tensor in layer.adapter.tensors().values():
+            nn.init.normal_(tensor, std=0.3)
+    for parameter in model.head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    for parameter in biases_and_norms(model.encoder, model.hparams).values():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+    return model.eval()
 
 
 def saved(model: LoRAClassifier, folder: Path) -> Path:

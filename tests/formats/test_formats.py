@@ -22,6 +22,7 @@ from tests.support import TINY_TERMS, assert_equal_to_rounding
 SLOW = [name for name, export in FORMATS.items() if export.needed]
 """These have tools of their own, which take seconds: they write one variant."""
 CASES = [(name, variant) for name in FORMATS for variant in VARIANTS if name not in SLOW or variant == "lora"]
+BOTH = {"train_biases": "all", "train_norms": True}
 each_format = pytest.mark.parametrize("format", FORMATS)
 
 
@@ -67,6 +68,22 @@ def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_
     assert export.usage.replace("{folder}", "THIS_FOLDER") in card
     exec(export.usage.replace("{folder}", str(output)), {})
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "out"}
+
+
+@each_format
+@pytest.mark.parametrize("settings", [{"train_biases": "lora"}, BOTH])
+def test_trained_biases_and_norms_are_in_it(settings, format, make_model, tmp_path):
+    require(format)
+    if format in SLOW and settings != BOTH:
+        pytest.skip("once")
+    model = make_model(**settings)
+    export_checkpoint(saved(model, tmp_path), tmp_path / "out", format)
+    expected = model.logits(TEXTS)
+    assert_equal_to_rounding(FORMATS[format](model).logits(tmp_path / "out", TEXTS), expected, TINY_TERMS)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("| trained biases | all |" in card, "| trained norms | all |" in card) == (settings == BOTH,) * 2
+    before = make_model().logits(TEXTS)
+    assert not torch.allclose(before, expected, atol=1e-3)
 
 
 @each_format

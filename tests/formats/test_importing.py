@@ -29,6 +29,7 @@ def state_of(model: LoRAClassifier, a: str, b: str, head: dict[str, str]) -> dic
     return state
 
 
+BOTH = {"train_biases": "all", "train_norms": True}
 LINEAR = {"weight": "classifier.weight", "bias": "classifier.bias"}
 STOCK = {f"{x}.{y}": f"classifier.{x}.{y}" for x in ("dense", "out_proj") for y in ("weight", "bias")}
 
@@ -47,6 +48,29 @@ def test_a_state_dict_of_loralib(head, before, make_model, tiny_encoder, tmp_pat
     assert torch.equal(found.logits(TEXTS), model.logits(TEXTS))
     assert found.label_names == ["negative", "positive"]
     assert found.hparams["lora"]["target_modules"] == ["query", "value"]
+
+
+@pytest.mark.parametrize("settings", [{"train_biases": "lora"}, {"train_biases": "all"}, BOTH])
+@pytest.mark.parametrize("before", ["", "module."])
+def test_a_state_dict_of_loralib_with_biases(settings, before, make_model, tiny_encoder, tmp_path):
+    """`lora_state_dict(model, bias="lora_only")` and `"all"`; with norms what `marked as trainable` too."""
+    model = make_model(head="architecture", **settings)
+    state = {before + name: tensor for name, tensor in state_of(model, "lora_A", "lora_B", STOCK).items()}
+    options = ImportOptions(encoder=tiny_encoder(), lora_alpha=16, task="sst2")
+    torch.save(state, tmp_path / "x.pt")
+    found = load_external(tmp_path / "x.pt", options)
+    assert torch.equal(found.logits(TEXTS), model.logits(TEXTS))
+    assert {name: found.hparams[name] for name in BOTH} == {name: model.hparams[name] for name in BOTH}
+    name = next(name for name in state if name.endswith("layer.1.attention.self.value.bias"))
+    for key, wrong in (
+        ("adapter.missing", {key: tensor for key, tensor in state.items() if key != name}),
+        ("adapter.shape", {**state, name: state[name][:8]}),
+        ("adapter.shape", {**state, name: torch.zeros(())}),
+        ("adapter.damaged", {**state, name: state[name] * torch.nan}),
+        ("adapter.damaged", {**state, name: state[name].long()}),
+    ):
+        torch.save(wrong, tmp_path / "x.pt")
+        assert fails(tmp_path / "x.pt", tmp_path, options)[0] == key
 
 
 @pytest.mark.parametrize("layout", ["flat", "with its configuration"])
@@ -153,6 +177,29 @@ def test_damaged_tensors(folder, tmp_path, tiny_encoder):
         assert named in said
     weights.write_bytes(weights.read_bytes()[:300])
     assert fails(folder, tmp_path)[0] == "adapter.damaged"
+
+
+def test_biases_and_norms_that_do_not_fit(make_model, tmp_path):
+    export_checkpoint(saved(make_model(**BOTH), tmp_path), tmp_path / "adapter", "peft", sentences=8)
+    weights, config = tmp_path / "adapter" / "adapter_model.safetensors", tmp_path / "adapter" / "adapter_config.json"
+    whole, settings = load_file(weights), json.loads(config.read_text())
+    for own in ("embeddings.LayerNorm.weight", "layer.0.attention.self.key.bias", "self.query.base_layer.bias"):
+        name = next(name for name in whole if name.endswith(own))
+        for key, state in (
+            ("adapter.missing", {k: v for k, v in whole.items() if k != name}),
+            ("adapter.shape", {**whole, name: whole[name][:8].contiguous()}),
+            ("adapter.shape", {**whole, name: whole[name][:0].contiguous()}),
+            ("adapter.shape", {**whole, name: whole[name][None].contiguous()}),
+            ("adapter.damaged", {**whole, name: whole[name] * float("inf")}),
+            ("adapter.damaged", {**whole, name: whole[name].long()}),
+            ("adapter.head", {**{k: v for k, v in whole.items() if k != name}, f"{name}s": whole[name]}),
+        ):
+            save_file(state, weights)
+            assert fails(tmp_path / "adapter", tmp_path)[0] == key
+    save_file(whole, weights)
+    for bias, key in (("none", "adapter.missing"), ("lora_only", "adapter.missing"), ("some", "adapter.unsupported")):
+        config.write_text(json.dumps({**settings, "bias": bias}))
+        assert fails(tmp_path / "adapter", tmp_path)[0] == key
 
 
 @pytest.mark.parametrize(

@@ -128,14 +128,17 @@ def test_forward_is_the_merged_linear_layer(variant, bias, grad):
     assert_equal_to_rounding(layer.weight + layer.delta_weight(torch.float64), merged, 4)
 
 
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bias", ["frozen", "trained", None])
 def test_gradients_are_those_of_the_formula(variant, bias):
-    layer = trained_layer(variant, bias=bias).double()
+    layer = trained_layer(variant, bias=bias is not None).double()
+    if bias == "trained":
+        layer.bias.requires_grad_(True)
     x = torch.randn(2, 5, IN, dtype=torch.float64, requires_grad=True)
     expected = gradients(layer, by_formula(layer, x))
     expected_x, x.grad = x.grad, None
     got = gradients(layer, layer(x))
-    assert got.keys() == expected.keys() == {f"adapter.{name}" for name in layer.adapter.tensors()}
+    own = {f"adapter.{name}" for name in layer.adapter.tensors()}
+    assert got.keys() == expected.keys() == (own | {"bias"} if bias == "trained" else own)
     for name in expected:
         assert_equal_to_rounding(got[name], expected[name], 10 * OUT * IN)
     assert_equal_to_rounding(x.grad, expected_x, OUT * IN)

@@ -91,6 +91,8 @@ def test_bfloat16_stays_near(write):
         (lambda models, write: models.predict(PAIRS, "a"), "adapter"),
         (lambda models, write: models.load_adapter("a", write("a")), "adapter"),
         (lambda models, write: models.load_adapter("b", write("b", method="full")), "adapter"),
+        (lambda models, write: models.load_adapter("b", write("b", train_biases="lora")), "adapter"),
+        (lambda models, write: ManyAdapters({"a": write("a", train_norms=True)}), "adapter"),
         (lambda models, write: models.load_adapter("b", write("b", "electra")), "adapter"),
         (lambda models, write: ManyAdapters({}), "adapter"),
     ],

@@ -8,6 +8,7 @@ from lora_pl.cli.params import counts_at_rank, pooler_parameters
 from lora_pl.encoder.loading import load_config
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.parameters import count_parameters
+from tests.cli.mistakes import fails
 
 
 def test_rows_add_up(tiny_encoder):
@@ -19,6 +20,17 @@ def test_rows_add_up(tiny_encoder):
     assert rows["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert rows["frozen"] == sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert rows["total"] == rows["trainable"] + rows["frozen"]
+
+
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({"train_biases": "lora"}, 4 * 16), ({"train_norms": True}, 5 * 2 * 16),
+    ({"train_biases": "all"}, 2 * (5 * 16 + 32) + 5 * 16), ({"method": "full"}, None)])  # fmt: skip
+def test_biases_and_norms_have_a_row(settings, expected, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder(), **settings)
+    rows = {name: n for name, n, _ in parameter_rows(model.encoder, model.head)}
+    assert rows.get("biases and norms") == expected
+    assert rows["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert rows["total"] == rows["trainable"] + rows["frozen"] == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.shared
@@ -55,5 +67,19 @@ def test_the_command_counts_what_is_trained(placement, tiny_encoder, capsys):
     flags = [f"--model.lora.{name}={value}" for name, value in placement.items()]
     assert main(["params", "--model.encoder", tiny_encoder(), "--ranks", "2", *flags]) == 0
     trained = count_parameters(model.encoder, model.head)
-    assert f"{trained.lora:,} " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{trained.lora:,} " in said
+    assert "biases" not in said
     assert trained.trainable == trained.lora + trained.head
+
+
+def test_the_command_counts_biases_and_norms(tiny_encoder, capsys):
+    flags = ["--model.train_biases", "all", "--model.train_norms", "true"]
+    assert main(["params", "--model.encoder", tiny_encoder(), "--ranks", "2", *flags]) == 0
+    model = LoRAClassifier(encoder=tiny_encoder(), lora=LoRAConfig(r=2), train_biases="all", train_norms=True)
+    trained = count_parameters(model.encoder, model.head)
+    said = capsys.readouterr().out
+    assert "biases" in said
+    assert f" {trained.in_place:,} " in said
+    assert f" {trained.trainable:,} " in said
+    assert fails(capsys, "params", "--model.encoder", tiny_encoder("modernbert"), *flags) == "model.train_biases"

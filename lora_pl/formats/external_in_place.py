@@ -1,0 +1,68 @@
+"""The biases and norms that come with an external adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
+
+from torch import Tensor, nn
+
+from lora_pl.encoder.architectures import architecture_of
+from lora_pl.encoder.biases_and_norms import TrainBiases, biases, biases_and_norms, norms
+from lora_pl.encoder.fused import split_state
+from lora_pl.errors import UserError
+from lora_pl.formats.external import ExternalAdapter, ending_in, some
+from lora_pl.formats.stock_model import stock_shapes
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def split_in_place(adapter: ExternalAdapter, config: PretrainedConfig) -> tuple[dict[str, Tensor], ExternalAdapter]:
+    """The encoder's biases and norms among the adapter's other tensors, by lora_pl's names, and the adapter without.
+
+    Raises:
+        UserError: adapter.shape: one is of another size.
+    """
+    stock = stock_shapes(config)
+    prefix = f"{stock.base_model_prefix}."
+    shapes = {prefix + name: parameter.shape for name, parameter in _all_in_place(stock.base_model).items()}
+    places = {name: ending_in(name, shapes) for name in adapter.head}
+    found = {place: adapter.head[name].float() for name, place in places.items() if place}
+    for name, tensor in found.items():
+        if tensor.shape != shapes[name]:
+            got, expected = tuple(tensor.shape), tuple(shapes[name])
+            raise UserError("adapter.shape", f"{adapter.source}: {name}: expected {expected}, got {got}")
+    own = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    rest = {name: tensor for name, tensor in adapter.head.items() if not places[name]}
+    return split_state(architecture_of(config).fused, own), replace(adapter, head=rest)
+
+
+def in_place_settings(adapter: ExternalAdapter, names: Collection[str], encoder: nn.Module) -> dict[str, Any]:
+    """The `train_biases` and `train_norms` by which a model trains exactly the parameters `names`.
+
+    Args:
+        adapter: May say which biases there are.
+        names: Those of `split_in_place`.
+        encoder: With LoRA as in the adapter, perhaps on the meta device.
+
+    Raises:
+        UserError: adapter.missing: no settings train exactly these.
+    """
+    kinds = [adapter.biases] if adapter.biases else get_args(TrainBiases)
+    choices = [{"train_biases": kind, "train_norms": norms} for norms in (False, True) for kind in kinds]
+    trained = [biases_and_norms(encoder, settings).keys() for settings in choices]
+    nearest = min(range(len(choices)), key=lambda number: len(trained[number] ^ set(names)))
+    missing = [name for name in trained[nearest] if name not in names]
+    unknown = [name for name in names if name not in trained[nearest]]
+    if missing or unknown:
+        said = [f"{what} {some(found)}" for what, found in (("missing", missing), ("unexpected", unknown)) if found]
+        raise UserError("adapter.missing", f"{adapter.source}: trained biases and norms: {'; '.join(said)}")
+    return choices[nearest] if names else {}
+
+
+def _all_in_place(encoder: nn.Module) -> dict[str, nn.Parameter]:
+    """Without a pooler, which belongs to the head."""
+    every = biases(encoder, "all") | norms(encoder)
+    return {name: parameter for name, parameter in every.items() if not name.startswith("pooler.")}
