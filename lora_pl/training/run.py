@@ -114,9 +114,10 @@ class Run:
             trainer = self._trainer(options, checkpoint)
             if self._strict and checkpoint is not None:
                 require_resumable(trainer)
+            trainer.ckpt_path = checkpoint  # so, and not as an argument, it is known when the model is set up
             with warnings.catch_warnings(), explained(trainer):
                 ignore_advice()
-                trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+                trainer.fit(model, datamodule=data)
 
     def trainer(self, **options: Any) -> Trainer:
         """The trainer that `fit` uses to start the run, with the run's callbacks before and after those in `options`.
