@@ -44,8 +44,8 @@ class LoRAConfig:
     (RE2's) that match whole names. Every encoder of the table knows query, key, value, attention_output, mlp_up and
     mlp_down, and the groups attention, mlp and all-linear (both)."""
     init: Init = "gaussian"
-    """How A starts: `gaussian` (std 0.02), `kaiming_uniform` (loralib's) or `eva` (the top right singular vectors of the
-    layer's inputs on training data; Paischer et al., 2024). B always starts at zero."""
+    """How A starts: `gaussian` (std 0.02), `kaiming_uniform` (loralib's) or `eva` (what explains the layer's inputs on
+    training data best; Paischer et al., 2024). B always starts at zero."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
     """Ranks of layers that differ from r, by names as in target_modules; the first match counts."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)

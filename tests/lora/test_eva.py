@@ -15,6 +15,7 @@ from lora_pl.lora import (
     inject_lora,
     lora_layers,
 )
+from lora_pl.lora.adapter import GAUSSIAN_STD
 from lora_pl.lora.eva import distributed
 from tests.support import assert_equal_to_rounding
 
@@ -78,12 +79,14 @@ def test_a_is_the_top_right_singular_vectors_and_the_model_computes_what_it_did(
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(model(x), bare(x))
     for name, layer in lora_layers(model).items():
-        a = layer.adapter.lora_A
+        a = layer.adapter.lora_A.detach()
         assert a.shape == (ranked.of_layers([name])[name].r, LAYERS[name][0])
+        unit = a / (GAUSSIAN_STD * LAYERS[name][0] ** 0.5)
         *_, v = torch.linalg.svd(rows[name].double(), full_matrices=False)
         v = v[: len(a)].float()
-        assert_equal_to_rounding(a, v * (v * a).sum(1, keepdim=True).sign(), 64)
-        assert_equal_to_rounding(a @ a.T, torch.eye(len(a)), 64)
+        assert_equal_to_rounding(unit, v * (v * a).sum(1, keepdim=True).sign(), 64)
+        assert_equal_to_rounding(unit @ unit.T, torch.eye(len(a)), 64)
+        assert a.square().mean().sqrt().item() == pytest.approx(GAUSSIAN_STD, rel=1e-6)
         assert (a.gather(1, a.abs().argmax(1, keepdim=True)) > 0).all()
         assert not layer.adapter.lora_B.any()
 

@@ -11,6 +11,7 @@ from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.errors import UserError
 from lora_pl.formats.importing import checkpoint_of
 from lora_pl.lora import VARIANTS, eva_matrices, lora_layers
+from lora_pl.lora.adapter import GAUSSIAN_STD
 from lora_pl.model.eva import input_moments
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.encoder.test_architectures import KINDS, PACKED
@@ -76,8 +77,9 @@ def test_every_architecture_starts_as_the_base_with_what_explains_its_inputs_bes
     for name, x in inputs.items():
         expected = torch.linalg.svdvals(x)[:2]
         terms = TINY_TERMS * len(x)
-        assert_equal_to_rounding((x @ a[name].T).norm(dim=0) / expected[0], expected / expected[0], terms)
-        assert_equal_to_rounding(a[name] @ a[name].T, torch.eye(2), 64)
+        unit = a[name] / (GAUSSIAN_STD * x.shape[1] ** 0.5)
+        assert_equal_to_rounding((x @ unit.T).norm(dim=0) / expected[0], expected / expected[0], terms)
+        assert_equal_to_rounding(unit @ unit.T, torch.eye(2), 64)
 
 
 @pytest.mark.parametrize("kind", PACKED)
