@@ -208,26 +208,30 @@ class LoRAClassifier(TaskModule):
     def setup(self, stage: str) -> None:
         """As `TaskModule.setup`; for a new run with init eva, A from the first batches of its training data.
 
+        Lightning does not say yet whether `fit` has a `ckpt_path`; the checkpoint's A and ranks are loaded over these.
+
         Raises:
             UserError: `model.lora.eva_batches`: they have too few tokens; `model.lora.init`, `model.lora.eva_rho`: the
                 trainer has no data module, or would not hand back the ranks.
         """
         super().setup(stage)
-        if stage == "fit" and self.awaits_data and not self.trainer.ckpt_path:
+        if stage == "fit" and self.awaits_data:
             self._start_from_data()
 
     def _start_from_data(self) -> None:
         lora = LoRAConfig.of(self.hparams["lora"])
+        resolved = self.base.resolve(lora)
         _require_eva(self.trainer, lora)
         self.to(self.trainer.strategy.root_device)
         try:
             moments = input_moments(self.base, self.trainer.datamodule.train_dataloader(), lora.eva_batches)  # type: ignore[attr-defined]
-            matrices = eva_matrices(self.base.resolve(lora), moments)
+            matrices = eva_matrices(resolved, moments)
         except LoRAError as error:
             raise UserError(f"model.lora.{error.key}", error.args[1]) from None
         # every process has seen batches of its own; the first one's A holds for all
-        ranked = eva_init(self.encoder, self.base.resolve(lora), self.trainer.strategy.broadcast(matrices))
-        self.hparams["lora"] = lora.with_patterns_of(ranked).to_dict()
+        ranked = eva_init(self.encoder, resolved, self.trainer.strategy.broadcast(matrices))
+        if ranked != resolved:
+            self.hparams["lora"] = lora.with_patterns_of(ranked).to_dict()
         self.awaits_data = False
         ranks = [len(matrix) for matrix in matrices.values()]
         say(f"eva: A from {max(moments.rows.values()):,} tokens; ranks {min(ranks)} to {max(ranks)}")
@@ -241,7 +245,7 @@ class LoRAClassifier(TaskModule):
 
     def _take_ranks(self, ranked: Mapping[str, Any]) -> None:
         """Resize the adapters, where the ranks were left to EVA."""
-        if ranked["lora"] != self.hparams["lora"]:
+        if self._ranks_are_open:
             resize_lora(self.encoder, self.base.resolve(LoRAConfig.of(ranked["lora"])))
             self.hparams["lora"] = ranked["lora"]
 

@@ -114,10 +114,11 @@ class Run:
             trainer = self._trainer(options, checkpoint)
             if self._strict and checkpoint is not None:
                 require_resumable(trainer)
-            trainer.ckpt_path = checkpoint  # so, and not as an argument, it is known when the model is set up
+            if checkpoint is not None:  # which has what a new model would take from the data
+                model.awaits_data = False  # type: ignore[assignment]
             with warnings.catch_warnings(), explained(trainer):
                 ignore_advice()
-                trainer.fit(model, datamodule=data)
+                trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
 
     def trainer(self, **options: Any) -> Trainer:
         """The trainer that `fit` uses to start the run, with the run's callbacks before and after those in `options`.

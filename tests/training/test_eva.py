@@ -94,6 +94,15 @@ def test_a_notebook_gives_what_the_command_gives(fit, source, tiny_encoder):
     assert same(LAST, run.last_checkpoint)
 
 
+def test_patterns_that_name_roles_stay_as_they_were_given(fit):
+    """The command's saved configuration and the checkpoint agree, so the run is resumed."""
+    given = [*fit, "--model.lora.rank_pattern={mlp_up: 3}", "--model.lora.alpha_pattern={value: 2.0}"]
+    assert main([*given, *epochs(1)]) == 0
+    stored = read_checkpoint(LAST)["hyper_parameters"]["lora"]
+    assert (stored["rank_pattern"], stored["alpha_pattern"]) == ({"mlp_up": 3}, {"value": 2.0})
+    assert main([*given, *epochs(2), "--resume"]) == 0
+
+
 def test_too_few_tokens_are_one_line(fit, capsys):
     few = ["--model.lora.r", "16", "--model.lora.eva_rho", "1", "--model.lora.eva_batches", "1"]
     assert fails(capsys, *fit, *few, "--data.batch_size", "1") == "model.lora.eva_batches"
