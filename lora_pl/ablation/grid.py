@@ -120,8 +120,11 @@ class Grid:
 
     def _trial(self, arm: Arm, seed: int, axes: Options) -> Trial:
         options = self._options(arm, axes)
-        model = with_options({}, {**WITHOUT_ADAPTERS, **self.shared, **options})["model"]
-        return Trial(arm.name, seed, axes, options, model["method"] != "lora" or trains_biases_or_norms(model))
+        own = {**WITHOUT_ADAPTERS, **self.shared, **options}
+        by_eva = own.get("model.lora.init") == "eva"  # from each trial's own data
+        model = with_options({}, own)["model"]
+        alone = model["method"] != "lora" or by_eva or trains_biases_or_norms(model)
+        return Trial(arm.name, seed, axes, options, alone)
 
     def _points(self, arm: Arm) -> Iterator[Options]:
         adapted = self._method(arm.options) == "lora"

@@ -62,6 +62,8 @@ class JointTrials(TaskModule):
 
     def _draw(self, seed: int, settings: Mapping[str, Any]) -> None:
         """Add a trial as `fit --seed_everything SEED` draws it: the head, then A layer by layer."""
+        if settings["lora"]["init"] == "eva":
+            raise UserError("pack", "EVA looks at each trial's own data, so trials with init eva train alone")
         seed_everything(seed, workers=True, verbose=False)
         head = self.base.new_head(settings["head"], self.task.outputs)
         taken = self.start.tensors(settings) if self.start else {}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, DistributedSampler
 
 from lora_pl.data.tokens import Tokens
@@ -44,6 +45,17 @@ class Batch:
     def tokens(self) -> int:
         """Real tokens in the batch."""
         return sum(self.lengths)
+
+    def padded(self, pad_token_id: int) -> Batch:
+        """The same sentences, one per row, padded to the longest."""
+        if self.attention_mask is not None:
+            return self
+        parts = (self.input_ids[0], self.token_type_ids[0], torch.ones_like(self.input_ids[0]))
+        ids, types, mask = (
+            pad_sequence(part.split(self.lengths), batch_first=True, padding_value=filler)  # type: ignore[no-untyped-call]
+            for part, filler in zip(parts, (pad_token_id, 0, 0), strict=True)
+        )
+        return replace(self, input_ids=ids, token_type_ids=types, attention_mask=mask)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""

@@ -131,6 +131,7 @@ class PeftExport(Export):
             "inference_mode": True,
             "use_rslora": config.scaling == "rslora",
             **(VARIANTS[lora["variant"]].peft_settings or {}),
+            **({"init_lora_weights": "eva", "eva_config": {"rho": lora["eva_rho"]}} if lora["init"] == "eva" else {}),
         }
 
     def logits(self, folder: Path, texts: Sequence[Text]) -> Tensor:

@@ -46,7 +46,7 @@ class PeftConfig(TypedDict, total=False):
 
 
 WITHOUT_EFFECT = {
-    *("auto_mapping", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "revision"),
+    *("auto_mapping", "eva_config", "inference_mode", "megatron_core", "peft_version", "qalora_group_size", "revision"),
     "runtime_config",
 }
 """These don't change what a trained adapter computes on linear layers."""

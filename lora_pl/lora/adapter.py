@@ -52,6 +52,11 @@ class Adapter(nn.Module, ABC):
         self.lora_dropout = nn.Dropout(config.lora_dropout)
 
     @classmethod
+    def a_names(cls) -> list[str]:
+        """The names of the parameters that are A, (r, in)."""
+        return [name for name, axes in cls.axes.items() if axes == ("r", "in")]
+
+    @classmethod
     def b_names(cls) -> list[str]:
         """The names of the parameters that are B, (out, r)."""
         return [name for name, axes in cls.axes.items() if axes == ("out", "r")]
@@ -65,6 +70,20 @@ class Adapter(nn.Module, ABC):
     @abstractmethod
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
         """The factors over the frozen weight W_0 (out, in), in `dtype`, differentiable in the parameters."""
+
+    def resized(self, base: nn.Linear, config: LoRAConfig) -> Adapter:
+        """An untrained one of the same layer with the rank and alpha of `config`; what has no rank is as it is here.
+
+        It draws no random number of the caller's.
+        """
+        with torch.random.fork_rng([base.weight.device] if base.weight.is_cuda else []), torch.no_grad():
+            adapter = type(self)(base, config)
+            before = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+            for name, tensor in (*adapter.named_parameters(), *adapter.named_buffers()):
+                if tensor.shape == before[name].shape:
+                    tensor.copy_(before[name])
+        adapter.lora_dropout = self.lora_dropout
+        return adapter.train(self.training)
 
     def refresh(self, weight: Tensor) -> None:
         """Bring what is kept of W_0 up to date, after a state was loaded into it."""
@@ -94,7 +113,8 @@ class Adapter(nn.Module, ABC):
 class LoRA(Adapter):
     r"""W = W_0 + s B A, s = alpha / r (Hu et al., 2021, Section 4.1) or alpha / sqrt(r) (`config.scaling`).
 
-    A (r, in) starts as `config.init` says, B (out, r) at zero, so that the layer starts as its base exactly.
+    A (r, in) starts as `config.init` says (for eva: Gaussian, until `eva_init`), B (out, r) at zero, so that the layer
+    starts as its base exactly.
     """
 
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"lora_A": ("r", "in"), "lora_B": ("out", "r")}
@@ -106,10 +126,10 @@ class LoRA(Adapter):
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(self.r, self.in_features, dtype=torch.float32, device=device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, self.r, dtype=torch.float32, device=device))
-        if config.init == "gaussian":
-            nn.init.normal_(self.lora_A, std=GAUSSIAN_STD)
-        else:
+        if config.init == "kaiming_uniform":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        else:
+            nn.init.normal_(self.lora_A, std=GAUSSIAN_STD)
 
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
         """a = s A, b = B."""

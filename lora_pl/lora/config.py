@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
     Variant = Literal[tuple(VARIANTS)]  # so that the command line lists them
 
-Init = Literal["gaussian", "kaiming_uniform"]
+Init = Literal["gaussian", "kaiming_uniform", "eva"]
 Scaling = Literal["standard", "rslora"]
 DIVISORS: dict[Scaling, Callable[[int], float]] = {"standard": float, "rslora": math.sqrt}
 """What alpha is divided by at rank r: r, or sqrt(r)."""
@@ -44,7 +44,8 @@ class LoRAConfig:
     (RE2's) that match whole names. Every encoder of the table knows query, key, value, attention_output, mlp_up and
     mlp_down, and the groups attention, mlp and all-linear (both)."""
     init: Init = "gaussian"
-    """How A starts: `gaussian` (std 0.02) or `kaiming_uniform` (loralib's). B always starts at zero."""
+    """How A starts: `gaussian` (std 0.02), `kaiming_uniform` (loralib's) or `eva` (what explains the layer's inputs on
+    training data best; Paischer et al., 2024). B always starts at zero."""
     rank_pattern: dict[str, int] = field(default_factory=dict)
     """Ranks of layers that differ from r, by names as in target_modules; the first match counts."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
@@ -59,6 +60,12 @@ class LoRAConfig:
     """The scale of the update: `standard` (alpha / r) or `rslora` (alpha / sqrt(r); Kalajdzievski, 2023)."""
     lr_ratio: float = 1.0
     """B's learning rate over A's, which is the model's learning_rate (LoRA+; Hayou et al., 2024), above 0."""
+    eva_rho: float = 1.0
+    """With init eva, the most rank of a layer over r, at least 1. Above 1, EVA distributes the r x layers ranks by
+    explained variance, each layer keeping its scale, and writes them as rank_pattern; a rank_pattern that is given
+    stays."""
+    eva_batches: int = 8
+    """With init eva, the training batches that it looks at before the first step, at least 1."""
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -72,7 +79,9 @@ class LoRAConfig:
         self._require("lr_ratio", _is_positive(self.lr_ratio), "a number > 0")
         self._require("lora_dropout", _is_number(self.lora_dropout) and 0 <= self.lora_dropout < 1,
                       "a probability in [0, 1)")  # fmt: skip
-        self._require("init", self.init in get_args(Init), "gaussian or kaiming_uniform")
+        self._require("init", self.init in get_args(Init), " or ".join(get_args(Init)))
+        self._require("eva_rho", _is_positive(self.eva_rho) and self.eva_rho >= 1, "a number >= 1")
+        self._require("eva_batches", _is_rank(self.eva_batches), "an integer >= 1")
         self._require("scaling", self.scaling in get_args(Scaling), "standard or rslora")
         self._require("variant", self.variant in tuple(VARIANTS), " or ".join(VARIANTS))
         self._require_values("rank_pattern", _is_rank, "integers >= 1 by name or pattern")
@@ -102,6 +111,27 @@ class LoRAConfig:
                 own.update(dict.fromkeys(matching(names, pattern), value))  # type: ignore[arg-type]
         plain = replace(self, rank_pattern={}, alpha_pattern={}, layers=(), exclude=())
         return {name: replace(plain, r=ranks[name], lora_alpha=alphas[name]) for name in names}
+
+    @property
+    def distributes_ranks(self) -> bool:
+        """Whether the layers' ranks are left to EVA."""
+        return self.init == "eva" and self.eva_rho > 1 and not self.rank_pattern
+
+    def with_ranks(self, ranks: Mapping[str, int]) -> "LoRAConfig":
+        """With these ranks of all adapted layers, by their full names, each at the scale that it has now."""
+        alphas = {
+            name: own.lora_alpha if own.r == ranks[name] else own.scale * DIVISORS[self.scaling](ranks[name])
+            for name, own in self.of_layers(list(ranks)).items()
+        }
+        return replace(
+            self,
+            rank_pattern={name: r for name, r in ranks.items() if r != self.r},
+            alpha_pattern={name: alpha for name, alpha in alphas.items() if alpha != self.lora_alpha},
+        )
+
+    def with_patterns_of(self, other: "LoRAConfig") -> "LoRAConfig":
+        """With the ranks and alphas by layer of another configuration."""
+        return replace(self, rank_pattern=other.rank_pattern, alpha_pattern=other.alpha_pattern)
 
     def to_dict(self) -> dict[str, Any]:
         """Primitive values only, as a checkpoint stores them; `LoRAConfig(**d)` reads them back."""

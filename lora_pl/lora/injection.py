@@ -37,6 +37,18 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     return list(adapted)
 
 
+def resize_lora(model: nn.Module, config: LoRAConfig) -> None:
+    """Give untrained adapters the ranks and alphas of `config`, which is otherwise that of `inject_lora`.
+
+    A of another rank is drawn anew, but not from the caller's random numbers. Errors are those of `inject_lora`.
+    """
+    layers = linear_layers(model, (nn.Linear, LoRALinear))
+    for name, own in layers_to_adapt(layers, config).items():
+        layer = cast(LoRALinear, layers[name])
+        if (layer.adapter.r, layer.adapter.lora_alpha) != (own.r, own.lora_alpha):
+            layer.adapter = layer.adapter.resized(layer, own)
+
+
 def remove_lora(model: nn.Module) -> list[str]:
     """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names.
 

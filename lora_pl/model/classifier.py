@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching
@@ -26,11 +27,15 @@ from lora_pl.lora import (
     LoRAConfig,
     LoRAError,
     adapter_state_dict,
+    eva_init,
+    eva_matrices,
     load_adapter_state_dict,
     mark_only_lora_as_trainable,
     merged_lora,
 )
+from lora_pl.lora.injection import resize_lora
 from lora_pl.model.base import Base
+from lora_pl.model.eva import input_moments
 from lora_pl.model.evaluating import evaluating
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
@@ -138,6 +143,9 @@ class LoRAClassifier(TaskModule):
         self.adapted = self.base.inject(lora) if method == "lora" else []
         require_biases_and_norms(self.encoder, self.hparams)
         mark_only_lora_as_trainable(self, also=self.trained_beside)
+        self.awaits_data = method == "lora" and lora.init == "eva"
+        """Whether A is to come from the data of the `fit` that follows."""
+        self._ranks_are_open = self.awaits_data and lora.distributes_ranks
         self.started: Started | None = None
         if start_from is not None:
             self._start(read_start(settings["start_from"], self.base))
@@ -197,12 +205,59 @@ class LoRAClassifier(TaskModule):
     def _start(self, start: Start) -> None:
         """Copy what `start` gives over what was drawn, so that all random draws are those without it."""
         drawn = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        ranked = self._ranked_as(start.settings)
         try:
-            self.load_state_dict({**drawn, **start.tensors(self.hparams)})
+            tensors = start.tensors(ranked)
+            self._take_ranks(ranked)
+            self.load_state_dict({**drawn, **tensors})
         except LoRAError as error:
             raise UserError("model.start_from", f"{start.path}: {error}") from None
         self.started = start.record
         say(start.told(self.hparams))
+
+    def setup(self, stage: str) -> None:
+        """As `TaskModule.setup`; for a new run with init eva, A from the first batches of its training data.
+
+        Lightning does not say yet whether `fit` has a `ckpt_path`; the checkpoint's A and ranks are loaded over these.
+
+        Raises:
+            UserError: `model.lora.eva_batches`: they have too few tokens; `model.lora.init`, `model.lora.eva_rho`: the
+                trainer has no data module, or would not hand back the ranks.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.awaits_data:
+            self._start_from_data()
+
+    def _start_from_data(self) -> None:
+        lora = LoRAConfig.of(self.hparams["lora"])
+        resolved = self.base.resolve(lora)
+        _require_eva(self.trainer, lora)
+        self.to(self.trainer.strategy.root_device)
+        try:
+            moments = input_moments(self.base, self.trainer.datamodule.train_dataloader(), lora.eva_batches)  # type: ignore[attr-defined]
+            matrices = eva_matrices(resolved, moments)
+        except LoRAError as error:
+            raise UserError(f"model.lora.{error.key}", error.args[1]) from None
+        # every process has seen batches of its own; the first one's A holds for all
+        ranked = eva_init(self.encoder, resolved, self.trainer.strategy.broadcast(matrices))
+        if ranked != resolved:
+            self.hparams["lora"] = lora.with_patterns_of(ranked).to_dict()
+        self.awaits_data = False
+        ranks = [len(matrix) for matrix in matrices.values()]
+        say(f"eva: A from {max(moments.rows.values()):,} tokens; ranks {min(ranks)} to {max(ranks)}")
+
+    def _ranked_as(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's settings; with the ranks of the stored ones, if they were left to EVA."""
+        lora = LoRAConfig.of(self.hparams["lora"])
+        if self._ranks_are_open:
+            lora = lora.with_patterns_of(LoRAConfig.of(stored["lora"]))
+        return {**self.hparams, "lora": lora.to_dict()}
+
+    def _take_ranks(self, ranked: Mapping[str, Any]) -> None:
+        """Resize the adapters, where the ranks were left to EVA."""
+        if self._ranks_are_open:
+            resize_lora(self.encoder, self.base.resolve(LoRAConfig.of(ranked["lora"])))
+            self.hparams["lora"] = ranked["lora"]
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits in fp32, (batch, outputs)."""
@@ -272,6 +327,7 @@ class LoRAClassifier(TaskModule):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """The inverse of `state_dict`, always strict; a LoRAError (`state`) lists every key that does not fit."""
         load_adapter_state_dict(self, state_dict, also=self.trained_beside)
+        self.awaits_data = False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the base's name and fingerprints, and what the model started from."""
@@ -282,9 +338,11 @@ class LoRAClassifier(TaskModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise `checkpoint.settings` or `checkpoint.base` if the model computes something else, or on another base."""
         settings = model_settings(checkpoint, "the checkpoint")
-        for difference in differing(settings, self.hparams):
+        ranked = self._ranked_as(settings)
+        for difference in differing(settings, ranked):
             say(f"checkpoint: {difference}")
         check_base(checkpoint, self.base.fingerprints)
+        self._take_ranks(ranked)
         self.hparams["start_from"], self.started = settings["start_from"], checkpoint.get(START_KEY)
 
     @contextmanager
@@ -400,6 +458,16 @@ def model_settings(checkpoint: Mapping[str, Any], source: str, kind: str = "chec
         raise UserError(f"{kind}.version", f"{source}: written by another version of lora_pl: {error}") from None
     except LoRAError as error:
         raise UserError(f"{kind}.settings", f"{source}: model.lora.{error}") from None
+
+
+def _require_eva(trainer: Trainer, lora: LoRAConfig) -> None:
+    if trainer.datamodule is None:  # type: ignore[attr-defined]
+        raise UserError("model.lora.init", "eva looks at the training data; give them as trainer.fit(datamodule=...)")
+    if lora.distributes_ranks and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(
+            "model.lora.eva_rho",
+            "spawned processes hand back weights, but not their ranks; take --trainer.strategy ddp, or eva_rho 1",
+        )
 
 
 def _require_ranges(settings: Mapping[str, Any]) -> None:

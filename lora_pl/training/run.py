@@ -114,6 +114,8 @@ class Run:
             trainer = self._trainer(options, checkpoint)
             if self._strict and checkpoint is not None:
                 require_resumable(trainer)
+            if checkpoint is not None:  # which has what a new model would take from the data
+                model.awaits_data = False  # type: ignore[assignment]
             with warnings.catch_warnings(), explained(trainer):
                 ignore_advice()
                 trainer.fit(model, datamodule=data, ckpt_path=checkpoint)

@@ -1,6 +1,7 @@
 """Against the real PEFT."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,6 +74,23 @@ def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_mod
     assert torch.equal(again.logits(texts), expected)
 
 
+EVA = LoRAConfig(r=3, init="eva", eva_rho=2.0, target_modules=("query", "mlp_up", "mlp_down"))
+
+
+@pytest.mark.parametrize("variant", OF_PEFT)
+def test_ranks_of_eva_are_written_as_patterns(variant, make_model, tmp_path):
+    """PEFT keeps the scale alpha / r where EVA changes ranks, as lora_pl does."""
+    names = [f"encoder.layer.{i}.{name}" for i in (0, 1) for name in ("attention.self.query", "output.dense")]
+    lora = replace(EVA, variant=variant).with_patterns_of(EVA.with_ranks(dict(zip(names, (1, 5, 3, 4), strict=True))))
+    model = make_model("roberta", lora=replace(lora, lora_alpha=6.0))
+    export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (config["init_lora_weights"], config["eva_config"]) == ("eva", {"rho": 2.0})
+    assert list(config["rank_pattern"].values()) == [1, 5, 4]
+    assert_equal_to_rounding(PeftExport(model).logits(tmp_path / "peft", TEXTS), model.logits(TEXTS), TINY_TERMS)
+    assert torch.equal(load_external(tmp_path / "peft").logits(TEXTS), model.logits(TEXTS))
+
+
 def test_rslora_is_written_with_the_alpha_that_was_given(make_model, tmp_path):
     model = make_model(lora=LoRAConfig(r=2, lora_alpha=7, scaling="rslora", rank_pattern={"value": 3}))
     export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
@@ -80,7 +98,7 @@ def test_rslora_is_written_with_the_alpha_that_was_given(make_model, tmp_path):
     assert (config["use_rslora"], config["lora_alpha"], config["alpha_pattern"]) == (True, 7, {})
 
 
-def trained_by_peft(encoder, folder, labels=2, **settings):
+def trained_by_peft(encoder, folder, labels=2, start=None, **settings):
     """A model that PEFT wrapped, moved a few steps by its own optimizer, and saved."""
     from transformers import AutoModelForSequenceClassification
 
@@ -88,6 +106,8 @@ def trained_by_peft(encoder, folder, labels=2, **settings):
     base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=labels, dtype=torch.float32)
     config = peft.LoraConfig(task_type="SEQ_CLS", **{"r": 3, "lora_alpha": 5, **settings})
     model = peft.get_peft_model(base, config)
+    if start is not None:
+        start(model)
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1.0)
     tokenizer = load_tokenizer(encoder)
     batch = tokenizer(list(TEXTS), padding=True, return_tensors="pt")
@@ -173,6 +193,24 @@ def test_biases_of_a_fused_projection_that_peft_trained(bias, biased, tmp_path):
     theirs = trained_by_peft(biased, tmp_path / "theirs", **settings)
     model = load_external(tmp_path / "theirs")
     assert_equal_to_rounding(model.logits(TEXTS), read_logits(theirs, load_tokenizer(biased), TEXTS), TINY_TERMS)
+
+
+def test_an_adapter_that_peft_started_by_eva(tiny_encoder, tmp_path):
+    """With ranks of its own, layers without one, and its settings of EVA in the configuration."""
+    tokenizer = load_tokenizer(tiny_encoder())
+    batches = [tokenizer(list(TEXTS), padding=True, return_tensors="pt").data]
+
+    def start(model) -> None:
+        peft.initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+
+    settings = {"target_modules": ["query", "dense"], "exclude_modules": ["classifier.dense"], "r": 6}
+    eva = {"init_lora_weights": "eva", "eva_config": peft.EvaConfig(rho=2.0)}
+    theirs = trained_by_peft(tiny_encoder(), tmp_path, start=start, **settings, **eva)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"]
+    assert config["eva_config"]["rho"] == 2.0
+    model = load_external(tmp_path, ImportOptions(encoder=tiny_encoder()))
+    assert_equal_to_rounding(model.logits(TEXTS), read_logits(theirs, tokenizer, TEXTS), TINY_TERMS)
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,11 @@ lora_pl.storage.checkpoint._save = lambda content, path: (saved.append(path), sa
 shared = {"accelerator": "cpu", "devices": devices, "strategy": "ddp" if devices > 1 else "auto", "logger": False}
 
 
-def made(accumulate=1, dropout=0.0):
+def made(accumulate=1, dropout=0.0, **lora):
     seed_everything(0)
     size = 8 // accumulate // devices
     data = SentenceDataModule(source=source, encoder=encoder, batch_size=size, eval_batch_tokens=24)
-    return LoRAClassifier(encoder=encoder, learning_rate=1e-3, dropout=dropout), data
+    return LoRAClassifier(encoder=encoder, learning_rate=1e-3, dropout=dropout, lora=lora), data
 
 
 class Seen(Callback):  # weights at start and end, and the state that the first step's masks are drawn from
@@ -50,9 +50,9 @@ def digest(tensors):
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
-def fit(name, steps, accumulate=1, resume=None, dropout=0.0):
+def fit(name, steps, accumulate=1, resume=None, dropout=0.0, **lora):
     Run(name, save_every_steps=4, save_every_minutes=None, checkpoints=".", ckpt_path=resume).fit(
-        *made(accumulate, dropout), precision="32-true", max_epochs=100, max_steps=steps,
+        *made(accumulate, dropout, **lora), precision="32-true", max_epochs=100, max_steps=steps,
         accumulate_grad_batches=accumulate, callbacks=seen.setdefault(name, Seen()), **shared,
     )
 
@@ -65,6 +65,7 @@ if "fits" in fits:
     fit("whole", 12, dropout=0.1)
     fit("part", 7, dropout=0.1)
     fit("rest", 12, dropout=0.1, resume="part/last.ckpt")
+    fit("eva", 4, init="eva", r=5, eva_rho=2.0, eva_batches=1, target_modules="all-linear", dropout=0.1)
 rank = int(os.environ.get("LOCAL_RANK", 0))
 said = {name: {key: vars(callback)[key] for key in ("draws", "start", "end")} for name, callback in seen.items()}
 with open(f"result{rank}.json", "w") as file:  # what two processes print may be mixed
@@ -127,6 +128,16 @@ def test_processes_have_the_same_weights_and_masks_of_their_own(fits):
     for name, seen in first.items():
         assert (seen["start"], seen["end"]) == (second[name]["start"], second[name]["end"])
         assert seen["draws"] != second[name]["draws"]
+
+
+def test_processes_take_the_matrices_and_ranks_of_one(fits):
+    """Each has looked at batches of its own."""
+    found = [read_checkpoint(fits[n][0] / "eva" / "last.ckpt") for n in (1, 2)]
+    patterns = [checkpoint["hyper_parameters"]["lora"]["rank_pattern"] for checkpoint in found]
+    assert all(patterns)
+    for pattern, checkpoint in zip(patterns, found, strict=True):
+        for name, rank in pattern.items():
+            assert checkpoint["state_dict"][f"encoder.{name}.lora_A"].shape[0] == rank
 
 
 def test_one_process_writes(fits):
