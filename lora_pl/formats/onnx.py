@@ -45,10 +45,10 @@ class OnnxExport(Export):
     def write(self, folder: Path) -> None:
         """Write the graph and the tokenizer."""
         model = MergedClassifier(self).eval()
-        save_tokenizer(self.model, str(folder))
+        tokenizer = save_tokenizer(self.model, str(folder))
         # two texts of several tokens: a size of 1 would be taken for a constant
         texts = ["a fine film, if a little long", "dull"]
-        inputs = dict(encode(self.model.tokenizer, [(text, text) for text in texts] if self.model.pairs else texts))
+        inputs = dict(encode(tokenizer, [(text, text) for text in texts] if self.model.pairs else texts))
         free = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")} for name in inputs}
         with _silence():
             torch.onnx.export(

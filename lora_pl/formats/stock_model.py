@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.data.texts import Text, as_row
-from lora_pl.encoder.architectures import stock_head
+from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.loading import load_config, load_tokenizer
 from lora_pl.errors import UserError
 from lora_pl.model.classifier import LoRAClassifier
@@ -53,11 +53,15 @@ def stock_shapes(config: PretrainedConfig) -> PreTrainedModel:
         return stock_class(config)(config)
 
 
-def save_tokenizer(model: LoRAClassifier, folder: str) -> None:
-    """The base's tokenizer; what truncates with it cuts where `predict` cuts."""
+def save_tokenizer(model: LoRAClassifier, folder: str) -> PreTrainedTokenizerBase:
+    """Write and return the base's tokenizer: it cuts where `predict` cuts, and gives what the encoder takes."""
     tokenizer = load_tokenizer(model.hparams["encoder"])
     tokenizer.model_max_length = model.max_length
+    if not architecture_of(model.base.config).has_token_types(model.base.config):
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names  # the latter is written
     tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """What every row of FORMATS promises; a new row inherits all of it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.sentences import Sentences
 from lora_pl.lora import VARIANTS
 from lora_pl.lora.adapter import LoRA
-from tests.formats.conftest import TEXTS, saved
-from tests.support import TINY_TERMS, assert_equal_to_rounding
+from tests.formats.conftest import TEXTS, moved, saved
+from tests.support import TINY_TERMS, assert_equal_to_rounding, tiny_tokenizer
 
 SLOW = [name for name, export in FORMATS.items() if export.needed]
 """These have tools of their own, which take seconds: they write one variant."""
@@ -161,3 +162,14 @@ def test_a_variant_that_peft_does_not_have(make_model, tmp_path, monkeypatch):
     export_checkpoint(path, tmp_path / "adapter", "adapter", sentences=8)
     again = FORMATS["adapter"](model).logits(tmp_path / "adapter", TEXTS)
     assert torch.equal(again, model.logits(TEXTS))
+
+
+@each_format
+def test_pairs_for_an_encoder_whose_tokenizer_gives_types_that_it_lacks(format, tiny_encoder, tmp_path):
+    """As MiniLM has them: BERT's tokenizer with RoBERTa's encoder."""
+    require(format)
+    shutil.copytree(tiny_encoder("roberta"), tmp_path / "base")
+    tiny_tokenizer("bert").save_pretrained(tmp_path / "base")
+    model = moved(LoRAClassifier(encoder=str(tmp_path / "base"), pairs=True))
+    found = export_checkpoint(saved(model, tmp_path), tmp_path / "out", format, sentences=4)[format]
+    assert found.flipped == 0
