@@ -18,6 +18,7 @@ from lora_pl.ablation.study import NOT_VALIDATED
 from lora_pl.ablation.table import COLUMNS, TIMES
 from lora_pl.cli.main import main
 from tests.cli.mistakes import error_of, fails
+from tests.processes import command, start
 from tests.support import run_in_process
 
 RANKS, SEEDS = (1, 4), 2
@@ -109,14 +110,14 @@ def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, 
 
 @pytest.mark.usefixtures("empty_figures")
 def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, flags, tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "lora_pl", *flags], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = start(tmp_path, command, *flags)
     table = tmp_path / "study" / "table.parquet"
     deadline = time.monotonic() + 120
     while not table.is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.2)  # somewhere in a later trial
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     finished = len({row["trial"] for row in rows_of(table.parent)})
     assert 1 <= finished < SEEDS * len(RANKS)
     run_in_process(flags, tmp_path, check=True)
