@@ -254,6 +254,7 @@ def test_auto_is_one_where_batches_are_padded(flags, tmp_path, monkeypatch):
     assert sizes[0]["pack"] == 1
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_study_of_version_0_1_0_is_resumed(study, flags, tmp_path, monkeypatch, capsys):
     """Its settings had no variant, and nothing for patterns without an entry."""
     shutil.copytree(study, tmp_path / "study")
@@ -286,6 +287,7 @@ def test_one_process_at_a_time_runs_a_study(flags, tmp_path, monkeypatch, capsys
         other.stdin.close()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     from lora_pl.ablation.trial_runner import TrialRunner
