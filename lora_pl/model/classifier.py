@@ -233,7 +233,8 @@ class LoRAClassifier(TaskModule):
         logits = self(batch)
         loss = self.task.loss(logits, batch.labels)
         if stage != "train" or torch.isfinite(loss):
-            self.metrics.of(stage, split).update(logits, batch.labels, loss)
+            rows = () if stage == "train" else batch.rows
+            self.metrics.of(stage, split).update(logits, batch.labels, loss, rows)
         return loss
 
     def on_train_epoch_end(self) -> None:
