@@ -88,7 +88,8 @@ class LoRAClassifier(TaskModule):
         schedule: constant or linear (to zero at the last step).
         warmup_ratio: The fraction of all steps over which the learning rate rises from zero.
         start_from: A checkpoint on the same base, with the same method, rank, alpha, targets and variant: training
-            starts from its adapter, and from its head if the classes are the same. Only a new model reads it.
+            starts from its adapter, and from its head if the classes are the same. Only a new model reads it: a file
+            that is missing is an error when the model is used, unless a checkpoint was loaded into it by then.
     """
 
     def __init__(
@@ -131,7 +132,8 @@ class LoRAClassifier(TaskModule):
         self.adapted = self.base.inject(lora) if method == "lora" else []
         mark_only_lora_as_trainable(self, also=self.trained_modules)
         self.started: Started | None = None
-        if start_from is not None:
+        self._missing_start: str | None = settings["start_from"]  # a run that is resumed does not need it
+        if start_from is not None and os.path.exists(settings["start_from"]):
             self._start(read_start(settings["start_from"], self.base))
         if base_dtype != "auto":
             self.base.cast(resolve_dtype(base_dtype, ""))
@@ -194,8 +196,14 @@ class LoRAClassifier(TaskModule):
         self.started = start.record
         say(start.told(self.hparams))
 
+    def require_start(self) -> None:
+        """Raise `model.start_from` if there is no such file and the weights have come from no checkpoint since."""
+        if self._missing_start is not None:
+            raise UserError("model.start_from", f"{self._missing_start}: no such file")
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits in fp32, (batch, outputs)."""
+        self.require_start()
         features = self.base.features(batch)  # (batch, hidden)
         with torch.autocast(self.device.type, enabled=False):
             logits: Tensor = self.head(features)
@@ -263,9 +271,11 @@ class LoRAClassifier(TaskModule):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """The inverse of `state_dict`, always strict; a LoRAError (`state`) lists every key that does not fit."""
         load_adapter_state_dict(self, state_dict, also=self.trained_modules)
+        self._missing_start = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the base's name and fingerprints, and what the model started from."""
+        self.require_start()
         checkpoint[BASE_KEY] = dict(self.base.fingerprints)
         if self.started is not None:
             checkpoint[START_KEY] = dict(self.started)

@@ -64,7 +64,9 @@ class SplitMetrics(nn.Module):
     @property
     def broken_rows(self) -> list[int]:
         """Which of this process's rows those are, in ascending order."""
-        return sorted(row for rows, marks in self._marked for row, mark in zip(rows, marks.tolist(), strict=True) if mark)
+        return sorted(
+            row for rows, marks in self._marked for row, mark in zip(rows, marks.tolist(), strict=True) if mark
+        )
 
     def reset(self) -> None:
         """Reset loss and metrics."""
