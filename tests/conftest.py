@@ -1,6 +1,7 @@
 """Fixtures: tiny real encoders, the developers' material, and a trained checkpoint."""
 
 import functools
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None
     docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
+
+
+def pytest_collection_finish() -> None:
+    """The libraries stay, so the collector need not walk them again and again: a fifth of most tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
