@@ -116,7 +116,8 @@ def process_state() -> Iterator[None]:
         for name, handler in handlers.items():
             signal.signal(name, handler or signal.SIG_DFL)
         for logger, level, disabled in levels:
-            logger.setLevel(level)
+            if logger.level != level:  # setting one clears the caches of all
+                logger.setLevel(level)
             logger.disabled = disabled
         random.setstate(draws[0])
         numpy.random.set_state(draws[1])

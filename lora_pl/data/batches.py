@@ -37,6 +37,8 @@ class Batch:
     """(batch,): tokens per sentence."""
     attention_mask: Tensor | None = None
     """As input_ids: 1 on tokens, 0 on padding; None in a packed batch."""
+    rows: tuple[int, ...] = ()
+    """(batch,): which sentences of the dataset these are."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -82,7 +84,7 @@ def make_batch(tokens: Tokens, indices: Sequence[int], batching: Batching, pad_t
         ids, types = np.where(real, tokens.ids[np.where(real, place, 0)], pad_token_id), second & real
         mask = torch.from_numpy(real.astype(np.int64))
     input_ids, token_type_ids = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64))
-    return Batch(input_ids, token_type_ids, labels, tuple(lengths[:, 0].tolist()), mask)
+    return Batch(input_ids, token_type_ids, labels, tuple(lengths[:, 0].tolist()), mask, tuple(chosen.tolist()))
 
 
 def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching) -> list[int]:

@@ -98,7 +98,8 @@ class LoRAClassifier(TaskModule):
         warmup_ratio: The fraction of all steps over which the learning rate rises from zero.
         start_from: A checkpoint on the same base, with the same method, rank, alpha, targets, variant, and the same
             trained biases and norms: training starts from its adapter, and from its head if the classes are the same.
-            Only a new model reads it.
+            Only a new model reads it: a file that is missing is an error when the model is used, unless a checkpoint
+            was loaded into it by then.
     """
 
     def __init__(
@@ -147,7 +148,8 @@ class LoRAClassifier(TaskModule):
         """Whether A is to come from the data of the `fit` that follows."""
         self._ranks_are_open = self.awaits_data and lora.distributes_ranks
         self.started: Started | None = None
-        if start_from is not None:
+        self._missing_start: str | None = settings["start_from"]  # a run that is resumed does not need it
+        if start_from is not None and os.path.exists(settings["start_from"]):
             self._start(read_start(settings["start_from"], self.base))
         if base_dtype != "auto":
             self.base.cast(resolve_dtype(base_dtype, ""))
@@ -259,8 +261,14 @@ class LoRAClassifier(TaskModule):
             resize_lora(self.encoder, self.base.resolve(LoRAConfig.of(ranked["lora"])))
             self.hparams["lora"] = ranked["lora"]
 
+    def require_start(self) -> None:
+        """Raise `model.start_from` if there is no such file and the weights have come from no checkpoint since."""
+        if self._missing_start is not None:
+            raise UserError("model.start_from", f"{self._missing_start}: no such file")
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits in fp32, (batch, outputs)."""
+        self.require_start()
         features = self.base.features(batch)  # (batch, hidden)
         with torch.autocast(self.device.type, enabled=False):
             logits: Tensor = self.head(features)
@@ -298,7 +306,8 @@ class LoRAClassifier(TaskModule):
         logits = self(batch)
         loss = self.task.loss(logits, batch.labels)
         if stage != "train" or torch.isfinite(loss):
-            self.metrics.of(stage, split).update(logits, batch.labels, loss)
+            rows = () if stage == "train" else batch.rows
+            self.metrics.of(stage, split).update(logits, batch.labels, loss, rows)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -328,9 +337,11 @@ class LoRAClassifier(TaskModule):
         """The inverse of `state_dict`, always strict; a LoRAError (`state`) lists every key that does not fit."""
         load_adapter_state_dict(self, state_dict, also=self.trained_beside)
         self.awaits_data = False
+        self._missing_start = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the base's name and fingerprints, and what the model started from."""
+        self.require_start()
         checkpoint[BASE_KEY] = dict(self.base.fingerprints)
         if self.started is not None:
             checkpoint[START_KEY] = dict(self.started)

@@ -35,12 +35,16 @@ class SplitMetrics(nn.Module):
         self.metrics = MetricCollection({name: METRICS[name](task.outputs) for name in task.metrics})
         self.loss = Mean()
         self.nonfinite = SumMetric(nan_strategy="disable")  # of counts: a check would wait for the device
+        self._marked: list[tuple[tuple[int, ...], Tensor]] = []  # so would to look which
 
-    def update(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Add a batch: logits (batch, outputs), labels (batch,), and the batch's mean loss."""
+    def update(self, logits: Tensor, labels: Tensor, loss: Tensor, rows: tuple[int, ...] = ()) -> None:
+        """Add a batch: logits (batch, outputs), labels (batch,), the batch's mean loss, and its rows in the split."""
         self.metrics.update(self.task.decisions(logits), self.task.targets(labels))
         self.loss.update(loss, len(labels))
-        self.nonfinite.update((~torch.isfinite(logits)).any(-1).sum())
+        broken = (~torch.isfinite(logits)).any(-1)
+        self.nonfinite.update(broken.sum())
+        if rows:
+            self._marked.append((rows, broken))
 
     @property
     def seen(self) -> bool:
@@ -57,8 +61,16 @@ class SplitMetrics(nn.Module):
         """The number of examples with a logit that is inf or NaN."""
         return int(self.nonfinite.compute()) if self.seen else 0
 
+    @property
+    def broken_rows(self) -> list[int]:
+        """Which of this process's rows those are, in ascending order."""
+        return sorted(
+            row for rows, marks in self._marked for row, mark in zip(rows, marks.tolist(), strict=True) if mark
+        )
+
     def reset(self) -> None:
         """Reset loss and metrics."""
+        self._marked.clear()
         for _, metric in self._parts():
             metric.reset()
 
@@ -113,6 +125,11 @@ class StageMetrics(nn.ModuleDict):
         """The number of examples in the stage's splits with a logit that is inf or NaN."""
         return sum(self.of(stage, split).broken for split in range(len(self.splits(stage))))
 
+    def broken_places(self, stage: str) -> str:
+        """The first of them by their numbers, from 1: `no. 3, 17 of validation`; empty if none is known."""
+        found = {name: self.of(stage, split).broken_rows for split, name in enumerate(self.splits(stage))}
+        return "; ".join(f"no. {_first(rows)} of {name}" for name, rows in found.items() if rows)
+
     def compute(self, stage: str) -> dict[str, Tensor]:
         """A stage's losses and metrics by their logged names: `val/accuracy`, `val/accuracy_mismatched`."""
         found: dict[str, Tensor] = {}
@@ -122,6 +139,10 @@ class StageMetrics(nn.ModuleDict):
                 values = self.of(stage, number).compute()
                 found |= {f"{stage}/{name}{suffix}": value for name, value in values.items()}
         return found
+
+
+def _first(rows: list[int], most: int = 5) -> str:
+    return ", ".join(str(row + 1) for row in rows[:most]) + (", ..." if len(rows) > most else "")
 
 
 def _on(state: Tensor | list[Tensor], device: Any) -> Tensor | list[Tensor]:

@@ -88,7 +88,7 @@ class TaskModule(LightningModule):
         self._reset("test")
 
     def check_finite(self, stage: str) -> None:
-        """Report logits that are inf or NaN at the end of an epoch of validation or test.
+        """Report logits that are inf or NaN at the end of an epoch of validation or test, and the first sentences.
 
         Raises:
             UserError: `model.nonfinite_loss`, unless such batches are skipped in a run; its metrics are NaN then.
@@ -96,7 +96,8 @@ class TaskModule(LightningModule):
         broken = sum(metrics.broken(stage) for metrics in self.stage_metrics())
         if not broken:
             return
-        said = f"{stage}: {broken:,} sentences have logits that are inf or NaN"
+        places = next(filter(None, (metrics.broken_places(stage) for metrics in self.stage_metrics())), "")
+        said = f"{stage}: {broken:,} sentences have logits that are inf or NaN{places and f' ({places})'}"
         if self.hparams["nonfinite_loss"] == "stop" or self.trainer.state.fn != "fit":
             raise UserError("model.nonfinite_loss", f"{said}; compute in a wider type, or take another checkpoint")
         say(f"{said}; the metrics are NaN, and no best checkpoint")

@@ -21,6 +21,7 @@ from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
 from lora_pl.errors import UserError
+from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.storage.checkpoint import BEST, LAST, SUFFIX
 from lora_pl.training.explained import explained
 from lora_pl.training.resume.conditions import require_resumable
@@ -104,11 +105,14 @@ class Run:
         Raises:
             UserError: `run_name`, the run exists and `resume` is false, or another process uses it; `resume`, options,
                 data or processes differ from the saved run, or a feature in use can't be resumed exactly;
-                `checkpoint...`, no checkpoint is whole; `trainer...`, an option that does not work here.
+                `checkpoint...`, no checkpoint is whole; `model.start_from`, a new run's start is missing; `trainer...`,
+                an option that does not work here.
         """
         options = settled(trainer_options)
         with run_lock(self.folder) if _saves(options) else nullcontext():
             checkpoint = self._checkpoint()
+            if checkpoint is None and isinstance(model, LoRAClassifier):
+                model.require_start()
             if self._strict and checkpoint is not None:
                 check_same_run(checkpoint.with_name(CONFIG), self._configuration(model, data, options))
             trainer = self._trainer(options, checkpoint)

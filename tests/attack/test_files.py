@@ -14,6 +14,7 @@ from lora_pl.errors import UserError
 from lora_pl.model.parts import Parts
 from lora_pl.model.predict_output import is_stream, opened, require_output
 from lora_pl.storage.write_whole import recover, write_folder_whole, write_whole
+from tests.processes import run
 
 KILLED = """
 import os, shutil, signal, sys
@@ -143,10 +144,14 @@ def test_a_kill_at_any_call_of_a_write(kind, step, tmp_path):
 @pytest.mark.parametrize("step", [40, pytest.param(1, marks=pytest.mark.attack)])
 def test_a_kill_at_any_call_of_an_export(step, tmp_path):
     """The same command succeeds afterwards, under the same process number; an earlier export is never lost."""
-    done = subprocess.run(
-        [sys.executable, "-c", EXPORT, str(ENCODER), str(step)], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    (tmp_path / "own").mkdir()
+    run(tmp_path, exported, str(ENCODER), str(step))
+
+
+def exported(*arguments: str) -> None:
+    os.chdir("own")
+    sys.argv[1:] = arguments
+    exec(EXPORT, {})
 
 
 def test_a_signal_between_two_renames_loses_nothing(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from lora_pl.ablation.study import NOT_VALIDATED
 from lora_pl.ablation.table import COLUMNS, TIMES, ResultTable
 from lora_pl.cli.main import main
 from tests.cli.mistakes import error_of, fails
+from tests.processes import command, start
 from tests.support import run_in_process
 
 RANKS, SEEDS = (1, 4), 2
@@ -166,14 +167,14 @@ def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, 
 
 @pytest.mark.usefixtures("empty_figures")
 def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, flags, tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "lora_pl", *flags], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    process = start(tmp_path, command, *flags)
     table = tmp_path / "study" / "table.parquet"
     deadline = time.monotonic() + 120
     while not table.is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.2)  # somewhere in a later trial
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     finished = len({row["trial"] for row in rows_of(table.parent)})
     assert 1 <= finished < SEEDS * len(RANKS)
     run_in_process(flags, tmp_path, check=True)
@@ -352,6 +353,7 @@ def test_one_process_at_a_time_runs_a_study(flags, tmp_path, monkeypatch, capsys
         other.stdin.close()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     from lora_pl.ablation.trial_runner import TrialRunner

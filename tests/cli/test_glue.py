@@ -1,5 +1,6 @@
 """configs/glue: the paper's settings of the nine tasks, parsed as they are and run on a tiny encoder."""
 
+import functools
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -56,10 +57,16 @@ def fit(tiny_encoder, glue):
 
 
 @pytest.fixture(scope="session")
-def mnli(fit, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("mnli")
-    fit("mnli", folder)
-    return folder / "checkpoints" / "mnli" / "last.ckpt"
+def dry_run(fit, tmp_path_factory):
+    """The last checkpoint of a task's run."""
+
+    @functools.cache
+    def run(task: str) -> Path:
+        folder = tmp_path_factory.mktemp(task)
+        fit(task, folder)
+        return folder / "checkpoints" / task / "last.ckpt"
+
+    return run
 
 
 def test_every_task_has_a_configuration():
@@ -89,9 +96,8 @@ def test_the_published_settings_and_nothing_else(task, defaults, capsys):
 
 
 @pytest.mark.parametrize("task", PUBLISHED)
-def test_a_dry_run(task, fit, tmp_path):
-    fit(task, tmp_path)
-    stored = read_checkpoint(tmp_path / "checkpoints" / task / "last.ckpt")
+def test_a_dry_run(task, dry_run):
+    stored = read_checkpoint(dry_run(task))
     assert stored["global_step"] == 2
     assert stored["hyper_parameters"]["task"] == task
 
@@ -100,8 +106,9 @@ STILL = ["--model.learning_rate", "1e-12", "--model.weight_decay", "0"]
 """Nothing moves, so that a run ends where it starts."""
 
 
-def test_rte_starts_from_the_adapter_of_mnli(fit, mnli, tmp_path):
+def test_rte_starts_from_the_adapter_of_mnli(fit, dry_run, tmp_path):
     """Its head is the one that is drawn without a start."""
+    mnli = dry_run("mnli")
     said = fit("rte", tmp_path, "--model.start_from", str(mnli), *STILL)
     assert f"start: adapter from {mnli}; the head is drawn" in said
     fit("rte", tmp_path, "--run_name", "drawn", *STILL)
@@ -112,9 +119,8 @@ def test_rte_starts_from_the_adapter_of_mnli(fit, mnli, tmp_path):
     assert stored["hyper_parameters"]["start_from"] == stored["lora_pl_start"]["checkpoint"] == str(mnli)
 
 
-def test_mrpc_starts_from_adapter_and_head_of_mrpc(fit, tmp_path):
-    fit("mrpc", tmp_path)
-    start = tmp_path / "checkpoints" / "mrpc" / "last.ckpt"
+def test_mrpc_starts_from_adapter_and_head_of_mrpc(fit, dry_run, tmp_path):
+    start = dry_run("mrpc")
     said = fit("mrpc", tmp_path, "--model.start_from", str(start), "--run_name", "again", *STILL)
     assert f"start: adapter and head from {start}" in said
     again = read_checkpoint(tmp_path / "checkpoints" / "again" / "last.ckpt")["state_dict"]

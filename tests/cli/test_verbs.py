@@ -11,7 +11,7 @@ import yaml
 
 from lora_pl.cli.main import VERBS, main
 from tests.cli.mistakes import error_of
-from tests.support import run_cli, run_in_process
+from tests.support import run_in_process
 
 LINES = ["the film is good", "", "the plot is dull"]
 
@@ -92,10 +92,7 @@ def test_predict_reads_lines_tables_and_standard_input(given, checkpoint, tmp_pa
         with (tmp_path / "x.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["id", "sentence"], *enumerate(LINES)])
         arguments += ["--input", "x.csv"]
-    if given == "stdin":
-        done = run_cli(arguments, tmp_path, check=True, text_input=text)
-    else:
-        done = run_in_process(arguments, tmp_path, check=True)
+    done = run_in_process(arguments, tmp_path, check=True, text_input=text if given == "stdin" else None)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["text"] for row in rows] == LINES
     assert all(set(row) == {"text", "label", "score", "probabilities"} for row in rows)

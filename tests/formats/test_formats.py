@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_pl import LoRAConfig
+from lora_pl import LoRAClassifier, LoRAConfig
 from lora_pl.encoder.dtype import DTYPES
 from lora_pl.errors import UserError
 from lora_pl.formats import FORMATS

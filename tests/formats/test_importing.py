@@ -89,8 +89,10 @@ def test_the_original_repositorys_two_layouts(layout, make_model, tiny_encoder, 
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("name", "r", "alpha"), [("lora_roberta_sst2", 4, None), ("ablation_r1", 1, 16), ("ablation_r2", 2, 16)]
-)
+    ("name", "r", "alpha"),
+    [("lora_roberta_sst2", 4, None), ("ablation_r1", 1, 16),
+     pytest.param("ablation_r2", 2, 16, marks=pytest.mark.attack)],  # a layout again, in half a gibibyte
+)  # fmt: skip
 def test_the_original_repositorys_adapters_tensor_by_tensor(name, r, alpha, shared, tmp_path, monkeypatch):
     """On roberta-base's shape with random weights: names, shapes, scaling, and the merged matrices by arithmetic."""
     from lora_pl.encoder.loading import build_encoder, load_config

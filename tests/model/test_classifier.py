@@ -360,6 +360,26 @@ def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
     assert torch.isfinite(run.callback_metrics["train/accuracy"])
 
 
+@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize("batching", ["packed", "padded"])
+def test_sentences_whose_logits_are_no_numbers_are_named(batching, stage, tiny_encoder, glue_folder, tmp_path):
+    """By their numbers in the split, whatever the order and the batches in which they are evaluated."""
+    head, *rows = (glue_folder / "dev.tsv").read_text().splitlines()
+    for row in (2, 30, 31, 47):
+        rows[row] = "ever " * (row % 5) + rows[row]
+    (tmp_path / "dev.tsv").write_text("\n".join([head, *rows]) + "\n")
+    data = SentenceDataModule(
+        source=str(tmp_path), encoder=tiny_encoder(), batching=batching, eval_batch_tokens=24, cache_dir=str(tmp_path)
+    )
+    model = LoRAClassifier(encoder=tiny_encoder())
+    model.encoder.embeddings.word_embeddings.weight[model.tokenizer.convert_tokens_to_ids("ever")] = torch.nan
+    with pytest.raises(UserError) as error:
+        getattr(trainer(tmp_path), stage)(model, data)
+    assert error.value.key == "model.nonfinite_loss"
+    assert "3 sentences" in str(error.value)
+    assert "no. 3, 32, 48 of validation" in str(error.value)
+
+
 def test_a_model_for_data_is_the_one_that_the_command_trains(tiny_encoder, glue_folder, tmp_path, monkeypatch):
     """Bit for bit, with dropout in the encoder."""
     monkeypatch.chdir(tmp_path)

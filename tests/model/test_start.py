@@ -108,7 +108,7 @@ def test_a_head_alone(trained, tiny_encoder):
 
 def refused(**settings) -> str:
     with pytest.raises(UserError) as error:
-        LoRAClassifier(**settings)
+        LoRAClassifier(**settings).require_start()
     assert error.value.key == "model.start_from"
     return str(error.value)
 

@@ -1,8 +1,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
 from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import WholeFileCheckpointIO, read_checkpoint
 from tests.model.test_classifier import TEXTS, trainer
+from tests.processes import run
 
 
 def test_holds_adapter_head_optimizer_and_schedule_but_no_base(checkpoint):
@@ -25,16 +24,15 @@ def test_holds_adapter_head_optimizer_and_schedule_but_no_base(checkpoint):
     json.dumps(stored["datamodule_hyper_parameters"])
 
 
-def test_a_fresh_process_gives_the_same_logits(checkpoint):
+def print_probabilities(checkpoint: Path) -> None:
     model = LoRAClassifier.load_from_checkpoint(checkpoint)
     assert not model.training
-    script = f"""
-from lora_pl import LoRAClassifier
-predictions = LoRAClassifier.load_from_checkpoint({str(checkpoint)!r}).predict({TEXTS!r})
-print([p["probabilities"]["positive"].hex() for p in predictions])
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str([p["probabilities"]["positive"].hex() for p in model.predict(TEXTS)])
+    print(*(row["probabilities"]["positive"].hex() for row in model.predict(TEXTS)))
+
+
+def test_another_process_gives_the_same_probabilities(checkpoint, tmp_path, capsys):
+    print_probabilities(checkpoint)
+    assert run(tmp_path, print_probabilities, checkpoint) == capsys.readouterr().out
 
 
 def test_the_trained_head_comes_back(checkpoint):

@@ -1,82 +1,81 @@
 """Two processes give the numbers of one."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
 
+from lora_pl import LoRAClassifier, Run, SentenceDataModule
+from lora_pl.storage import checkpoint
 from lora_pl.storage.checkpoint import read_checkpoint
-from tests.support import TINY_TERMS, rounding, run_script
+from tests.processes import run_ranks
+from tests.support import TINY_TERMS, rounding
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 
 STEPS = 20
-SCRIPT = """
-import hashlib, json, os, sys
-import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
-import lora_pl.storage.checkpoint
-from lora_pl import LoRAClassifier, Run, SentenceDataModule
-
-torch.set_num_threads(1)
-encoder, source, devices, fits = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]
-save, saved, seen = lora_pl.storage.checkpoint._save, [], {}
-lora_pl.storage.checkpoint._save = lambda content, path: (saved.append(path), save(content, path))
-shared = {"accelerator": "cpu", "devices": devices, "strategy": "ddp" if devices > 1 else "auto", "logger": False}
+PRECISE = {"precision": "32-true", "accelerator": "cpu", "logger": False}
 
 
-def made(accumulate=1, dropout=0.0, **lora):
-    seed_everything(0)
-    size = 8 // accumulate // devices
-    data = SentenceDataModule(source=source, encoder=encoder, batch_size=size, eval_batch_tokens=24)
-    return LoRAClassifier(encoder=encoder, learning_rate=1e-3, dropout=dropout, lora=lora), data
+class Seen(Callback):
+    """Weights at start and end, and the state that the first step's masks are drawn from."""
 
+    def __init__(self):
+        self.found = {}
 
-class Seen(Callback):  # weights at start and end, and the state that the first step's masks are drawn from
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if not hasattr(self, "draws"):
-            self.draws, self.start = digest([torch.get_rng_state()]), weights(pl_module)
+        if not self.found:
+            self.found = {"draws": digest([torch.get_rng_state()]), "start": weights(pl_module)}
 
     def on_train_end(self, trainer, pl_module):
-        self.end = weights(pl_module)
+        self.found["end"] = weights(pl_module)
 
 
-def weights(model):
+def weights(model: LoRAClassifier) -> str:
     return digest(model.state_dict().values())
 
 
-def digest(tensors):
+def digest(tensors) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
-def fit(name, steps, accumulate=1, resume=None, dropout=0.0, **lora):
-    Run(name, save_every_steps=4, save_every_minutes=None, checkpoints=".", ckpt_path=resume).fit(
-        *made(accumulate, dropout, **lora), precision="32-true", max_epochs=100, max_steps=steps,
-        accumulate_grad_batches=accumulate, callbacks=seen.setdefault(name, Seen()), **shared,
-    )
+def measure(encoder: str, source: str, processes: int, fits: bool) -> None:
+    """What a process of so many measures and saves, in a file of its own."""
+    save, saved, seen = checkpoint._save, [], {}
+    checkpoint._save = lambda content, path: (saved.append(path), save(content, path))
+    devices = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto", **PRECISE}
+
+    def made(accumulate: int = 1, dropout: float = 0.0, **lora) -> tuple[LoRAClassifier, SentenceDataModule]:
+        seed_everything(0)
+        size = 8 // accumulate // processes
+        data = SentenceDataModule(source=source, encoder=encoder, batch_size=size, eval_batch_tokens=24)
+        return LoRAClassifier(encoder=encoder, learning_rate=1e-3, dropout=dropout, lora=lora), data
+
+    def fit(name: str, steps: int, accumulate=1, resume: str | None = None, dropout=0.0, **lora) -> None:
+        run = Run(name, save_every_steps=4, save_every_minutes=None, checkpoints=".", ckpt_path=resume)
+        options = {"max_epochs": 100, "max_steps": steps, "accumulate_grad_batches": accumulate}
+        run.fit(*made(accumulate, dropout, **lora), callbacks=seen.setdefault(name, Seen()), **options, **devices)
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    metrics = Trainer(**devices, **quiet).validate(*made(), verbose=False)[0]
+    if fits:
+        fit("plain", STEPS)
+        fit("accumulated", STEPS, accumulate=2)
+        fit("whole", 12, dropout=0.1)
+        fit("part", 7, dropout=0.1)
+        fit("rest", 12, dropout=0.1, resume="part/last.ckpt")
+        fit("eva", 4, init="eva", r=5, eva_rho=2.0, eva_batches=1, target_modules="all-linear", dropout=0.1)
+    found = {**metrics, "saved": len(saved), "seen": {name: each.found for name, each in seen.items()}}
+    Path(f"result{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(found))
 
 
-quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-measured = Trainer(**shared, **quiet).validate(*made(), verbose=False)[0]
-if "fits" in fits:
-    fit("plain", STEPS)
-    fit("accumulated", STEPS, accumulate=2)
-    fit("whole", 12, dropout=0.1)
-    fit("part", 7, dropout=0.1)
-    fit("rest", 12, dropout=0.1, resume="part/last.ckpt")
-    fit("eva", 4, init="eva", r=5, eva_rho=2.0, eva_batches=1, target_modules="all-linear", dropout=0.1)
-rank = int(os.environ.get("LOCAL_RANK", 0))
-said = {name: {key: vars(callback)[key] for key in ("draws", "start", "end")} for name, callback in seen.items()}
-with open(f"result{rank}.json", "w") as file:  # what two processes print may be mixed
-    json.dump({**measured, "rank": rank, "saved": len(saved), "seen": said}, file)
-""".replace("STEPS", str(STEPS))
-
-
-def results(folder: Path, encoder: str, source: Path, processes: int, *fits: str) -> list[dict]:
-    """What each process of the script measures and saves; Lightning starts the others."""
-    done = run_script(SCRIPT, [encoder, str(source), str(processes), *fits], folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+def results(folder: Path, encoder: str, source: Path, processes: int, fits: bool = False) -> list[dict]:
+    """What each process measures and saves."""
+    run_ranks(processes, folder, measure, encoder, str(source), processes, fits)
     return [json.loads((folder / f"result{rank}.json").read_text()) for rank in range(processes)]
 
 
@@ -94,7 +93,7 @@ def fits(tiny_encoder, glue_folder, tmp_path_factory) -> dict[int, tuple[Path, l
     """The same validation and fits by one process and by two: folder and results."""
     source = source_of(tmp_path_factory.mktemp("uneven") / "SST-2", glue_folder, 47)
     folders = {processes: tmp_path_factory.mktemp(f"by{processes}") for processes in (1, 2)}
-    return {n: (folder, results(folder, tiny_encoder(), source, n, "fits")) for n, folder in folders.items()}
+    return {n: (folder, results(folder, tiny_encoder(), source, n, True)) for n, folder in folders.items()}
 
 
 def test_metrics_are_exact_over_a_split_that_does_not_divide(fits):

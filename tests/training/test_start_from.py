@@ -7,7 +7,10 @@ import pytest
 import torch
 import yaml
 
+from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.cli.main import main
+from lora_pl.errors import UserError
+from lora_pl.formats.importing import checkpoint_of
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.cli.mistakes import fails
 
@@ -66,6 +69,34 @@ def test_resumed_it_ends_as_if_it_had_never_been_stopped(fit, start):
     assert main([*given, "--run_name", "halves", "--resume", *epochs(2)]) == 0
     whole, halves = (read_checkpoint(f"checkpoints/{name}/last.ckpt")["state_dict"] for name in ("mine", "halves"))
     assert all(torch.equal(tensor, halves[name]) for name, tensor in whole.items())
+
+
+def test_resumed_in_python_it_needs_no_start_either(start, tiny_encoder, glue_folder):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+
+    def fit(name: str, epochs: int) -> dict:
+        model = LoRAClassifier.for_data(data, start_from=start)
+        Run(name, resume=True).fit(model, data, max_epochs=epochs, precision="32-true", accelerator="cpu")
+        return model.state_dict()
+
+    whole = fit("mine", 2)
+    fit("halves", 1)
+    start.unlink()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in fit("halves", 2).items())
+    with pytest.raises(UserError) as error:
+        fit("new", 1)
+    assert error.value.key == "model.start_from"
+    assert not LAST.parents[1].joinpath("new").exists()
+
+
+def test_a_model_whose_start_is_missing_is_not_used(tiny_encoder, checkpoint):
+    model = LoRAClassifier(encoder=tiny_encoder(), start_from="missing.ckpt")
+    for use in (lambda: model.predict(["good"]), lambda: checkpoint_of(model)):
+        with pytest.raises(UserError) as error:
+            use()
+        assert error.value.key == "model.start_from"
+    model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    assert model.predict(["good"])
 
 
 def test_another_start_is_another_run(fit, start, checkpoint, capsys):

@@ -1,22 +1,22 @@
-"""Two processes by the command; a file of its own, so that it runs beside the slow `test_distributed.py`."""
+"""Two processes by the command."""
 
 import json
 
 from lora_pl.storage.checkpoint import read_checkpoint
-from tests.support import run_cli
+from tests.processes import command, run, run_ranks
 
 
 def test_the_command_line_on_two_devices(tiny_encoder, glue_folder, tmp_path):
-    """fit and predict: no text twice, none left out, in the order of the input."""
+    """fit starts its second process, predict's are started by another program; texts come once, in their order."""
     two = ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
     arguments = ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--run_name", "two"]
-    run_cli([*arguments, "--data.batch_size", "4", "--trainer.max_epochs", "2", *two], tmp_path, check=True)
+    run(tmp_path, command, *arguments, "--data.batch_size", "4", "--trainer.max_epochs", "2", *two)
     checkpoint = tmp_path / "checkpoints" / "two" / "last.ckpt"
     assert read_checkpoint(checkpoint)["global_step"] == 12
     texts = [f"the film {number} is good" for number in range(33_001)]
     (tmp_path / "x.txt").write_text("\n".join(texts) + "\n")
     predict = ["predict", "--ckpt_path", str(checkpoint), "--input", "x.txt", "--output", "y.jsonl"]
-    run_cli([*predict, *two], tmp_path, check=True)
+    run_ranks(2, tmp_path, command, *predict, *two)
     with (tmp_path / "y.jsonl").open() as rows:
         assert [json.loads(row)["text"] for row in rows] == texts
     assert not (tmp_path / "y.jsonl.parts").exists()
