@@ -47,9 +47,9 @@ OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_s
               ("roberta", "all-linear", ()), ("roberta", "mlp", 1), ("roberta", "attention", ()), ("bert", "mlp", ()),
               ("modernbert", "all-linear", 0), ("distilbert", "all-linear", "1"), ("deberta-v2", "mlp", "0-1"))),
         ("bert", {"lora": LoRAConfig(2, 2.0, target_modules="all-linear", exclude=("key", r".*layer\.0.*output.*"))}),
-        *((kind, {"head": "architecture", "lora": LoRAConfig(2, target_modules=("value", "mlp_up")), **settings})
-          for kind in ARCHITECTURES for settings in (
-              {"train_biases": "all", "train_norms": True} if kind != "modernbert" else {"train_norms": True},)),
+        *((kind, {"head": "architecture", "lora": LoRAConfig(2, target_modules=("value", "mlp_up")),
+                  "train_biases": "none" if kind == "modernbert" else "all", "train_norms": True})
+          for kind in ARCHITECTURES),
         *(("roberta", {"train_biases": biases, "train_norms": norms}) for biases, norms in (
             ("lora", False), ("lora", True), ("all", False), ("none", True))),
         *(("roberta", {"train_biases": "lora", "lora": LoRAConfig(2, variant=variant)}) for variant in OF_PEFT),
@@ -114,7 +114,7 @@ def trained_by_peft(encoder, folder, labels=2, **settings):
         ("distilbert", {"target_modules": ["q_lin"], "modules_to_save": ["pre_classifier", "classifier"]}),
         ("electra", {"target_modules": ["query", "value"]}),
         *(("roberta", {"target_modules": ["query", "dense"], "exclude_modules": r"classifier\..*", "bias": bias,
-                       "modules_to_save": saved}) for bias in PEFT_BIASES for saved in (None, ["LayerNorm"])),
+                       "modules_to_save": saved}) for bias in ("lora_only", "all") for saved in (None, ["LayerNorm"])),
         *(("bert", {"target_modules": "all-linear", "bias": bias}) for bias in ("lora_only", "all")),
         ("electra", {"target_modules": ["query"], "bias": "all", "modules_to_save": ["LayerNorm"]}),
         *(("roberta", {"target_modules": ["query"], "bias": "all", **variant.peft_settings})
