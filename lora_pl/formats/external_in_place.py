@@ -51,7 +51,7 @@ def in_place_settings(adapter: ExternalAdapter, names: Collection[str], encoder:
         UserError: adapter.missing: no settings train exactly these.
     """
     kinds = [adapter.biases] if adapter.biases else get_args(TrainBiases)
-    choices = [{"train_biases": kind, "train_norms": norms} for norms in (False, True) for kind in kinds]
+    choices = [{"train_biases": kind, "train_norms": every} for every in (False, True) for kind in kinds]
     trained = [biases_and_norms(encoder, settings).keys() for settings in choices]
     nearest = min(range(len(choices)), key=lambda number: len(trained[number] ^ set(names)))
     missing = [name for name in trained[nearest] if name not in names]

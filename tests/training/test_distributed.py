@@ -132,11 +132,11 @@ def test_processes_have_the_same_weights_and_masks_of_their_own(fits):
 def test_processes_take_the_matrices_and_ranks_of_one(fits):
     """Each has looked at batches of its own."""
     found = [read_checkpoint(fits[n][0] / "eva" / "last.ckpt") for n in (1, 2)]
-    patterns = [checkpoint["hyper_parameters"]["lora"]["rank_pattern"] for checkpoint in found]
+    patterns = [each["hyper_parameters"]["lora"]["rank_pattern"] for each in found]
     assert all(patterns)
-    for pattern, checkpoint in zip(patterns, found, strict=True):
+    for pattern, each in zip(patterns, found, strict=True):
         for name, rank in pattern.items():
-            assert checkpoint["state_dict"][f"encoder.{name}.lora_A"].shape[0] == rank
+            assert each["state_dict"][f"encoder.{name}.lora_A"].shape[0] == rank
 
 
 def test_one_process_writes(fits):
