@@ -127,4 +127,4 @@ def test_trials_with_eva_train_alone(fit, source, tiny_encoder, monkeypatch):
     assert main([*fit, "--model.lora.eva_rho=1", "--model.lora.r=2", "--seed_everything", "1", *epochs(1)]) == 0
     (own,) = Path("study/trials").glob("*-s1/last.ckpt")
     assert same(own, LAST)
-    assert json.loads(own.with_name("metrics.json").read_text())["config"]["r"] == 2
+    assert json.loads(own.with_name("metrics.json").read_text())["config"]["model.lora.r"] == 2
