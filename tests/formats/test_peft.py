@@ -145,7 +145,7 @@ def trained_by_peft(encoder, folder, labels=2, start=None, **settings):
     ],
 )  # fmt: skip
 def test_an_adapter_that_peft_trained(kind, settings, tiny_encoder, tmp_path):
-    theirs = trained_by_peft(kind, tiny_encoder, tmp_path / "theirs", labels=3, **settings)
+    theirs = trained_by_peft(tiny_encoder(kind), tmp_path / "theirs", labels=3, **settings)
     expected = read_logits(theirs, load_tokenizer(tiny_encoder(kind)), TEXTS)
     model = import_adapter(tmp_path / "theirs", tmp_path / "ours.ckpt", ImportOptions(encoder=tiny_encoder(kind)))
     assert_equal_to_rounding(model.logits(TEXTS), expected, TINY_TERMS)
@@ -190,7 +190,7 @@ def test_biases_of_a_fused_projection_go_to_peft_and_back(biases, targets, biase
 @pytest.mark.parametrize("bias", ["lora_only", "all"])
 def test_biases_of_a_fused_projection_that_peft_trained(bias, biased, tmp_path):
     settings = {"target_modules": ["Wqkv", "Wi"], "modules_to_save": ["head", "classifier"], "bias": bias}
-    theirs = trained_by_peft(biased, str, tmp_path / "theirs", **settings)
+    theirs = trained_by_peft(biased, tmp_path / "theirs", **settings)
     model = load_external(tmp_path / "theirs")
     assert_equal_to_rounding(model.logits(TEXTS), read_logits(theirs, load_tokenizer(biased), TEXTS), TINY_TERMS)
 
@@ -218,7 +218,7 @@ def test_an_adapter_that_peft_started_by_eva(tiny_encoder, tmp_path):
     [{"lora_bias": True}, {"init_lora_weights": "pissa"}],
 )
 def test_what_cannot_be_represented_is_refused_by_name(settings, tiny_encoder, tmp_path):
-    trained_by_peft("roberta", tiny_encoder, tmp_path / "theirs", target_modules=["query", "value"], **settings)
+    trained_by_peft(tiny_encoder("roberta"), tmp_path / "theirs", target_modules=["query", "value"], **settings)
     with pytest.raises(UserError) as error:
         import_adapter(tmp_path / "theirs", tmp_path / "x.ckpt", ImportOptions(encoder=tiny_encoder()))
     assert error.value.key == "adapter.unsupported"
@@ -230,7 +230,7 @@ def test_what_cannot_be_represented_is_refused_by_name(settings, tiny_encoder, t
 @pytest.mark.parametrize("bias", ["lora_only", "all"])
 def test_a_trained_bias_or_norm_that_is_missing_is_named(bias, lost, tiny_encoder, tmp_path):
     settings = {"target_modules": ["query"], "bias": bias, "modules_to_save": ["LayerNorm"]}
-    trained_by_peft("roberta", tiny_encoder, tmp_path / "theirs", **settings)
+    trained_by_peft(tiny_encoder("roberta"), tmp_path / "theirs", **settings)
     weights = tmp_path / "theirs" / "adapter_model.safetensors"
     save_file({name: tensor for name, tensor in load_file(weights).items() if not name.endswith(lost)}, weights)
     with pytest.raises(UserError) as error:
@@ -242,7 +242,7 @@ def test_a_trained_bias_or_norm_that_is_missing_is_named(bias, lost, tiny_encode
 @pytest.mark.parametrize("blocks", [None, [1], 1])
 def test_a_layer_whose_tensors_are_missing_is_named(blocks, tiny_encoder, tmp_path):
     targets = {"target_modules": ["query", "value"], "layers_to_transform": blocks}
-    trained_by_peft("roberta", tiny_encoder, tmp_path / "theirs", **targets)
+    trained_by_peft(tiny_encoder("roberta"), tmp_path / "theirs", **targets)
     weights = tmp_path / "theirs" / "adapter_model.safetensors"
     lost = "layer.1.attention.self.query."
     save_file({name: t for name, t in load_file(weights).items() if lost not in name}, weights)
@@ -253,7 +253,7 @@ def test_a_layer_whose_tensors_are_missing_is_named(blocks, tiny_encoder, tmp_pa
 
 
 def test_a_head_that_was_not_saved_is_named(tiny_encoder, tmp_path):
-    trained_by_peft("distilbert", tiny_encoder, tmp_path / "theirs", target_modules=["q_lin"])
+    trained_by_peft(tiny_encoder("distilbert"), tmp_path / "theirs", target_modules=["q_lin"])
     weights = tmp_path / "theirs" / "adapter_model.safetensors"
     save_file({name: t for name, t in load_file(weights).items() if "pre_classifier" not in name}, weights)
     with pytest.raises(UserError) as error:
@@ -265,7 +265,7 @@ def test_a_head_that_was_not_saved_is_named(tiny_encoder, tmp_path):
 def test_a_pooler_that_the_base_does_not_hold_is_named(tiny_encoder, tmp_path):
     from transformers import AutoModel
 
-    trained_by_peft("bert", tiny_encoder, tmp_path / "theirs", target_modules=["query"])
+    trained_by_peft(tiny_encoder("bert"), tmp_path / "theirs", target_modules=["query"])
     bare = AutoModel.from_pretrained(tiny_encoder("bert"), add_pooling_layer=False)
     bare.save_pretrained(tmp_path / "bare")
     load_tokenizer(tiny_encoder("bert")).save_pretrained(tmp_path / "bare")
