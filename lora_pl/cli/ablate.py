@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
 from lora_pl.ablation.study import AXES, auto_size, check_study, one_after_another, run_study, stored_settings, units_of
 from lora_pl.ablation.trial_runner import TrialRunner
+from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.study_options import SHORT_NAMES, StudyOptions, joined_vary
@@ -28,7 +30,7 @@ from lora_pl.lora import LoRAConfig
 from lora_pl.model.base import Base
 from lora_pl.model.classifier import read_start
 from lora_pl.reporting import say
-from lora_pl.storage.flat import flatten
+from lora_pl.storage.flat import flatten, with_options
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.storage.yaml_file import read_options
 from lora_pl.training.resume.same_run import HARMLESS
@@ -91,6 +93,7 @@ class AblateCLI(ClassifierCLI):
             help="local: one after another in this process; ray: in several worker processes.")  # fmt: skip
         add("--workers", type=PositiveInt, default=2, help="Trials, or groups of joint trials, that Ray runs at once.")
         add("--output", type=str | None, help="The study's folder; by default logs/ablation/NAME of the configuration.")
+        parser.add_argument("--ckpt_path", type=Any, help=SUPPRESS)  # null in the configuration that a run saved
         parser.set_defaults({"trainer.devices": 1})
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
@@ -103,11 +106,13 @@ class AblateCLI(ClassifierCLI):
         if "--resume" in args or "--force" in args:  # type: ignore[operator]
             raise UsageError("resume", "rerun the same command to resume a study; leave out --resume and --force")
         given = joined_vary([str(arg) for arg in args])  # type: ignore[union-attr]
+        if early_value(given, "ckpt_path"):
+            raise UsageError("ckpt_path", "trials start anew, or all from --model.start_from; leave ckpt_path out")
+        if option_value(given, "--run_name"):
+            raise UsageError("run_name", "trials are named by their settings; --output names the study's folder")
         super().parse_arguments(parser, given)
         self.given = {arg[2:].partition("=")[0] for arg in given if arg.startswith("--")}
         self.given |= flatten(read_options(self.config_file)).keys() if self.config_file else set()
-        if self._option("run_name"):
-            raise UsageError("run_name", "trials are named by their settings; --output names the study's folder")
 
     def instantiate_classes(self) -> None:
         """Nothing yet: each trial has its own objects."""
@@ -170,7 +175,8 @@ class AblateCLI(ClassifierCLI):
 
     def _of_fit(self) -> dict[str, Any]:
         """The configuration that every trial's `fit` starts from."""
-        return {key: value for key, value in self.saved.items() if key not in (*OWN, *NOT_FITS)}
+        shared = {key: value for key, value in self.saved.items() if key not in (*OWN, *NOT_FITS)}
+        return with_options(shared, {"trainer.devices": 1} if shared["trainer"]["devices"] == "auto" else {})
 
     def _settings(self, trials: Sequence[Trial]) -> dict[str, Any]:
         """What the trials of the study start from, by full key, and the axes of each arm."""
@@ -180,7 +186,7 @@ class AblateCLI(ClassifierCLI):
 
 
 def _require_one_device(devices: Any) -> None:
-    if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+    if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
         raise UserError("trainer.devices", f"a trial runs on one device, got {devices}; for several use --launcher ray")
 
 

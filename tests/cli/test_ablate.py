@@ -395,3 +395,29 @@ def test_the_report_can_be_written_anew(study, capsys, tmp_path):
     assert (study / "report.html").read_text() == before
     assert main(["ablate", "report", str(tmp_path)]) == 1
     assert error_of(capsys.readouterr().err)[0] == "report"
+
+
+def test_a_runs_saved_configuration_is_taken(checkpoint, planned, tmp_path, monkeypatch, capsys):
+    """As `fit` takes it; what names or continues that one run is left out, or refused where a user asks for it."""
+    monkeypatch.chdir(tmp_path)
+    saved = str(checkpoint.with_name("config.yaml"))
+    assert main(["ablate", "--config", saved, "--ranks", "1", "--seeds", "1"]) == 0
+    assert [trial.name for trial in planned] == ["r1-s0"]
+    assert fails(capsys, "ablate", "--config", saved, "--ckpt_path", str(checkpoint), code=2) == "ckpt_path"
+    assert fails(capsys, "ablate", "--config", saved, "--run_name", "x", code=2) == "run_name"
+
+
+@pytest.mark.usefixtures("empty_figures")
+def test_a_saved_configuration_trains(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = str(checkpoint.with_name("config.yaml"))
+    assert main(["ablate", "--config", saved, "--ranks", "1", "--seeds", "1", "--trainer.max_epochs", "1"]) == 0
+    assert len(rows_of(tmp_path / "logs" / "ablation" / "config")) == 1
+
+
+def test_the_study_of_the_recipe_parses(planned, tmp_path, monkeypatch):
+    """From the repository's root, as its first lines say."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    given = ["--config", "configs/study.yaml", "--tasks", "mrpc", "rte", "--seeds", "1", "--output", str(tmp_path / "study")]
+    assert main(["ablate", *given]) == 0
+    assert len(planned) == 2 * (2 + 1 + 1 + 1 + 3)
