@@ -83,10 +83,12 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
 def arms_of(groups: Sequence[Group]) -> list[Series]:
     """The arms on each set of sentences, each at the point of its axes with the best mean."""
     found = []
-    told = _varied([group.first for group in groups], SENTENCES)
+    rows = [group.first for group in groups]
+    where, own_axes = _varied(rows, SENTENCES), _varied(rows, {ARM, *axes_of(rows)} - {*SENTENCES})
     for same in apart(groups, lambda group: _values(group.first, SENTENCES)):
         best = [max(own, key=lambda group: group.mean) for own in apart(same, lambda group: group.first[ARM])]
-        found.append(Series(ARM, _said(same[0].first, told), tuple(best)))
+        named = (replace(group, name=_said(group.first, own_axes)) for group in best)
+        found.append(Series(ARM, _said(same[0].first, where), tuple(named)))
     return [series for series in found if len(series.groups) > 1]
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 CONFIDENCE = 0.95
+MOST_LISTED = 3
+"""Differences that a sentence names; of more the table tells."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
         least = min(comparison.adjusted_p for comparison in comparisons)
         return f"None differs from another by more than the noise ({how}; smallest corrected p = {least:.2g})."
     told = [f"{c.one} - {c.other}: {100 * c.difference.mean:+.2f} points, p = {c.adjusted_p:.2g}" for c in found]
-    return f"{len(found)} of {len(comparisons)} differences are larger than the noise ({how}): {'; '.join(told)}."
+    listed = f": {'; '.join(told)}" if len(told) <= MOST_LISTED else ""
+    return f"{len(found)} of {len(comparisons)} differences are larger than the noise ({how}){listed}."
 
 
 def _p_value(differences: Sequence[float]) -> float:
