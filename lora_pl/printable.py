@@ -6,9 +6,11 @@ import json
 import re
 from typing import Any
 
-CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What steers a terminal or reorders a line: control characters, line and paragraph separators, the marks of
-bidirectional text, and halves of surrogate pairs, which no encoding has."""
+CONTROLS = re.compile(
+    "[\0-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
+)
+"""What steers a terminal, reorders a line or can't be seen: control characters, line and paragraph separators, marks of
+bidirectional text, invisible characters that no script needs, halves of surrogate pairs, which no encoding has."""
 
 
 def printable(text: str, kept: str = "") -> str:

@@ -142,16 +142,17 @@ def _read(path: Path) -> list[Row]:
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError("table", f"{path} can't be read ({first_line(error)}); move it away") from error
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise UserError(
             "table",
             f"{path} is not the table of a study, or one of an earlier version: no columns {', '.join(missing)}; give "
             "another --output",
         )
-    axes = [name for name in table.column_names if name not in COLUMNS]
+    axes = [name for name in names if name not in COLUMNS]
     try:
         rows: list[Row] = table.select([*COLUMNS, *axes]).cast(_schema(axes)).to_pylist()
     except (pa.ArrowException, ValueError) as error:  # a ValueError: nulls

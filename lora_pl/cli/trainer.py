@@ -118,6 +118,9 @@ class ClassifierCLI(LightningCLI):
             # last, as a saved configuration says `ckpt_path: null`
             given = [*self._with_saved_configuration(given, checkpoint), "--ckpt_path", checkpoint]
         self.config = parser.parse_args(given)
+        seed = self._option("seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 1 << 32:
+            raise UsageError("seed_everything", f"expected 0 to {(1 << 32) - 1}, got {seed}")
         if self.verb != "fit" and not self._option("ckpt_path"):
             raise UsageError("ckpt_path", "expected --ckpt_path checkpoints/NAME/best.ckpt, got none")
 
@@ -145,8 +148,9 @@ class ClassifierCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the precision, and for `fit` take what it saves; a checkpoint's model starts from nothing else."""
         trainer = self._option("trainer")
-        if not isinstance(trainer, Namespace):
-            raise UsageError("trainer", f"expected a mapping of the Trainer's options, got {trainer!r:.60}")
+        for key, options in (("trainer", trainer), ("model.lora", self._option("model.lora"))):
+            if not isinstance(options, Namespace):
+                raise UsageError(key, f"expected a mapping of options, got {options!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
         if self.verb == "fit":
             self.saved = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))

@@ -135,17 +135,30 @@ def _as_lines(parts: Sequence[Path], path: Path) -> int:
 
 
 def _as_parquet(parts: Sequence[Path], path: Path) -> int:
-    """Every part is a row group; the columns are those of the first."""
+    """Every part is a row group; the columns are those of the first.
+
+    Raises:
+        UserError: `output`, a part was damaged meanwhile.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def table(part: Path) -> Any:
-        with part.open(encoding="utf-8") as file:
-            return pa.Table.from_pylist([json.loads(line) for line in file])
+        try:
+            with part.open(encoding="utf-8") as file:
+                return pa.Table.from_pylist([dict(json.loads(line)) for line in file])
+        except (ValueError, TypeError, RecursionError, pa.ArrowException):
+            raise damaged(part) from None
+
+    def damaged(part: Path) -> UserError:
+        return UserError("output", f"{part} is damaged; remove {part.parent} and give the command again")
 
     rows, schema = 0, table(parts[0]).schema if parts else pa.schema([])
     with pq.ParquetWriter(path, schema) as writer:
         for part in parts:
-            writer.write_table(found := table(part))
+            found = table(part)
+            if found.schema != schema:
+                raise damaged(part)
+            writer.write_table(found)
             rows += found.num_rows
     return rows

@@ -418,6 +418,16 @@ def test_a_saved_configuration_trains(checkpoint, tmp_path, monkeypatch):
 def test_the_study_of_the_recipe_parses(planned, tmp_path, monkeypatch):
     """From the repository's root, as its first lines say."""
     monkeypatch.chdir(Path(__file__).parents[2])
-    given = ["--config", "configs/study.yaml", "--tasks", "mrpc", "rte", "--seeds", "1", "--output", str(tmp_path / "study")]
+    given = [
+        "--config",
+        "configs/study.yaml",
+        "--tasks",
+        "mrpc",
+        "rte",
+        "--seeds",
+        "1",
+        "--output",
+        str(tmp_path / "study"),
+    ]
     assert main(["ablate", *given]) == 0
     assert len(planned) == 2 * (2 + 1 + 1 + 1 + 3)
