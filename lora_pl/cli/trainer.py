@@ -148,9 +148,10 @@ class ClassifierCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the precision, and for `fit` take what it saves; a checkpoint's model starts from nothing else."""
         trainer = self._option("trainer")
-        for key, options in (("trainer", trainer), ("model.lora", self._option("model.lora"))):
-            if not isinstance(options, Namespace):
-                raise UsageError(key, f"expected a mapping of options, got {options!r:.60}")
+        if not isinstance(trainer, Namespace):
+            raise UsageError("trainer", f"expected a mapping of the Trainer's options, got {trainer!r:.60}")
+        if not isinstance(lora := self._option("model.lora"), Namespace):
+            raise UsageError("model.lora", f"expected a mapping of LoRA's options, got {lora!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
         if self.verb == "fit":
             self.saved = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
