@@ -65,7 +65,7 @@ class AblateCLI(ClassifierCLI):
         """The axes of the grid, and how the study runs."""
         super().add_arguments_to_parser(parser)
         add = parser.add_argument_group("The grid, and how it runs").add_argument
-        add("--vary", type=dict[str, list[Any]] | None,
+        add("--vary", type=dict[str, Any], default={},
             help="OPTION VALUE ...: an axis, any option of fit with its values; may be given again.")  # fmt: skip
         add("--ranks", type=int | None, nargs="+", help="Axis model.lora.r; 1 2 4 8 if nothing else is compared.")
         add("--learning_rates", type=float, nargs="+", help="Axis model.learning_rate.")
@@ -78,7 +78,7 @@ class AblateCLI(ClassifierCLI):
             help="Axis data.task; {folder} in --data.source stands for the task's folder.")  # fmt: skip
         add("--task_config", type=str | None,
             help="Configurations by task, say configs/glue/{task}.yaml; the options given override them.")  # fmt: skip
-        add("--arms", type=dict[str, dict[str, Any] | None] | None,
+        add("--arms", type=dict[str, Any], default={},
             help="In a configuration: alternatives by name, each with its options (config: a file of them, vary: axes "
             "of its own).")  # fmt: skip
         add("--head_rate", type=float, nargs="+", help="Also train the head alone, at these learning rates.")

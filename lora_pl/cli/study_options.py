@@ -12,6 +12,7 @@ import yaml
 
 from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, Arm, Options
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.trainer import LINKED
 from lora_pl.errors import UsageError
 from lora_pl.model.classifier import Method
 from lora_pl.storage.flat import with_options
@@ -25,6 +26,8 @@ SHORT_NAMES = {
     "tasks": "data.task",
 }
 """Options of `ablate` that are axes."""
+LINKED_KEYS = {"data.encoder", "data.seed", "model.max_length", *(f"model.{name}" for name in LINKED)}
+"""Options that follow from others."""
 RANK = SHORT_NAMES["ranks"]
 RANKS = (1, 2, 4, 8)
 """Those of a study that names no axis of its own."""
@@ -67,11 +70,11 @@ class StudyOptions:
         self.parser, self.config, self.given = parser, config, given
         keys = parser.known_keys()
         above = {key.rpartition(".")[0] for key in keys}
-        self._known = [key for key in keys if "." in key and key not in above]
+        self._known = [key for key in keys if "." in key and key not in {*above, *LINKED_KEYS}]
 
     def axes(self) -> dict[str, list[Any]]:
         """Those of `--vary` and of the short names; ranks, if there is no other word of what to compare."""
-        found = self._axes(self.config.vary or {})
+        found = self._axes(self.config.vary)
         for name, key in SHORT_NAMES.items():
             values = self.config[name]
             if values and key in found:
@@ -83,7 +86,7 @@ class StudyOptions:
 
     def arms(self, method: Method) -> list[Arm]:
         """Those of the configuration, or the study's own method; and the references."""
-        arms = [self._arm(name, dict(options or {})) for name, options in (self.config.arms or {}).items()]
+        arms = [self._arm(name, options or {}) for name, options in self.config.arms.items()]
         if not arms and self.config.ranks != []:
             arms = [Arm(ARM_NAMES[method])]
         references: tuple[tuple[Method, Any], ...] = (("head", self.config.head_rate), ("full", self.config.full_rate))
@@ -128,13 +131,17 @@ class StudyOptions:
         plain = yaml.safe_load(self.parser.dump(parsed, skip_validation=True))
         return reduce(lambda place, name: place[name], key.split("."), plain)
 
-    def _axes(self, values: Mapping[str, Any]) -> dict[str, list[Any]]:
+    def _axes(self, values: Any) -> dict[str, list[Any]]:
+        if not isinstance(values, Mapping):
+            raise UsageError("vary", f"expected lists of values by option, got {values!r:.60}")
         for key, given in values.items():
             if not isinstance(given, list) or not given:
                 raise UsageError("vary", f"{key}: expected a list of values, got {given!r:.60}")
         return {key: [self.value(key, value) for value in given] for key, given in values.items()}
 
-    def _arm(self, name: str, given: dict[str, Any]) -> Arm:
-        axes, file = self._axes(given.pop("vary", {})), given.pop("config", None)
-        of_file = self.options(read_options(file)) if file else {}
-        return Arm(name, {**of_file, **self.options(given)}, axes)
+    def _arm(self, name: str, given: Any) -> Arm:
+        if not isinstance(given, Mapping) or not isinstance(given.get("config", ""), str):
+            raise UsageError("arms", f"{name}: expected options, config: FILE and vary: axes, got {given!r:.60}")
+        of_file = self.options(read_options(given["config"])) if "config" in given else {}
+        own = self.options({key: value for key, value in given.items() if key not in ("config", "vary")})
+        return Arm(name, {**of_file, **own}, self._axes(given.get("vary", {})))

@@ -407,6 +407,30 @@ def test_a_runs_saved_configuration_is_taken(checkpoint, planned, tmp_path, monk
     assert fails(capsys, "ablate", "--config", saved, "--run_name", "x", code=2) == "run_name"
 
 
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("arms: 3", "arms"),
+        ("arms: {a: 3}", "arms"),
+        ("arms: {a: {config: [x]}}", "arms"),
+        ("arms: {a: {vary: 3}}", "vary"),
+        ("arms: {a: {config: none.yaml}}", "config"),
+        ("arms: {a: {model.lora.rr: 3}}", "vary"),
+        ("arms: {a: {model: {lora: 3}}}", "vary"),
+        ("vary: [model.lora.r]", "vary"),
+        ("vary: {model.lora.r: 3}", "vary"),
+        ("vary: {model.lora.r: []}", "vary"),
+        ("vary: {model.task: [rte]}", "vary"),
+        ("task_config: 'none/{task}.yaml'", "config"),
+    ],
+)
+def test_mistakes_in_a_studys_configuration(content, key, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(content)
+    assert main(["ablate", "--config", "study.yaml", "--data.task", "rte", "--data.source", "nowhere"]) != 0
+    assert error_of(capsys.readouterr().err)[0] == key
+
+
 @pytest.mark.usefixtures("empty_figures")
 def test_a_saved_configuration_trains(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
