@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_pl.ablation.grid import RANK
 from lora_pl.ablation.groups import ARM, Group, Series, apart
 from lora_pl.ablation.statistics import summarize
-from lora_pl.ablation.table import RANK, value_order
+from lora_pl.ablation.table import value_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,14 +20,14 @@ from lora_pl.storage.flat import with_options
 Options = Mapping[str, Any]
 """Options of `fit` by full name, say `model.lora.r`."""
 AlphaRule = Literal["fixed", "proportional", "rslora"]
-ALPHA_RULE, LORA = "alpha_rule", "model.lora."
+ALPHA_RULE, LORA, RANK = "alpha_rule", "model.lora.", "model.lora.r"
 ARM_NAMES: dict[Method, str] = {"lora": "LoRA", "head": "head alone", "full": "full fine-tuning"}
 """The arms that need no name of the user's: the study's own method, and the references."""
 WITHOUT_ADAPTERS = {"model.train_biases": "none", "model.train_norms": False}
 """What the references have of the options that go with adapters."""
 OWN_OF_JOINT = ("model.learning_rate", "model.head_learning_rate", "model.weight_decay", "model.decay_bias")
 """Beside those of LoRA, the options in which joint trials may differ."""
-SHORT = {"model.lora.r": "r", "model.learning_rate": "lr", "model.lora.target_modules": "on-", ALPHA_RULE: "alpha-"}
+SHORT = {RANK: "r", "model.learning_rate": "lr", "model.lora.target_modules": "on-", ALPHA_RULE: "alpha-"}
 LONGEST = 120  # of a trial's name: it names folders
 
 
@@ -61,7 +61,7 @@ class Trial:
         """The name of its folder and its TensorBoard run: arm, axes and seed."""
         axes = [f"{SHORT.get(key, key.rpartition('.')[2] + '-')}{told(value)}" for key, value in self.axes.items()]
         arm = [] if axes and self.arm == ARM_NAMES["lora"] else [self.arm]
-        name = re.sub(r"[^\w+.-]", "_", "-".join([*arm, *axes]))
+        name = file_name([*arm, *axes])
         if len(name) > LONGEST:
             name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return f"{name}-s{self.seed}"
@@ -177,6 +177,11 @@ def told(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ",".join(map(told, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def file_name(parts: Sequence[str]) -> str:
+    """The parts joined by hyphens, what may not be in a file's name replaced."""
+    return re.sub(r"[^\w+.-]", "_", "-".join(parts))
 
 
 def _of_lora(key: str) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES
+from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK
 from lora_pl.ablation.statistics import summarize
-from lora_pl.ablation.table import OK, RANK, Row, axes_of, value_order
+from lora_pl.ablation.table import OK, Row, axes_of, value_order
 
 ARM = "arm"
 TOLD = {

@@ -7,10 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lora_pl.ablation.grid import RANK
 from lora_pl.ablation.groups import ARM, Series
 from lora_pl.ablation.section7 import amplification_rows
 from lora_pl.ablation.statistics import Comparison, compare, verdict
-from lora_pl.ablation.table import FAILED, RANK, ResultTable
+from lora_pl.ablation.table import FAILED, ResultTable
 from lora_pl.errors import UserError
 from lora_pl.printable import printable
 

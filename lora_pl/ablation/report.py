@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict
 
 from lora_pl.ablation.figures import along_axis, loss_curves, parameters_by_rank
+from lora_pl.ablation.grid import RANK, file_name
 from lora_pl.ablation.groups import ARM, SENTENCES, Group, Series, apart, arms_of, groups_of, series_of
 from lora_pl.ablation.page import PUBLISHED, make_page
 from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import stored_settings
-from lora_pl.ablation.table import RANK, ResultTable, axes_of, options_of
+from lora_pl.ablation.table import ResultTable, axes_of, options_of
 from lora_pl.errors import UserError
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
@@ -114,7 +114,7 @@ def _along_axis(same: Sequence[Series], series: Sequence[Series]) -> tuple[str, 
     arms = {one.groups[0].first[ARM] for one in same}
     beside = [one for one in series if one.axis == ARM != axis and _sentences(one) == sentences]
     references = [group for one in beside for group in one.groups if group.first[ARM] not in arms]
-    name = re.sub(r"[^\w+.-]", "_", "-".join(["by", axis.rpartition(".")[2], *sentences]))
+    name = file_name(["by", axis.rpartition(".")[2], *sentences])
     caption = (
         f"Validation {first['metric']} after the last epoch{' on ' if sentences else ''}{', '.join(sentences)}. Small "
         "marks are runs, one per seed; large marks their mean with the t-based 95% interval of the mean."

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from lora_pl.ablation.figures import similarity_maps
+from lora_pl.ablation.grid import RANK
 from lora_pl.ablation.groups import Group, Series
-from lora_pl.ablation.table import RANK
 from lora_pl.errors import UserError
 from lora_pl.lora import lora_layers
 from lora_pl.model.classifier import LoRAClassifier

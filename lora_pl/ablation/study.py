@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_pl.ablation.grid import Trial, jointly
+from lora_pl.ablation.groups import apart
 from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, options_text, trial_rows
 from lora_pl.errors import UserError, first_line
@@ -61,10 +62,8 @@ def one_after_another(units: Sequence[Unit], run: RunUnit) -> Iterator[list[Outc
 
 def units_of(trials: Sequence[Trial], size: int) -> list[Unit]:
     """Trials that can be trained jointly `size` at a time; the same for the same grid, whatever is finished."""
-    alike: dict[str, list[Trial]] = {}
-    for trial in trials:
-        alike.setdefault(jointly(trial), []).append(trial)
-    units = [tuple(group[start : start + size]) for group in alike.values() for start in range(0, len(group), size)]
+    alike = apart(trials, jointly)
+    units = [tuple(group[start : start + size]) for group in alike for start in range(0, len(group), size)]
     return sorted(units, key=lambda unit: trials.index(unit[0]))
 
 

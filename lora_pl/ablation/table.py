@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_pl.ablation.grid import Trial, told
+from lora_pl.ablation.grid import RANK, Trial, told
 from lora_pl.errors import UserError, first_line
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 
 Row = dict[str, Any]
 
-RANK = "model.lora.r"
 COLUMNS: dict[str, str] = {
     "trial": "string",
     "status": "string",  # ok or failed

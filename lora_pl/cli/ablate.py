@@ -192,10 +192,15 @@ def _require_one_device(devices: Any) -> None:
 
 def _check_models(shared: Mapping[str, Any], trials: Sequence[Trial]) -> None:
     """Fail before the first trial where some trial would: at a target that matches nothing, or too high a rank."""
-    models = [trial.model(shared["model"]) for trial in trials if trial.method == "lora" and trial.seed == 0]
-    for model in models:
-        encoder, lora = load_config(model["encoder"]), LoRAConfig.of(model["lora"])
-        counts_at_rank(encoder, lora, model["head"], 2, model["train_biases"], model["train_norms"])
+
+    def counted(trial: Trial) -> list[Any]:
+        model = trial.model(shared["model"])
+        return [model[key] for key in ("encoder", "lora", "head", "train_biases", "train_norms")]
+
+    adapted = [trial for trial in trials if trial.method == "lora"]
+    for alike in apart(adapted, lambda trial: repr(counted(trial))):
+        encoder, lora, head, *in_place = counted(alike[0])
+        counts_at_rank(load_config(encoder), LoRAConfig.of(lora), head, 2, *in_place)
 
 
 def _prepare(runner: TrialRunner, trials: Sequence[Trial]) -> None:

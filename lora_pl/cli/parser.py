@@ -45,7 +45,7 @@ class Parser(LightningArgumentParser):
         if missing := REQUIRED.search(message):
             raise UsageError(missing["key"], f"expected --{missing['key']}, got none; see {self.prog} --help") from ex
         if unknown := UNKNOWN.search(message):
-            raise UsageError("usage", f"there is no option --{unknown['key']}{self._nearest(unknown['key'])}") from ex
+            raise UsageError("usage", f"there is no option --{unknown['key']}{self.nearest(unknown['key'])}") from ex
         wrong = WRONG.search(message)
         lines = [line.strip() for line in (wrong["said"] if wrong else message).splitlines() if line.strip()]
         said = re.sub(r"<class '(\w+)'>", r"\1", " ".join(lines[:3])).replace(". Got value: ", ", got ")
@@ -67,7 +67,8 @@ class Parser(LightningArgumentParser):
             raise UsageError("config", f"{cfg_path}: config: expected a list of files, got {found['config']!r:.60}")
         return found
 
-    def _nearest(self, wrong: str) -> str:
+    def nearest(self, wrong: str) -> str:
+        """A hint at the option that is meant; empty where none is near."""
         keys = self.known_keys()
         near = difflib.get_close_matches(wrong, keys, n=1) or difflib.get_close_matches(
             wrong.rpartition(".")[2], [key.rpartition(".")[2] for key in keys], n=1

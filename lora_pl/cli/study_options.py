@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import reduce
 from typing import Any
 
 import yaml
 
-from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, Arm, Options
+from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK, Arm, Options
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.trainer import LINKED
 from lora_pl.errors import UsageError
@@ -19,7 +18,7 @@ from lora_pl.storage.flat import with_options
 from lora_pl.storage.yaml_file import read_options
 
 SHORT_NAMES = {
-    "ranks": "model.lora.r",
+    "ranks": RANK,
     "targets": "model.lora.target_modules",
     "learning_rates": "model.learning_rate",
     "alpha_rules": ALPHA_RULE,
@@ -28,7 +27,6 @@ SHORT_NAMES = {
 """Options of `ablate` that are axes."""
 LINKED_KEYS = {"data.encoder", "data.seed", "model.max_length", *(f"model.{name}" for name in LINKED)}
 """Options that follow from others."""
-RANK = SHORT_NAMES["ranks"]
 RANKS = (1, 2, 4, 8)
 """Those of a study that names no axis of its own."""
 
@@ -37,7 +35,7 @@ def joined_vary(args: Sequence[str]) -> list[str]:
     """`--vary KEY VALUE ...`, as often as given, as one `--vary` in JSON, which replaces that of a configuration.
 
     Raises:
-        UsageError: `vary`: an axis without a name or a value, or given twice.
+        UsageError: `vary`: an axis without a name, or given twice.
     """
     kept, axes, position = [], {}, 0
     while position < len(args):
@@ -123,8 +121,7 @@ class StudyOptions:
             UsageError: `vary`, there is no such option; its own key, the value is wrong.
         """
         if key not in self._known:
-            near = get_close_matches(key, self._known, n=1)
-            raise UsageError("vary", f"fit has no option {key}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise UsageError("vary", f"there is no option --{key} to vary{self.parser.nearest(key)}")
         if key == SHORT_NAMES["targets"] and isinstance(value, str) and not value.startswith("["):
             value = value.split(",")
         parsed = self.parser.parse_object(with_options({}, {key: value}))
