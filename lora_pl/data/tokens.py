@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from lora_pl.data.examples import Examples
 from lora_pl.encoder.fingerprint import tokenizer_definition, vocabulary_fingerprint
+from lora_pl.errors import UserError, first_line
 from lora_pl.storage.write_whole import write_whole
 
 if TYPE_CHECKING:
@@ -132,10 +133,20 @@ def _encodings(
     with tqdm(total=count, desc="Tokenizing", unit=" sentences", disable=hidden, leave=False) as bar:
         for start in range(0, count, CHUNK):
             columns = [list(column[start : start + CHUNK]) for column in texts]
-            with _CALLS.setdefault(tokenizer, threading.Lock()):
-                encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-            yield from encoded.encodings
+            yield from _encoded(tokenizer, columns, max_length).encodings
             bar.update(len(columns[0]))
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int) -> Any:
+    try:
+        with _CALLS.setdefault(tokenizer, threading.Lock()):
+            return tokenizer(*columns, truncation=True, max_length=max_length)
+    except BaseException as error:
+        # a rule that names a token that is not there; Rust's panic is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        said = f"the tokenizer of {tokenizer.name_or_path} can't tokenize: {first_line(error)}"
+        raise UserError("model.encoder", said) from error
 
 
 def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int) -> str:

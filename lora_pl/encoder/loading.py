@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,8 +167,9 @@ def _without_pooler(config: PretrainedConfig) -> dict[str, bool]:
 def _loaded(kind: Any, name: str, config: PretrainedConfig, **arguments: Any) -> tuple[Any, Collection[str]]:
     """A model in fp32, and the keys that the weights lack, which Transformers draws; the generators do not move."""
     _require_plain_pickles(name)
-    arguments |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
     with _LOADING, torch.random.fork_rng(devices=[]):
+        _require_enough_bytes(name, partial(kind.from_config, config, trust_remote_code=False, **arguments))
+        arguments |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
         model, report = _from_pretrained(kind.from_pretrained, name, **arguments)
     return model, report["missing_keys"]
 
@@ -178,6 +180,22 @@ def _require_plain_pickles(name: str) -> None:
     if not any(folder.glob("*.safetensors")):
         for path in folder.glob("*.bin"):
             read_archive(path, "encoder")
+
+
+def _require_enough_bytes(name: str, build: Callable[[], nn.Module]) -> None:
+    """The folder's weights must be able to fill the model: Transformers draws what they lack, however large it is."""
+    folder = Path(local_path(name))
+    held = sum(path.stat().st_size for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
+    if not held:
+        return
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in build().parameters())
+    if parameters > held:
+        raise UserError(
+            "model.encoder",
+            f"{name}: config.json describes {parameters:,} parameters, but the weights are {held:,} bytes; expected "
+            "the config.json that was saved with these weights",
+        )
 
 
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:

@@ -62,7 +62,7 @@ class TaskModule(LightningModule):
         Raises:
             UserError: `model.schedule`: linear, in a run without an end.
         """
-        optimizer = torch.optim.AdamW(self.parameter_groups())
+        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=True)
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps) and self.hparams["schedule"] == "linear":
             raise UserError("model.schedule", "linear needs an end; give --trainer.max_epochs or --trainer.max_steps")

@@ -1,3 +1,6 @@
+import json
+from shutil import copytree
+
 import numpy as np
 import pytest
 
@@ -5,6 +8,7 @@ from lora_pl.data import tokens as tokens_module
 from lora_pl.data.examples import Examples
 from lora_pl.data.tokens import Tokens, tokenize, tokenize_cached
 from lora_pl.encoder.loading import load_tokenizer
+from lora_pl.errors import UserError
 
 TEXTS = ["the film is good", "", "the plot is very very dull and the cast is bad", "fine"]
 EXAMPLES = Examples((TEXTS,), [1.0, 0.0, 0.0, 1.0])
@@ -41,6 +45,17 @@ def test_pairs_and_where_their_second_text_begins(kind, tiny_encoder):
     assert sentence(tokens, 0) == encoded.input_ids
     assert tokens.second.tolist() == [sum(encoded.get("token_type_ids", []))]
     assert tokens.second.tolist() == [3 if kind == "bert" else 0]
+
+
+def test_rules_that_name_a_token_that_is_not_there(tiny_encoder, tmp_path):
+    """Rust's panic, which Python does not count among its exceptions."""
+    folder = copytree(tiny_encoder(), tmp_path / "broken")
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    rule = {"SpecialToken": {"id": "[ABSENT]", "type_id": 0}}
+    template = {"type": "TemplateProcessing", "single": [rule], "pair": [rule], "special_tokens": {}}
+    (folder / "tokenizer.json").write_text(json.dumps(definition | {"post_processor": template}))
+    with pytest.raises(UserError, match="can't tokenize"):
+        tokenize(load_tokenizer(str(folder)), [["a fine film"]], 8)
 
 
 def test_chunks_join_without_a_seam(tokenizer, monkeypatch):

@@ -99,6 +99,13 @@ def test_weights_that_do_not_cover_the_encoder(tiny_encoder, tmp_path):
     assert "encoder.layer.1.output.dense.weight" in refused(load_encoder, folder)
 
 
+def test_a_configuration_far_larger_than_the_weights_is_not_built(tiny_encoder, tmp_path):
+    folder = copytree(tiny_encoder(), tmp_path / "wide")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"hidden_size": 65_536}))
+    assert "parameters, but the weights are" in refused(load_encoder, folder)
+
+
 def test_a_model_that_is_no_text_encoder(tmp_path):
     from transformers import ViTConfig
 
