@@ -141,4 +141,8 @@ class _FrozenProduct(torch.autograd.Function):
 
 def _finite_rows(x: Tensor) -> Tensor:
     """x with 0 in rows that have an inf or NaN."""
-    return x.masked_fill(~x.isfinite().all(-1, keepdim=True), 0)
+    width = x.shape[-1]
+    finite = (x @ x.new_full((width, 1), 1 / width)).isfinite()  # the means: a product is the fastest look at a row
+    if x.device.type == "cpu" and finite.all():  # elsewhere the answer would stop the queue
+        return x
+    return x.masked_fill(~finite, 0)
