@@ -6,12 +6,11 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.fused import split_fused
@@ -168,7 +167,7 @@ def _loaded(kind: Any, name: str, config: PretrainedConfig, **arguments: Any) ->
     """A model in fp32, and the keys that the weights lack, which Transformers draws; the generators do not move."""
     _require_plain_pickles(name)
     with _LOADING, torch.random.fork_rng(devices=[]):
-        _require_enough_bytes(name, partial(kind.from_config, config, trust_remote_code=False, **arguments))
+        _require_enough_bytes(name, kind, config, arguments)
         arguments |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
         model, report = _from_pretrained(kind.from_pretrained, name, **arguments)
     return model, report["missing_keys"]
@@ -182,14 +181,14 @@ def _require_plain_pickles(name: str) -> None:
             read_archive(path, "encoder")
 
 
-def _require_enough_bytes(name: str, build: Callable[[], nn.Module]) -> None:
-    """The folder's weights must be able to fill the model: Transformers draws what they lack, however large it is."""
-    folder = Path(local_path(name))
-    held = sum(path.stat().st_size for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind))
-    if not held:
+def _require_enough_bytes(name: str, kind: Any, config: PretrainedConfig, arguments: dict[str, Any]) -> None:
+    """A folder's weights must be able to fill the model: Transformers draws what they lack, however large it is."""
+    files = [path for pattern in ("*.safetensors", "*.bin") for path in Path(local_path(name)).glob(pattern)]
+    if not files:
         return
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in build().parameters())
+    with _told(name), torch.device("meta"):
+        model = kind.from_config(config, trust_remote_code=False, **arguments)
+    parameters, held = sum(map(Tensor.numel, model.parameters())), sum(path.stat().st_size for path in files)
     if parameters > held:
         raise UserError(
             "model.encoder",
@@ -199,15 +198,20 @@ def _require_enough_bytes(name: str, build: Callable[[], nn.Module]) -> None:
 
 
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:
-    path = local_path(name)
+    with _LOADING, _told(name), quiet_transformers():  # its warnings quote the files
+        return load(local_path(name), trust_remote_code=False, **kwargs)
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Errors about an encoder as UserErrors."""
     try:
-        with _LOADING, quiet_transformers():  # its warnings quote the files
-            return load(path, trust_remote_code=False, **kwargs)
+        yield
     except UserError:
         raise
     except Exception as error:  # the hub's and the file formats' errors share no base class
         said = f"{name} could not be loaded: {first_line(error)}"
-        if path == name and not is_folder_name(name):
+        if local_path(name) == name and not is_folder_name(name):
             said += "; without a network use the embedded encoder and sentences (--config configs/demo.yaml, "
             said += "--data.source sample) or give a folder"
         raise UserError("model.encoder", said) from error

@@ -121,9 +121,11 @@ def test_tensors_of_peft(count, in_place, tmp_path, one_base):
             assume(False)  # no safetensors file can hold that
         told(load)
 
+    # an expanded tensor would be written in full
+    tensors = [value for value in TENSORS if not isinstance(value, torch.Tensor) or value.numel() < 1 << 20]
     copies = [name.replace(f".{module}.", f".{module}.{wrapper}.") for name in valid
               for module, wrapper in (("classifier", "original_module"), ("LayerNorm", "modules_to_save"))]  # fmt: skip
-    fuzz(count, changed_values(valid, TENSORS, [*valid, *copies]), check)
+    fuzz(count, changed_values(valid, tensors, [*valid, *copies]), check)
 
 
 @counts
