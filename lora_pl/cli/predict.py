@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lora_pl.cli.parser import Parser, verb_parser
 from lora_pl.cli.trainer import ClassifierCLI, config_text, quiet_libraries
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.texts import STDIN, Text, TextStream, as_row, as_text, named
+from lora_pl.data.texts import STDIN, Format, Text, TextStream, as_row, as_text, named, with_kept
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line
 from lora_pl.model.classifier import LoRAClassifier, read_model
@@ -63,7 +63,13 @@ class PredictCLI(ClassifierCLI):
         """Input and output."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--input", default=STDIN, help="A text file, CSV, TSV, JSON lines or Parquet; - is stdin.")
-        parser.add_argument("--output", default=STDOUT, help="JSON lines, or Parquet by its ending; - is stdout.")
+        parser.add_argument(
+            "--input_format", type=Format | None, default=None, help="By default the ending's; text on standard input."
+        )
+        parser.add_argument(
+            "--keep_columns", type=list[str], default=[], help="Columns of the input table to write beside the answers."
+        )
+        parser.add_argument("--output", default=STDOUT, help="By its ending JSON lines, CSV or Parquet; - is stdout.")
         parser.add_argument(
             "--adapter", metavar="NAME=CHECKPOINT", help="Several adapters on one base; has options of its own."
         )
@@ -79,7 +85,10 @@ class PredictCLI(ClassifierCLI):
         """Write the predictions, by as many processes as `--trainer.devices` says."""
         checkpoint, output = self._option("ckpt_path"), self._option("output")
         require_output(output, self._option("input"), checkpoint)
-        stream = TextStream(self._option("input"), self.datamodule.text_columns)
+        kept = self._option("keep_columns")
+        stream = TextStream(self._option("input"), [*self.datamodule.text_columns, *kept], self._option("input_format"))
+        if kept and not stream.ending:
+            raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
         trainer = self._option("trainer")
         bar = trainer.enable_progress_bar is not False
         try:
@@ -92,7 +101,7 @@ class PredictCLI(ClassifierCLI):
         options = config_text(self._parser(self.verb), self.config[self.verb])
         made_from = {"checkpoint": _digest(checkpoint), "options": options}
         # a function of the module and its arguments, which another process can be given
-        written = fabric.launch(partial(_predict, self.model, self.datamodule, stream, output, made_from, bar))
+        written = fabric.launch(partial(_predict, self.model, self.datamodule, stream, kept, output, made_from, bar))
         if output != STDOUT and fabric.is_global_zero:
             say(f"{written:,} predictions in {output}")
 
@@ -101,6 +110,7 @@ def _predict(
     model: LoRAClassifier,
     data: SentenceDataModule,
     stream: TextStream,
+    kept: Sequence[str],
     output: str,
     made_from: dict[str, Any],
     bar: bool,
@@ -108,9 +118,16 @@ def _predict(
 ) -> int:
     """Merged in fp32, then rounded once to what the precision computes in."""
 
-    def answers(texts: Sequence[Text]) -> Rows:
+    width = len(data.text_columns)
+
+    def answers(given: Sequence[Text]) -> Rows:
+        rows = [as_row(text) for text in given]
+        texts = [as_text(row[:width]) for row in rows]
         predictions = model.predict(texts, data.eval_batch_tokens, data.batching)
-        return [{**named(text), **prediction} for text, prediction in zip(texts, predictions, strict=True)]
+        return [
+            with_kept({**named(text), **prediction}, dict(zip(kept, row[width:], strict=True)))
+            for text, row, prediction in zip(texts, rows, predictions, strict=True)
+        ]
 
     fabric.to_device(model)
     dtype = resolve_dtype(model.hparams["base_dtype"], str(fabric.strategy.precision.precision))
@@ -121,6 +138,7 @@ def _predict(
 def predict_adapters(
     adapter: Sequence[str],
     input: str = STDIN,
+    input_format: Format | None = None,
     output: str = STDOUT,
     text_column: str = "text",
     text_pair_column: str = "text_pair",
@@ -133,6 +151,7 @@ def predict_adapters(
     Args:
         adapter: NAME=CHECKPOINT of each.
         input: A text file, CSV, TSV, JSON lines or Parquet; - is stdin.
+        input_format: By default the ending's; text on standard input.
         output: JSON lines; - is stdout.
         text_column: In a table: the column of the texts.
         text_pair_column: The second texts', for tasks on pairs.
@@ -140,7 +159,7 @@ def predict_adapters(
         encoder: The base, if it has moved.
         base_dtype: What is computed in.
     """
-    if output.endswith(".parquet"):
+    if output.endswith((".parquet", ".csv")):
         raise UserError("output", "adapters differ in their labels, so rows are JSON lines; give another ending")
     checkpoints = _by_name(adapter)
     require_output(output, input, *checkpoints.values())
@@ -164,7 +183,7 @@ def predict_adapters(
         "checkpoints": {name: _digest(path) for name, path in checkpoints.items()},
         "options": [text_column, text_pair_column, adapter_column, encoder, base_dtype],
     }
-    stream = TextStream(input, [*columns, *([adapter_column] if adapter_column else [])])
+    stream = TextStream(input, [*columns, *([adapter_column] if adapter_column else [])], input_format)
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
     with _stoppable():

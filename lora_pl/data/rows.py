@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
 from lora_pl.data.parquet import parquet_batches
 from lora_pl.errors import UserError
 
+STDIN = Path("-")
 FREE, RATIO, ROW = 1 << 28, 200, 64
 """A Parquet file may stand for 256 MiB and 200 times its size: its texts, and 64 bytes per row."""
 
@@ -27,7 +29,7 @@ Row = tuple[str, Cells]
 
 
 def read_rows(
-    path: str | Path, columns: Sequence[str], header: Sequence[str] = (), once: bool = False
+    path: str | Path, columns: Sequence[str], header: Sequence[str] = (), once: bool = False, ending: str = ""
 ) -> Iterator[Row]:
     """The columns of a CSV, TSV, JSON lines or Parquet file, row by row.
 
@@ -35,10 +37,11 @@ def read_rows(
     file may be one array. Memory is constant. Blank lines are skipped.
 
     Args:
-        path: The file; its ending is its format.
+        path: The file; - is standard input.
         columns: The columns to read, in this order.
         header: The columns of a CSV or TSV file without a header line.
         once: Whether nobody reads it again, so that it may be a pipe; not of Parquet, which is read from its end.
+        ending: Its format: `.csv`, `.tsv`, ...; by default the path's own.
 
     Raises:
         UserError: `data.missing`, `data.format` (an unknown ending, or not the ending's format), `data.empty`,
@@ -46,7 +49,9 @@ def read_rows(
             `data.long_line` (a line or row of more than 16 MiB).
     """
     path = Path(path).expanduser()
-    reader = TABLES.get(path.suffix.lower())
+    reader = TABLES.get(ending or path.suffix.lower())
+    if path == STDIN and reader not in (None, _parquet):
+        return reader(path, columns, header)
     if not path.is_file() and not (once and path.is_fifo() and reader is not _parquet):
         raise UserError("data.missing", f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     if reader is None:
@@ -54,6 +59,24 @@ def read_rows(
     if path.is_file() and not path.stat().st_size:
         raise UserError("data.empty", f"{path}: the file is empty")
     return reader(path, columns, header)
+
+
+def opened(path: Path) -> io.BufferedReader:
+    """The file to read; standard input for -.
+
+    Raises:
+        UserError: `input`, standard input is closed.
+    """
+    if path != STDIN:
+        return path.open("rb")
+    if sys.stdin is None:
+        raise UserError("input", "standard input is closed; give a file")
+    return cast(io.BufferedReader, sys.stdin.buffer)
+
+
+def shown(path: Path) -> str:
+    """The path as messages name it."""
+    return "standard input" if path == STDIN else str(path)
 
 
 def decoded_lines(stream: IO[bytes], name: str) -> Iterator[str]:
@@ -91,7 +114,7 @@ def _not_utf8(error: UnicodeDecodeError, where: str) -> UserError:
 Numbered = Iterator[tuple[int, list[str]]]
 
 
-def _csv(lines: Iterator[str], path: Path) -> Numbered:
+def _csv(lines: Iterator[str], name: str) -> Numbered:
     read = 0
 
     def bounded() -> Iterator[str]:
@@ -99,7 +122,7 @@ def _csv(lines: Iterator[str], path: Path) -> Numbered:
         for line in lines:
             read += len(line)
             if read > MAX_LINE:  # over many lines, where a quote is never closed
-                where = f"{path}, line {reader.line_num}"
+                where = f"{name}, line {reader.line_num}"
                 raise UserError("data.long_line", f"{where}: a row of over {MAX_LINE:,} characters; is a quote open?")
             yield line
 
@@ -111,39 +134,41 @@ def _csv(lines: Iterator[str], path: Path) -> Numbered:
             if row:
                 yield reader.line_num, row
     except csv.Error as error:
-        raise UserError("data.format", f"{path}, line {reader.line_num}: could not be read as csv: {error}") from None
+        raise UserError("data.format", f"{name}, line {reader.line_num}: could not be read as csv: {error}") from None
 
 
-def _tsv(lines: Iterator[str], path: Path) -> Numbered:
+def _tsv(lines: Iterator[str], name: str) -> Numbered:
     for number, line in enumerate(lines, 1):
         if text := line.rstrip("\r\n"):
             yield number, text.split("\t")
 
 
 def _delimited(
-    split: Callable[[Iterator[str], Path], Numbered], path: Path, columns: Sequence[str], header: Sequence[str]
+    split: Callable[[Iterator[str], str], Numbered], path: Path, columns: Sequence[str], header: Sequence[str]
 ) -> Iterator[Row]:
-    with path.open("rb") as file:
-        rows = split(decoded_lines(file, str(path)), path)
+    name = shown(path)
+    with opened(path) as file:
+        rows = split(decoded_lines(file, name), name)
         names = list(header) or next((row for _, row in rows), [])
         if not names:
-            raise UserError("data.empty", f"{path}: the file is empty")
-        require_columns(columns, names, str(path))
+            raise UserError("data.empty", f"{name}: the file is empty")
+        require_columns(columns, names, name)
         places = [names.index(column) for column in columns]
         for number, row in rows:
             if len(row) != len(names):
-                raise UserError("data.row", f"{path}, line {number}: expected {len(names)} columns, got {len(row)}")
-            yield f"{path}, line {number}", tuple(row[place] for place in places)
+                raise UserError("data.row", f"{name}, line {number}: expected {len(names)} columns, got {len(row)}")
+            yield f"{name}, line {number}", tuple(row[place] for place in places)
 
 
 def _json(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
-    with path.open("rb") as file:
+    name = shown(path)
+    with opened(path) as file:
         if path.suffix.lower() == ".json" and file.peek().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
             yield from _json_array(file, path, columns)
             return
-        for number, line in enumerate(decoded_lines(file, str(path)), 1):
+        for number, line in enumerate(decoded_lines(file, name), 1):
             if line.strip():
-                where = f"{path}, line {number}"
+                where = f"{name}, line {number}"
                 yield _json_row(parse_json(line, where), columns, where)
 
 

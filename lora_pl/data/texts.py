@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from lora_pl.data.rows import TABLES, decoded_lines, read_rows
+from lora_pl.data.rows import TABLES, decoded_lines, opened, read_rows, shown
 from lora_pl.errors import UserError
 
 STDIN = "-"
 CHUNK = 512  # texts read at a time: enough for batches of like length, few enough for memory
 SHARD = 64  # chunks that one process predicts and saves as a part
 
+Format = Literal["text", "csv", "tsv", "jsonl"]
 Text = str | tuple[str, ...]
 """A sentence, or a pair of them."""
 
@@ -31,6 +34,11 @@ def as_text(row: Sequence[str]) -> Text:
 def named(text: Text) -> dict[str, str]:
     """`{"text"}` or `{"text", "text_pair"}`: the first columns of a prediction's row."""
     return dict(zip(("text", "text_pair"), as_row(text), strict=False))
+
+
+def with_kept(row: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, Any]:
+    """A prediction's row and the columns that are kept, those as `input_NAME` that the row has itself."""
+    return {**row, **{f"input_{name}" if name in row else name: cell for name, cell in kept.items()}}
 
 
 def require_list(texts: Sequence[Text]) -> None:
@@ -60,12 +68,21 @@ class TextStream:
     CSV, TSV, JSON lines and Parquet are read by column; in any other file or pipe, and on standard input, every line is
     a text (or two separated by a tab).
 
+    Args:
+        path: The file; - is standard input.
+        columns: Of a table: the columns that make a row.
+        format: By default the ending's; text where there is none.
+
     Raises:
-        UserError: `input`: there is no such file; while reading: see `read_rows`.
+        UserError: `input`: there is no such file; while reading: see `read_rows`; `input_format`: lines without a
+            format that look like a table.
     """
 
-    def __init__(self, path: str, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, columns
+    def __init__(self, path: str, columns: Sequence[str], format: Format | None = None) -> None:
+        self.path, self.columns, self.format = path, columns, format
+        ending = f".{format}" if format else Path(path).suffix.lower()
+        self.ending = ending if ending in TABLES else None
+        """The table's format by its ending; None for lines."""
         self.once = path == STDIN or Path(path).is_fifo()
         """Whether the texts are gone once they are read."""
         if not self.once and not Path(path).is_file():
@@ -83,21 +100,37 @@ class TextStream:
         return ((shard, (chunk for _, chunk in items)) for shard, items in numbered if wanted(shard))
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
-        if Path(self.path).suffix.lower() in TABLES:
-            return (cells for _, cells in read_rows(self.path, self.columns, once=True))
-        return _lines(self.path, len(self.columns))
+        if self.ending:
+            return (cells for _, cells in read_rows(self.path, self.columns, once=True, ending=self.ending))
+        return self._lines()
+
+    def _lines(self) -> Iterator[tuple[str, ...]]:
+        name, width = shown(Path(self.path)), len(self.columns)
+        with opened(Path(self.path)) as stream:
+            for number, line in enumerate(decoded_lines(stream, name), 1):
+                text = line.rstrip("\r\n")
+                if number == 1 and not self.format and (table := _table_of(text, self.columns[0])):
+                    raise UserError(
+                        "input_format",
+                        f"{name}, line 1 looks like {table} with the column {self.columns[0]!r}; give --input_format "
+                        f"{table}, or --input_format text if every line is a text",
+                    )
+                row = tuple(text.split("\t")) if width > 1 else (text,)
+                if len(row) != width:
+                    where = f"{name}, line {number}"
+                    raise UserError("data.row", f"{where}: expected {width} texts separated by a tab, got {len(row)}")
+                yield row
 
 
-def _lines(path: str, columns: int) -> Iterator[tuple[str, ...]]:
-    name = "standard input" if path == STDIN else path
-    if path == STDIN and sys.stdin is None:
-        raise UserError("input", "standard input is closed; give a file")
-    stream = sys.stdin.buffer if path == STDIN else open(path, "rb")  # noqa: SIM115  closed below
-    with stream:
-        for number, line in enumerate(decoded_lines(stream, name), 1):
-            text = line.rstrip("\r\n")
-            row = tuple(text.split("\t")) if columns > 1 else (text,)
-            if len(row) != columns:
-                where = f"{name}, line {number}"
-                raise UserError("data.row", f"{where}: expected {columns} texts separated by a tab, got {len(row)}")
-            yield row
+def _table_of(line: str, column: str) -> Format | None:
+    """The format of the table that the line begins, if it names the column."""
+    if column not in line:
+        return None
+    try:
+        if line.startswith("{"):
+            return "jsonl" if column in json.loads(line) else None
+        if column in line.split("\t"):
+            return "tsv"
+        return "csv" if column in next(csv.reader([line])) else None
+    except (ValueError, RecursionError, csv.Error):  # no table after all
+        return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class Parts:
 
         def fill(beside: Path) -> None:
             nonlocal written
-            written = (_as_parquet if self.path.suffix == ".parquet" else _as_lines)(paths, beside)
+            written = WRITERS[self.path.suffix.lower()](paths, beside)
 
         write_whole(self.path, fill)
         self.remove()
@@ -134,31 +135,71 @@ def _as_lines(parts: Sequence[Path], path: Path) -> int:
     return rows
 
 
-def _as_parquet(parts: Sequence[Path], path: Path) -> int:
-    """Every part is a row group; the columns are those of the first.
+def _as_csv(parts: Sequence[Path], path: Path) -> int:
+    """A column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it."""
+    rows, header = 0, list[str]()
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        for part in parts:
+            for row in map(_flat, _read(part)):
+                if not header:
+                    header = list(row)
+                    writer.writerow(header)
+                if list(row) != header:
+                    raise _damaged(part)
+                writer.writerow(row.values())
+                rows += 1
+    return rows
 
-    Raises:
-        UserError: `output`, a part was damaged meanwhile.
-    """
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    chances = row.pop("probabilities", None)
+    return row | {f"probabilities.{label}": chance for label, chance in dict(chances or {}).items()}
+
+
+def _as_parquet(parts: Sequence[Path], path: Path) -> int:
+    """Every part is a row group; the columns are those of the first."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def table(part: Path) -> Any:
         try:
-            with part.open(encoding="utf-8") as file:
-                return pa.Table.from_pylist([dict(json.loads(line)) for line in file])
-        except (ValueError, TypeError, RecursionError, pa.ArrowException):
-            raise damaged(part) from None
-
-    def damaged(part: Path) -> UserError:
-        return UserError("output", f"{part} is damaged; remove {part.parent} and give the command again")
+            return pa.Table.from_pylist(list(_read(part)))
+        except (ValueError, TypeError, pa.ArrowException):
+            raise _damaged(part) from None
 
     rows, schema = 0, table(parts[0]).schema if parts else pa.schema([])
     with pq.ParquetWriter(path, schema) as writer:
         for part in parts:
             found = table(part)
             if found.schema != schema:
-                raise damaged(part)
+                raise _damaged(part)
             writer.write_table(found)
             rows += found.num_rows
     return rows
+
+
+def _read(part: Path) -> Iterator[dict[str, Any]]:
+    """The part's rows.
+
+    Raises:
+        UserError: `output`, it was damaged meanwhile.
+    """
+    try:
+        with part.open(encoding="utf-8") as file:
+            for line in file:
+                yield dict(json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        raise _damaged(part) from None
+
+
+def _damaged(part: Path) -> UserError:
+    return UserError("output", f"{part} is damaged; remove {part.parent} and give the command again")
+
+
+WRITERS: dict[str, Callable[[Sequence[Path], Path], int]] = {
+    ".jsonl": _as_lines,
+    ".csv": _as_csv,
+    ".parquet": _as_parquet,
+}
+"""Joins parts into a file, by its ending."""

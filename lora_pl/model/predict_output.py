@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from lora_pl.errors import UserError
+from lora_pl.model.parts import WRITERS
 
 STDOUT = "-"
 
@@ -18,8 +19,8 @@ def require_output(output: str, *inputs: str) -> None:
     """Check that predictions can be written to `output`, before any is made.
 
     Raises:
-        UserError: `output`: a folder, one of the `inputs` (by another name too), Parquet into a stream, or a file in a
-            folder that is missing or read-only.
+        UserError: `output`: a folder, one of the `inputs` (by another name too), a table into a stream, a file with
+            another ending, or in a folder that is missing or read-only.
     """
     path = Path(output)
     folder = Path(os.path.realpath(path)).parent
@@ -30,9 +31,12 @@ def require_output(output: str, *inputs: str) -> None:
     for given in filter(os.path.exists, inputs):
         if path.exists() and path.samefile(given):
             raise UserError("output", f"{output} is {given}, which is read; give another file")
+    ending = path.suffix.lower()
     if is_stream(output):
-        if path.suffix == ".parquet":
-            raise UserError("output", f"{output} is no regular file, and Parquet is no stream; give another ending")
+        if ending in WRITERS and ending != ".jsonl":
+            raise UserError("output", f"{output} is no regular file; a stream gets JSON lines, give another ending")
+    elif ending not in WRITERS:
+        raise UserError("output", f"{output}: expected a name that ends in {', '.join(WRITERS)}")
     elif not folder.is_dir():
         raise UserError("output", f"{output}: there is no folder {folder}")
     elif not os.access(folder, os.W_OK | os.X_OK):

@@ -117,7 +117,10 @@ def test_texts_to_predict(capsys, checkpoint, tmp_path):
     assert fails(capsys, *predict, "none.txt") == "input"
     assert fails(capsys, *predict, str(tmp_path / "x.csv")) == "data.column"
     assert fails(capsys, *predict, str(tmp_path / "x.txt")) == "data.encoding"
-    assert fails(capsys, *predict[:4], "nowhere/out.jsonl", "--input", str(tmp_path / "x.txt")) == "output"
+    for output in ("nowhere/out.jsonl", "out.xlsx", "out"):
+        assert fails(capsys, *predict[:4], output, "--input", str(tmp_path / "x.txt")) == "output"
+    assert fails(capsys, *predict, str(tmp_path / "x.txt"), "--keep_columns", "[id]") == "keep_columns"
+    assert fails(capsys, *predict, str(tmp_path / "x.csv"), "--keep_columns", "[id]") == "data.column"
 
 
 def test_a_full_disk_while_fitting(capsys, fit, monkeypatch):

@@ -1,6 +1,7 @@
 """The verbs as a user types them, on a tiny encoder; one of them through a pipe of a fresh process."""
 
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -100,6 +101,47 @@ def test_predict_reads_lines_tables_and_standard_input(given, checkpoint, tmp_pa
 
     expected = LoRAClassifier.load_from_checkpoint(checkpoint).predict(LINES)
     assert [row["label"] for row in rows] == [row["label"] for row in expected]
+
+
+TABLE = [{"id": str(number), "sentence": text, "label": "as given"} for number, text in enumerate(LINES)]
+
+
+def as_table(format: str) -> str:
+    if format == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in TABLE)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(TABLE[0]), delimiter="," if format == "csv" else "\t")
+    writer.writeheader()
+    writer.writerows(TABLE)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("format", ["csv", "tsv", "jsonl"])
+def test_a_table_on_standard_input_needs_its_format(format, checkpoint, tmp_path):
+    arguments = ["predict", "--ckpt_path", str(checkpoint)]
+    refused = run_in_process(arguments, tmp_path, text_input=as_table(format))
+    assert refused.returncode == 1
+    assert f"give --input_format {format}, or --input_format text" in refused.stderr
+    as_text = run_in_process([*arguments, "--input_format", "text"], tmp_path, True, as_table(format))
+    assert json.loads(as_text.stdout.splitlines()[0])["text"] == as_table(format).splitlines()[0]
+    kept = [*arguments, "--input_format", format, "--keep_columns", "[id,label]"]
+    rows = list(map(json.loads, run_in_process(kept, tmp_path, True, as_table(format)).stdout.splitlines()))
+    found = [{"id": row["id"], "sentence": row["text"], "label": row["input_label"]} for row in rows]
+    assert found == TABLE
+    assert {row["label"] for row in rows} <= {"negative", "positive"}
+
+
+def test_predict_writes_csv(checkpoint, tmp_path):
+    (tmp_path / "x.csv").write_text(as_table("csv"))
+    arguments = ["predict", "--ckpt_path", str(checkpoint), "--input", "x.csv", "--keep_columns", "[id]", "--output"]
+    run_in_process([*arguments, "y.csv"], tmp_path, check=True)
+    run_in_process([*arguments, "y.jsonl"], tmp_path, check=True)
+    rows = [json.loads(line) for line in (tmp_path / "y.jsonl").open()]
+    with (tmp_path / "y.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    for row, cells in zip(rows, written, strict=True):
+        chances = {f"probabilities.{label}": chance for label, chance in row.pop("probabilities").items()}
+        assert cells == {name: str(value) for name, value in {**row, **chances}.items()}
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
