@@ -12,6 +12,7 @@ from rich.rule import Rule
 from torch import Tensor
 
 from lora_pl.callbacks.merged_export import MergedExport
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import Task
 from lora_pl.reporting import say
 
@@ -34,6 +35,8 @@ class RunSummary(Callback):
         say(Rule("Done", align="left"))
         result = _result(trainer, str(pl_module.monitor), best.best_model_score if best else None)
         say(f"{result}, in {time.monotonic() - self._started:.0f} s")
+        if best and str(pl_module.monitor) == "val/accuracy":
+            _say_if_nothing_was_learned(trainer, float(best.best_model_score or 0))
         # no frame: commands are copied
         for line in _lines(trainer, _short(checkpoint)):
             say(line)
@@ -46,6 +49,16 @@ def _result(trainer: Trainer, monitor: str, best: Tensor | None) -> str:
     if latest is not None:  # a checkpoint without a monitored metric
         return f"{name} {float(latest):.4f} on validation"
     return f"{trainer.global_step:,} steps without validation"
+
+
+def _say_if_nothing_was_learned(trainer: Trainer, best: float) -> None:
+    data: object = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, SentenceDataModule) or best > (share := data.largest_share(data.validation_splits[0])):
+        return
+    say(
+        f"This is no better than the most frequent label, {share:.1%} of the sentences: take another learning rate "
+        "(--model.learning_rate), more epochs (--trainer.max_epochs), or configs/recipe.yaml"
+    )
 
 
 def _lines(trainer: Trainer, checkpoint: str) -> list[str]:

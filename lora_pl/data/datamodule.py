@@ -189,8 +189,16 @@ class SentenceDataModule(LightningDataModule):
         """The texts and labels of a split, from its source."""
         if not self.reads_own_files:
             return read_split(self.source, self.task, split)
-        task = replace(self.task, labels=tuple(self.label_names))
-        return read_examples(self._own_file(split), task, self.text_columns, self._label_column)
+        return read_examples(self._own_file(split), self._named_task, self.text_columns, self._label_column)
+
+    def largest_share(self, split: str) -> float:
+        """The share of the most frequent label of a split that is set up."""
+        labels = self._tokens[split].labels
+        return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+
+    @property
+    def _named_task(self) -> Task:
+        return replace(self.task, labels=tuple(self.label_names))
 
     @property
     def _label_column(self) -> str:
@@ -218,6 +226,7 @@ class SentenceDataModule(LightningDataModule):
         if examples.blank:
             said += f"; {examples.blank:,} blank"
         say(said)
+        say(f"  {self._named_task.distribution(tokens.labels)}")
         count = self.hparams["train_sentences"]
         return self._drawn(tokens, count) if split == TRAIN and count else tokens
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +21,7 @@ MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 Prediction = dict[str, Any]
 """`{"label", "score", "probabilities": {label: p}}`, or `{"score"}` for a regression."""
 MAX_DIGITS = 10  # of a class id
+MAX_SHOWN = 12  # classes in a line
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ class Task(ABC):
         Raises:
             UserError: `data.label`: the text is outside the task's labels.
         """
+
+    @abstractmethod
+    def distribution(self, labels: NDArray[np.float32]) -> str:
+        """What labels (sentences,) there are, for a line to read."""
 
     @abstractmethod
     def targets(self, labels: Tensor) -> Tensor:
@@ -158,6 +165,13 @@ class Classification(Task):
             "data.label", f"{where}: label {text[:40]!r} is outside the task's classes{hint}; expected {expected}"
         )
 
+    def distribution(self, labels: NDArray[np.float32]) -> str:
+        """How many sentences each class has."""
+        counts = np.bincount(labels.astype(int), minlength=self.outputs)
+        shown = [f"{name} {count:,}" for name, count in zip(self.labels, counts, strict=True)]
+        more = f", ... ({self.outputs:,} classes)" if self.outputs > MAX_SHOWN else ""
+        return ", ".join(shown[:MAX_SHOWN]) + more
+
     def targets(self, labels: Tensor) -> Tensor:
         """Class ids, int64."""
         return labels.long()
@@ -207,6 +221,10 @@ class Regression(Task):
         if not math.isfinite(score):
             raise UserError("data.label", f"{where}: expected a number as the score, got {text[:40]!r}")
         return score
+
+    def distribution(self, labels: NDArray[np.float32]) -> str:
+        """Least, mean and largest score."""
+        return f"scores {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
 
     def targets(self, labels: Tensor) -> Tensor:
         """The scores themselves."""

@@ -1,8 +1,10 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from lora_pl.callbacks.run_summary import _lines
+from lora_pl.callbacks.run_summary import _lines, _say_if_nothing_was_learned
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import get_task
 
 
@@ -12,3 +14,12 @@ def test_the_last_line_asks_about_an_example_of_the_task(name):
     trainer = SimpleNamespace(callbacks=[], logger=None, lightning_module=module)
     *_, last = _lines(trainer, "elsewhere/last.ckpt")
     assert last.endswith(get_task(name).example_command("elsewhere/last.ckpt"))
+
+
+@pytest.mark.parametrize(("best", "said"), [(0.7, ""), (0.5, "than the most frequent label, 60.0% of the sentences")])
+def test_a_run_that_learned_nothing_says_so(best, said, capsys):
+    data = SentenceDataModule(source="sample")
+    data._tokens["validation"] = SimpleNamespace(labels=np.array([0, 1, 1, 1, 0], np.float32))
+    _say_if_nothing_was_learned(SimpleNamespace(datamodule=data), best)
+    assert bool(said) == bool(found := " ".join(capsys.readouterr().err.split()))
+    assert said in found

@@ -2,6 +2,7 @@ import csv
 import pickle
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,6 +104,23 @@ def test_own_files_are_read(task, tmp_path):
     examples = read_examples(tmp_path / "x.csv", task, task.columns, "label")
     assert examples.labels == labels
     assert examples.texts == tuple([f"{column} {n}" for n in range(len(cells))] for column in task.columns)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_the_distribution_counts_every_label(task):
+    labels = np.array(labels_of(task)[1], np.float32)
+    said = task.distribution(labels)
+    if isinstance(task, Regression):
+        assert said == "scores 0.5 to 4.75, mean 2.38"
+    else:
+        assert said == ", ".join(f"{name} {2 if id == 0 else 1}" for id, name in enumerate(task.labels))
+
+
+def test_a_class_without_sentences_and_many_classes_are_counted():
+    assert CUSTOM.distribution(np.array([0, 2, 2], np.float32)) == "bad 1, fair 0, good 2"
+    many = CUSTOM_TASK.customized([f"c{id}" for id in range(50)]).distribution(np.arange(50, dtype=np.float32))
+    assert many.startswith("c0 1, c1 1, ")
+    assert many.endswith(", ... (50 classes)")
 
 
 def test_the_example_command_writes_a_line_that_predict_reads(task):
