@@ -12,13 +12,16 @@ import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lora_pl.cli.type_errors import in_one_line
 from lora_pl.errors import UsageError, UserError
 from lora_pl.storage.yaml_file import bounded_load, read_yaml_text
 
 # how jsonargparse says that an option is unknown (on the command line, in a file), is missing, or has a wrong value
-UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.]+)")
+UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.-]+)")
 REQUIRED = re.compile(r"arguments are required: (?:--)?(?P<key>[\w.]+)")
 WRONG = re.compile(r"""(?:Parser key "|argument (?:-\w/)?--)(?P<key>[\w.]+)"?[\w ]*:\s*(?P<said>.*)""", re.DOTALL)
+SHORT = {"lr": "learning_rate", "alpha": "lora_alpha", "rank": "r", "epochs": "max_epochs", "steps": "max_steps"}
+"""Options as other programs call them, by their names here."""
 # whatever is parsed as YAML, in files and on the command line
 set_loader("yaml", partial(bounded_load, load=get_loader("yaml")), (yaml.YAMLError,))
 
@@ -47,10 +50,8 @@ class Parser(LightningArgumentParser):
         if unknown := UNKNOWN.search(message):
             raise UsageError("usage", f"there is no option --{unknown['key']}{self.nearest(unknown['key'])}") from ex
         wrong = WRONG.search(message)
-        lines = [line.strip() for line in (wrong["said"] if wrong else message).splitlines() if line.strip()]
-        said = re.sub(r"<class '(\w+)'>", r"\1", " ".join(lines[:3])).replace(". Got value: ", ", got ")
-        key = wrong["key"] if wrong else "config" if "parsing config" in said else "usage"
-        raise UsageError(key, said.replace("Expected a ", "expected ").replace("typing.", "")) from ex
+        key = wrong["key"] if wrong else "config" if "parsing config" in message else "usage"
+        raise UsageError(key, in_one_line(wrong["said"] if wrong else message)) from ex
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration file; a UsageError, `config`, if that fails."""
@@ -70,10 +71,12 @@ class Parser(LightningArgumentParser):
     def nearest(self, wrong: str) -> str:
         """A hint at the option that is meant; empty where none is near."""
         keys = self.known_keys()
-        near = difflib.get_close_matches(wrong, keys, n=1) or difflib.get_close_matches(
-            wrong.rpartition(".")[2], [key.rpartition(".")[2] for key in keys], n=1
-        )
-        return f"; did you mean --{near[0]}?" if near else ""
+        by_name = {key.rpartition(".")[2]: key for key in reversed(keys)}  # the model's before the data's
+        name = wrong.rpartition(".")[2].replace("-", "_")
+        found = by_name.get(SHORT.get(name, name))
+        for given, known in ((wrong, {key: key for key in keys}), (name, by_name)):
+            found = found or next((known[near] for near in difflib.get_close_matches(given, known, n=1)), None)
+        return f"; did you mean --{found}?" if found else ""
 
     def known_keys(self) -> list[str]:
         """Every option of this parser and of its verbs' parsers."""

@@ -17,8 +17,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.type_errors import in_one_line
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.errors import UsageError
+from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.training.resume.same_run import checkpoint_to_resume
@@ -158,6 +159,21 @@ class ClassifierCLI(LightningCLI):
             self.saved["model"]["lora"] = LoRAConfig.of(self.saved["model"]["lora"]).to_dict()  # as checkpoints say it
         if self._option("ckpt_path"):
             self._option("model").start_from = None
+
+    def instantiate_classes(self) -> None:
+        """Make model, data and trainer.
+
+        Raises:
+            UsageError: `usage`: a class that the configuration names can't be made.
+        """
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except ValueError as error:
+            if "class_path" not in str(error):
+                raise
+            raise UsageError("usage", in_one_line(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """The trainer of `validate` and `test`; `fit` has a `Run` instead."""
