@@ -56,7 +56,7 @@ def make_page(
         .render(
             conditions=_conditions(settings, table),
             failed=[_cells(row["trial"], row["error"]) for row in table.rows if row["status"] == FAILED],
-            results=[*map(_result, summary["measured"]), *map(_result, summary["published"] if by_rank else [])],
+            results=[*map(_result, summary["measured"]), *map(_result, summary["published"])],
             series=[_compared(one) for one in series],
             figures=figures,
             **_amplification(table.path.parent, by_rank),
@@ -70,13 +70,17 @@ def _conditions(settings: dict[str, Any], table: ResultTable) -> str:
     told = {
         "model.encoder": "{}",
         "data.source": "on {}",
+        "data.train_file": "on {}",
         "data.train_sentences": "{} training sentences",
+        "trainer.limit_train_batches": "{} of the batches of an epoch",
         "trainer.max_epochs": "{} epochs",
         "data.batch_size": "batch {}",
         "model.schedule": "{} schedule",
         "trainer.precision": "precision {}",
     }
     known = {**settings, "data.train_sentences": settings.get("data.train_sentences") or "all"}
+    if known.get("data.train_file"):
+        del known["data.source"]  # which is not read
     named = {key: Path(str(known[key])).name for key in told if known.get(key) is not None}
     drawn = "by the study's data seed" if settings.get("data_seed") is not None else "anew by each seed"
     parts = [told[key].format(value) for key, value in named.items()]

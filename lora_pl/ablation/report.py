@@ -21,6 +21,7 @@ from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import stored_settings
 from lora_pl.ablation.table import ResultTable, axes_of, options_of
+from lora_pl.data.tasks import CUSTOM
 from lora_pl.errors import UserError
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
@@ -60,7 +61,9 @@ def write_report(folder: Path) -> Path:
         {"png": _save(figure, folder / "figures" / name), "caption": caption}
         for name, (figure, caption) in _figures(folder, series).items()
     ]
-    summary = {"measured": [_summary(group, settings) for group in groups], "published": list(PUBLISHED)}
+    measured = [_summary(group, settings) for group in groups]
+    compares = any(one.axis == RANK for one in series) and all(row["task"] == "sst2" for row in measured)
+    summary = {"measured": measured, "published": list(PUBLISHED) if compares else []}
     text = json.dumps(summary, indent=2)
     write_whole(folder / "summary.json", lambda beside: beside.write_text(text, encoding="utf-8"))
     page = make_page(table, series, summary, settings, figures)
@@ -76,7 +79,7 @@ def _summary(group: Group, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": group.name,
         "encoder": options.get("model.encoder"),
-        "task": options.get("data.task") or "sst2",
+        "task": options.get("data.task") or (CUSTOM if options.get("data.train_file") else "sst2"),
         "train_sentences": options.get("data.train_sentences"),
         **{key: group.first[key] for key in ("arm", "method", "trainable_lora", "trainable_head", "trainable")},
         "options": {key: group.first[key] for key in axes_of([group.first])},

@@ -9,9 +9,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
+from lora_pl.formats import FORMATS
 from lora_pl.formats.export import Dtype, ExportOptions
 from lora_pl.formats.exporting import Format, export_checkpoint, require_free
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, embedded_sentences, sentences_of
+from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say
 
 
@@ -41,6 +43,11 @@ class MergedExport(Callback):
         """Raise `export.taken` before the run, if the folder holds something else."""
         if self.folder:
             require_free(Path(self.folder).expanduser(), overwrite=True)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raise before the first step what the format can't hold."""
+        if isinstance(pl_module, LoRAClassifier):
+            FORMATS[self.format](pl_module, ExportOptions(self.dtype))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, by the first process alone."""

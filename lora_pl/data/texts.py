@@ -42,9 +42,14 @@ def with_kept(row: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, Any]
 
 
 def require_list(texts: Sequence[Text]) -> None:
-    """Raise a UserError for one string, which is a sequence of letters."""
+    """Raise a UserError, `predict.texts`, for one string (a sequence of letters), or items that are no texts."""
     if isinstance(texts, str):
         raise UserError("predict.texts", f"expected a list of texts, got one string; write predict([{texts[:20]!r}])")
+    if not isinstance(texts, Sequence):
+        raise UserError("predict.texts", f"expected a list of texts, got {type(texts).__name__}")
+    for place, text in enumerate(texts, 1):
+        if not isinstance(text, str) and not (isinstance(text, list | tuple) and all(isinstance(t, str) for t in text)):
+            raise UserError("predict.texts", f"item {place}: expected a string or a pair of strings, got {text!r:.60}")
 
 
 def as_columns(texts: Sequence[Text], pairs: bool) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lora_pl.encoder.architectures import stock_head
+from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.head import LinearHead
 from lora_pl.errors import UserError
 
@@ -46,8 +46,14 @@ def stock_head_state(head: nn.Module, config: PretrainedConfig, dtype: torch.dty
 
 
 def require_representable(head: nn.Module, config: PretrainedConfig) -> None:
-    """Raise a UserError: model.head: the head is linear and no weights make the stock head linear."""
-    stock = stock_head(config)
+    """Raise a UserError: model.head: there is no stock head, or the head is linear and no weights make it linear."""
+    stock = architecture_of(config).head
+    if stock is None:
+        raise UserError(
+            "model.head",
+            f"how {config.model_type} classifies in Transformers is not known here, so no stock folder can be written; "
+            "export --format onnx or adapter",
+        )
     if isinstance(head, LinearHead) and not stock.can_be_linear:
         between = f"a {stock.activation_name(config)}" + (" and a norm" if stock.norm else "")
         raise UserError(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from lora_pl.errors import UserError, first_line
 from lora_pl.model.precision import default_precision
@@ -55,9 +56,16 @@ def make_trainer(options: Mapping[str, Any]) -> Trainer:
     """A trainer that writes a checkpoint as a whole or not at all.
 
     Raises:
-        UserError: `trainer`, Lightning does not know an option or its value.
+        UserError: `trainer`, Lightning does not know an option or its value; `trainer.callbacks`, a tuner.
     """
     found = settled(options)
+    for callback in as_list(found.get("callbacks")):
+        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            raise UserError(
+                "trainer.callbacks",
+                f"{type(callback).__name__} would train with other settings than the run records, and the schedule "
+                "would not follow them; compare some by lora_pl ablate --vary, and set the best",
+            )
     found["plugins"] = [*as_list(found.get("plugins")), WholeFileCheckpointIO()]
     try:
         return Trainer(**found)

@@ -174,8 +174,6 @@ def test_a_feature_of_lightning_is_resumed_exactly(case, steps, fit):
 
 
 REFUSED = {
-    "LearningRateFinder": {"callbacks": [LearningRateFinder()]},
-    "BatchSizeFinder": {"callbacks": [BatchSizeFinder()]},
     "StochasticWeightAveraging": {"callbacks": [StochasticWeightAveraging(1e-2)]},
     "WeightAveraging": {"callbacks": [EMAWeightAveraging()]},
     "overfit_batches": {"overfit_batches": 5},
@@ -185,6 +183,11 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_resumed_exactly_is_refused(case):
     assert key_of(require_resumable, make_trainer({"accelerator": "cpu", "logger": False, **REFUSED[case]})) == "resume"
+
+
+@pytest.mark.parametrize("tuner", [LearningRateFinder, BatchSizeFinder])
+def test_a_tuner_whose_settings_no_run_records_is_refused(tuner):
+    assert key_of(make_trainer, {"accelerator": "cpu", "logger": False, "callbacks": tuner()}) == "trainer.callbacks"
 
 
 def test_a_run_with_such_a_feature_starts_and_is_not_resumed(fit):

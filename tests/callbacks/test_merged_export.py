@@ -2,12 +2,14 @@ import copy
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.encoder.loading import load_tokenizer
+from lora_pl.errors import UserError
 from lora_pl.formats.huggingface import HuggingFaceExport
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.stock_model import read_logits
@@ -40,6 +42,14 @@ def test_the_best_checkpoint_is_exported_and_named_in_the_summary(tiny_encoder, 
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     got = read_logits(merged, load_tokenizer(str(tmp_path / "merged")), TEXTS)
     assert_equal_to_rounding(got, best.logits(TEXTS), TINY_TERMS)
+
+
+def test_a_model_that_the_format_cannot_hold_is_refused_before_the_first_step(tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder("distilbert"))
+    with pytest.raises(UserError) as error:
+        MergedExport().on_fit_start(None, model)
+    assert error.value.key == "model.head"
+    MergedExport(format="adapter").on_fit_start(None, model)
 
 
 def test_the_trained_model_stays_as_it_is_and_a_second_run_replaces_the_first(

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -387,6 +388,20 @@ def test_the_report_holds_figures_tables_and_a_verdict(study):
     assert {row["source"] for row in summary["measured"]} == {"measured"}
     assert [row["last"] for row in summary["published"]] == [0.9335, 0.9369, 0.9289, 0.9346]
     assert all("not measured here" in row["source"] for row in summary["published"])
+
+
+def test_a_study_on_own_files_is_not_compared_with_what_others_published_on_sst2(study, tmp_path):
+    folder = Path(shutil.copytree(study, tmp_path / "own"))
+    settings = json.loads((folder / "settings.json").read_text())
+    of_files = {"data.task": None, "data.train_file": "mine/texts.csv", "trainer.limit_train_batches": 15}
+    (folder / "settings.json").write_text(json.dumps(settings | of_files))
+    assert main(["ablate", "report", str(folder)]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["published"] == []
+    assert {row["task"] for row in summary["measured"]} == {"custom"}
+    page = (folder / "report.html").read_text()
+    assert "r = 4, roberta-base, published" not in page
+    assert "on texts.csv, all training sentences, 15 of the batches of an epoch" in page
 
 
 def test_the_report_can_be_written_anew(study, capsys, tmp_path):

@@ -74,6 +74,13 @@ def test_a_linear_head_is_written_and_recognized_or_refused(kind, tiny_encoder):
     assert torch.equal(found["bias"], head.bias)
 
 
+def test_an_architecture_without_a_stock_head_names_the_formats_that_are_left(tiny_encoder):
+    config = load_config(tiny_encoder())
+    config.model_type = "unlisted"
+    with pytest.raises(UserError, match="export --format onnx or adapter"):
+        require_representable(LinearHead(config, 2), config)
+
+
 def test_a_stock_head_that_pools_otherwise_is_refused(tiny_encoder):
     config = load_config(tiny_encoder("modernbert"))
     tensors = stock_head_state(new_head("architecture", config, 2), config, torch.float32)

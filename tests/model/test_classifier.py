@@ -196,7 +196,16 @@ def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
 
 
 @pytest.mark.parametrize(
-    ("task", "texts"), [("sst2", "fine"), ("sst2", ["fine", ("a", "b")]), ("sst2", [("a", "b")]), ("rte", ["fine"])]
+    ("task", "texts"),
+    [
+        ("sst2", "fine"),
+        ("sst2", ["fine", ("a", "b")]),
+        ("sst2", [("a", "b")]),
+        ("rte", ["fine"]),
+        ("sst2", [{"text": "fine"}]),  # as `pipeline` takes it
+        ("sst2", ["fine", None]),
+        ("sst2", 5),
+    ],
 )
 def test_predict_refuses_what_is_no_list_of_its_texts(task, texts, tiny_encoder):
     with pytest.raises(UserError) as error:

@@ -8,9 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
-    BatchSizeFinder,
     Checkpoint,
-    LearningRateFinder,
     ModelPruning,
     StochasticWeightAveraging,
     Timer,
@@ -24,8 +22,6 @@ Conditions = dict[str, Any]
 """Plain values by the name that an error says."""
 
 NOT_EXACT: dict[type[Callback], str] = {
-    LearningRateFinder: "searches again; leave it out and set the learning rate that it found",
-    BatchSizeFinder: "searches again; leave it out and set the batch size that it found",
     StochasticWeightAveraging: "loses the schedule of an epoch that has begun",
     WeightAveraging: "averages what checkpoints leave out",
     BaseFinetuning: "unfreezes weights that checkpoints leave out",
