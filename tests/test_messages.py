@@ -44,6 +44,10 @@ COMMANDS = [
     (FIT + "--run_name a/b", "run_name", "expected a name without slashes, got 'a/b'"),
     (FIT + "--save_every_steps 0", "save_every_steps", "expected more than 0, got 0"),
     (FIT + "--resume --ckpt_path x.ckpt", "resume", "expected --resume or --ckpt_path, got both"),
+    (FIT + "--trainer.max_epochs 1 --trainer.callbacks EarlyStopping --trainer.callbacks.monitor val_loss",
+     "trainer.callbacks",
+     "Early stopping conditioned on metric `val_loss` which is not available. Pass in or modify your `EarlyStopping` "
+     "callback to use any of the following: `train/loss`, `val/loss`, `val/accuracy`, `train/accuracy`"),
     ("validate", "ckpt_path", "expected --ckpt_path checkpoints/NAME/best.ckpt, got none"),
     ("validate --ckpt_path x.ckpt", "checkpoint.missing", "x.ckpt: no such checkpoint"),
     ("export --ckpt_path x.ckpt", "output", "expected --output, got none; see lora_pl export --help"),

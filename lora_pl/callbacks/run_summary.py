@@ -22,10 +22,16 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._started = time.monotonic()
+        self._started, self._trains = time.monotonic(), False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there is something to train, which there is not where all steps are done."""
+        self._trains = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary."""
+        if not self._trains:
+            say(f"nothing was left to train at step {trainer.global_step} (--trainer.max_epochs, --trainer.max_steps)")
         kept = trainer.checkpoint_callbacks
         best = next((c for c in kept if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
         last = next((path for c in kept if (path := getattr(c, "last_model_path", ""))), "")

@@ -23,6 +23,8 @@ STDIN = Path("-")
 FREE, RATIO, ROW = 1 << 28, 200, 64
 """A Parquet file may stand for 256 MiB and 200 times its size: its texts, and 64 bytes per row."""
 
+NAMED_BY = "text_column, text_pair_column and label_column name others"
+
 Cells = tuple[str, ...]
 Row = tuple[str, Cells]
 """Where the row is (`x.csv, line 3`), and its cells."""
@@ -96,7 +98,7 @@ def require_columns(columns: Sequence[str], present: Sequence[str], where: str) 
         if column not in present:
             # no control characters of a hostile header in the terminal
             shown = ", ".join(name if name.isprintable() else repr(name) for name in map(str, present))
-            raise UserError("data.column", f"{where}: no column {column!r}; there are: {shown[:500]}")
+            raise UserError("data.column", f"{where}: no column {column!r}; there are: {shown[:500]} ({NAMED_BY})")
 
 
 def _decoded(data: bytes, where: str, first: bool) -> str:

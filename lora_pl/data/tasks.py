@@ -156,10 +156,10 @@ class Classification(Task):
         if text in self.labels:
             return float(self.labels.index(text))
         # a number is an id unless the names are numbers themselves
-        is_id = text.isdecimal() and len(text) < MAX_DIGITS and not any(name.isdecimal() for name in self.labels)
-        if is_id and int(text) < len(self.labels):
+        by_id = not any(name.isdecimal() for name in self.labels)
+        if by_id and text.isdecimal() and len(text) < MAX_DIGITS and int(text) < len(self.labels):
             return float(int(text))
-        expected = ", ".join(f"{id} or {name}" if name != str(id) else name for id, name in enumerate(self.labels))
+        expected = ", ".join(f"{id} or {name}" if by_id else name for id, name in enumerate(self.labels))
         hint = " (-1 marks an unlabelled split)" if text == "-1" else ""
         raise UserError(
             "data.label", f"{where}: label {text[:40]!r} is outside the task's classes{hint}; expected {expected}"

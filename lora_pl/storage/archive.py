@@ -42,7 +42,8 @@ def read_archive(path: Path, kind: str = "checkpoint") -> Any:
         UserError: `KIND.missing`, `KIND.damaged` (empty and truncated files too) or `KIND.refused`.
     """
     if not path.is_file():
-        raise UserError(f"{kind}.missing", f"{path}: no such {kind}")
+        hint = f" but a folder; give {Path(path) / 'best.ckpt'}" if (Path(path) / "best.ckpt").is_file() else ""
+        raise UserError(f"{kind}.missing", f"{path}: no such {kind}{hint}")
     data = path.read_bytes()
     if not data:
         raise UserError(f"{kind}.damaged", f"{path}: the file is empty")

@@ -56,7 +56,10 @@ def write_folder_whole(path: Path, write: Callable[[Path], object]) -> None:
     with _beside(path) as folder:
         (folder / NEW).mkdir()
         write(folder / NEW)
+        allowed = (folder / NEW).stat().st_mode & 0o666
         for inner in (*(folder / NEW).rglob("*"), folder / NEW):
+            if inner.is_file():
+                inner.chmod(allowed)  # safetensors writes files for their owner alone
             _flush(inner)
         if path.exists():
             os.replace(path, folder / OLD)

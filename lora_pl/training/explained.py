@@ -31,8 +31,8 @@ def explained(trainer: Trainer) -> Iterator[None]:
     Raises:
         RunStopped: SIGTERM before the first step.
         UserError: `trainer.memory`, out of memory; `trainer.val_check_interval`, it is longer than the epoch;
-            `checkpoint.state`, a resumed run's checkpoint has another state than this run; or whatever a spawned
-            process has raised.
+            `trainer.callbacks`, early stopping watches a metric that there is not; `checkpoint.state`, a resumed run's
+            checkpoint has another state than this run; or whatever a spawned process has raised.
     """
     try:
         yield
@@ -60,6 +60,8 @@ def explained(trainer: Trainer) -> Iterator[None]:
                 f"the checkpoint's state does not fit this run ({type(error).__name__}: {first_line(error)}); resume "
                 "from another checkpoint, or start a run",
             ) from error
+        if text.startswith("Early stopping conditioned on metric"):
+            raise UserError("trainer.callbacks", text) from error
         if "val_check_interval" in text:
             raise UserError("trainer.val_check_interval", " ".join(text.split())) from error
         raise

@@ -154,6 +154,19 @@ def exported(*arguments: str) -> None:
     exec(EXPORT, {})
 
 
+def test_a_folders_files_can_be_read_by_whoever_may_read_the_folder(tmp_path):
+    def fill(folder: Path) -> None:
+        (folder / "weights").touch(0o600)
+        (folder / "below").mkdir()
+        (folder / "below" / "weights").touch(0o600)
+
+    write_folder_whole(tmp_path / "x", fill)
+    allowed = (tmp_path / "x").stat().st_mode & 0o666
+    assert allowed & 0o600 == 0o600
+    for path in ("weights", "below/weights"):
+        assert (tmp_path / "x" / path).stat().st_mode & 0o777 == allowed
+
+
 def test_a_signal_between_two_renames_loses_nothing(tmp_path, monkeypatch):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "old").touch()

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lora_pl.callbacks.run_summary import _lines, _say_if_nothing_was_learned
+from lora_pl.callbacks.run_summary import RunSummary, _lines, _say_if_nothing_was_learned
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import get_task
 
@@ -23,3 +23,13 @@ def test_a_run_that_learned_nothing_says_so(best, said, capsys):
     _say_if_nothing_was_learned(SimpleNamespace(datamodule=data), best)
     assert bool(said) == bool(found := " ".join(capsys.readouterr().err.split()))
     assert said in found
+
+
+def test_a_run_without_a_step_says_so(capsys):
+    summary, trainer = RunSummary(), SimpleNamespace(checkpoint_callbacks=[], global_step=30)
+    summary.on_fit_start(trainer, None)
+    summary.on_fit_end(trainer, None)
+    assert "nothing was left to train at step 30" in capsys.readouterr().err
+    summary.on_train_start(trainer, None)
+    summary.on_fit_end(trainer, None)
+    assert not capsys.readouterr().err

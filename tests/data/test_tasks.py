@@ -152,6 +152,11 @@ def test_labels_that_do_not_fit_the_task(name, labels):
     assert error.value.key == "label_names"
 
 
+def test_classes_that_are_numbers_are_no_ids():
+    with pytest.raises(UserError, match="label '0' is outside the task's classes; expected 1, 2, 3$"):
+        CUSTOM_TASK.customized(["1", "2", "3"]).parse("0", "x.csv, line 2")
+
+
 @pytest.mark.parametrize(("name", "near"), [("SST-2", "sst2"), ("mnl", "mnli"), ("qnil", "qnli")])
 def test_an_unknown_task_names_the_nearest(name, near):
     with pytest.raises(UserError, match=near) as error:

@@ -163,6 +163,12 @@ def test_damaged_and_foreign_files(kind, key, checkpoint, tmp_path):
     assert not Path("harmed").exists()
 
 
+def test_a_runs_folder_names_the_checkpoint_in_it(checkpoint):
+    with pytest.raises(UserError, match=r"but a folder; give .*best\.ckpt$") as error:
+        read_checkpoint(checkpoint.parent)
+    assert error.value.key == "checkpoint.missing"
+
+
 def test_an_option_of_another_version_is_named(checkpoint, tmp_path):
     stored = torch.load(checkpoint, weights_only=True)
     stored["hyper_parameters"]["rank"] = 4
