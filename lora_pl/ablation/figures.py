@@ -34,7 +34,9 @@ def along_axis(series: Sequence[Series], references: Sequence[Group]) -> Figure:
     values = sorted(values, key=value_order) if series[0].axis != ARM else values
     for number, one in enumerate(series):
         _draw_series(axes, one, values, number, len(series))
-    low, high = axes.dataLim.y0, axes.dataLim.y1
+    low, high = _limits(
+        axes, [100 * value for one in series for group in one.groups for value in group.results().values()]
+    )
     for style, group in zip(itertools.cycle(REFERENCE_STYLES), references, strict=False):
         _draw_reference(axes, group, style, low - (high - low), high + (high - low))
     axes.set_xticks(range(len(values)), [textwrap.fill(value, 80 // len(values)) for value in values])
@@ -114,6 +116,15 @@ def similarity_maps(maps: Sequence[tuple[str, Any]], columns: int) -> Figure:
         axes.set_visible(False)
     figure.colorbar(image, ax=grid, label="similarity", fraction=0.03)
     return figure
+
+
+def _limits(axes: Axes, results: Sequence[float]) -> tuple[float, float]:
+    """Cut the axis where the interval of a few seeds would dwarf their results; its least and largest value."""
+    span = max(results) - min(results) or 1
+    low, high = max(axes.dataLim.y0, min(results) - span), min(axes.dataLim.y1, max(results) + span)
+    if (low, high) != (axes.dataLim.y0, axes.dataLim.y1):
+        axes.set_ylim(low, high)
+    return low, high
 
 
 def _draw_series(axes: Axes, series: Series, values: list[str], number: int, count: int) -> None:

@@ -73,7 +73,7 @@ def _conditions(settings: dict[str, Any], table: ResultTable) -> str:
         "data.train_file": "on {}",
         "data.train_sentences": "{} training sentences",
         "trainer.limit_train_batches": "{} of the batches of an epoch",
-        "trainer.max_epochs": "{} epochs",
+        "trainer.max_epochs": "epochs: {}",
         "data.batch_size": "batch {}",
         "model.schedule": "{} schedule",
         "trainer.precision": "precision {}",
@@ -86,8 +86,8 @@ def _conditions(settings: dict[str, Any], table: ResultTable) -> str:
     parts = [told[key].format(value) for key, value in named.items()]
     seeds = len({row["seed"] for row in table.rows})
     return (
-        f"{', '.join(parts)}; {seeds} seeds. A seed sets the initialization of adapter and head, dropout and the order "
-        f"of the data; a part of the training sentences is drawn {drawn}."
+        f"{', '.join(parts)}, seeds: {seeds}. A seed sets the initialization of adapter and head, dropout and the "
+        f"order of the data; a part of the training sentences is drawn {drawn}."
     )
 
 

@@ -110,7 +110,7 @@ def adapter_directions(checkpoint: str | Path, side: Side = "A") -> dict[str, Te
     suffix = f".lora_{side}"
     state: Mapping[str, Tensor] = read_checkpoint(checkpoint)["state_dict"]
     found = {
-        key.removesuffix(suffix): directions(tensor if side == "A" else tensor.T)
+        key.removeprefix("encoder.").removesuffix(suffix): directions(tensor if side == "A" else tensor.T)
         for key, tensor in state.items()
         if key.endswith(suffix)
     }

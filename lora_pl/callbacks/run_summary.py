@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.rule import Rule
 from torch import Tensor
@@ -31,7 +31,10 @@ class RunSummary(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the summary."""
         if not self._trains:
-            say(f"nothing was left to train at step {trainer.global_step} (--trainer.max_epochs, --trainer.max_steps)")
+            say(f"nothing to train: the run ends at step {trainer.global_step}")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+                say(f"stopped early: {callback.stopping_reason_message}")
         kept = trainer.checkpoint_callbacks
         best = next((c for c in kept if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
         last = next((path for c in kept if (path := getattr(c, "last_model_path", ""))), "")

@@ -26,10 +26,10 @@ def test_a_run_that_learned_nothing_says_so(best, said, capsys):
 
 
 def test_a_run_without_a_step_says_so(capsys):
-    summary, trainer = RunSummary(), SimpleNamespace(checkpoint_callbacks=[], global_step=30)
+    summary, trainer = RunSummary(), SimpleNamespace(callbacks=[], checkpoint_callbacks=[], global_step=30)
     summary.on_fit_start(trainer, None)
     summary.on_fit_end(trainer, None)
-    assert "nothing was left to train at step 30" in capsys.readouterr().err
+    assert "the run ends at step 30" in capsys.readouterr().err
     summary.on_train_start(trainer, None)
     summary.on_fit_end(trainer, None)
     assert not capsys.readouterr().err
