@@ -10,6 +10,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from lora_pl.storage.flat import flatten
 
+OF_TRAINER = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "precision")
+"""The trainer's options that tell runs apart."""
+
 
 class HparamsRecord(Callback):
     """Writes the run's hyper-parameters with the task's metric; TensorBoard shows its latest value."""
@@ -18,8 +21,13 @@ class HparamsRecord(Callback):
         """Write them."""
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
-        data = trainer.datamodule.hparams if trainer.datamodule else {}  # type: ignore[attr-defined]
-        settings = {"model": dict(pl_module.hparams), "data": dict(data)}
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        unread = {*pl_module.hparams, *(["source"] if getattr(data, "reads_own_files", False) else [])}
+        settings = {
+            "model": dict(pl_module.hparams),
+            "data": {name: value for name, value in (data.hparams if data else {}).items() if name not in unread},
+            "trainer": {name: getattr(trainer, name) for name in OF_TRAINER},
+        }
         write_hparams(trainer.logger, settings, str(pl_module.monitor))
 
 

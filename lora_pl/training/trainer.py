@@ -26,6 +26,7 @@ ADVICE = (
     "sync_dist=True",  # metrics are torchmetrics', exact over processes
     "your dataloader is not resumable",  # the run is: ExactResume
     "callbacks used to create the checkpoint",
+    "smaller than the logging interval",  # the epoch's own points are logged
 )
 """Parts of Lightning's warnings about things done on purpose."""
 SHARDED = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)

@@ -22,6 +22,9 @@ def test_verbs_and_keys(capsys, fit):
     Path("broken.yaml").write_text("data: [\n")
     assert fails(capsys, *fit, "--config", "broken.yaml", code=2) == "config"
     assert fails(capsys, *fit, "--config", "none.yaml", code=2) == "config"
+    Path("tabs.yaml").write_text("model:\n\thead: linear\n")
+    assert main([*fit, "--config", "tabs.yaml"]) == 2
+    assert "line 2, column 1; indent by spaces, not tabs" in " ".join(capsys.readouterr().err.split())
     for content, key in (("config: {a: 1}", "config"), ("trainer: [1]", "trainer")):
         Path("wrong.yaml").write_text(content)
         assert fails(capsys, *fit, "--config", "wrong.yaml", code=2) == key

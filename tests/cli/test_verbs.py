@@ -22,6 +22,10 @@ def run_folder(checkpoint):
     return checkpoint.parents[2]
 
 
+def settings_of(run_folder):
+    return yaml.safe_load((run_folder / "checkpoints" / "tiny" / "config.yaml").read_text())
+
+
 def scalars(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -58,6 +62,9 @@ def test_the_hparams_tab_holds_the_settings_and_the_real_metric(run_folder):
     settings = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["model.lora.r"].number_value == 4
     assert settings["data.batch_size"].number_value == 8
+    assert settings["trainer.max_epochs"].number_value == settings_of(run_folder)["trainer"]["max_epochs"]
+    assert {"model.encoder", "data.source"} <= {*settings}
+    assert "data.encoder" not in settings  # it is the model's
     content = scalars(run_folder / "logs" / "tiny").SummaryMetadata("_hparams_/experiment").plugin_data.content
     metrics = plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos
     assert [metric.name.tag for metric in metrics] == ["val/accuracy", "val/loss"]
