@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +33,9 @@ class Comparison:
     exported_metrics: dict[str, float]
 
     def __str__(self) -> str:
+        allowed = f"tolerance {self.tolerance:.0e}" if math.isfinite(self.tolerance) else "reported, no tolerance"
         text = (
-            f"largest logit change {self.largest_logit_change:.1e} (tolerance {self.tolerance:.0e}), "
+            f"largest logit change {self.largest_logit_change:.1e} ({allowed}), "
             f"{self.flipped} of {self.sentences} predictions flipped, on {self.source}, read by {self.reader}"
         )
         for name, value in self.exported_metrics.items():

@@ -39,5 +39,6 @@ def test_int8_is_measured_beside_it(checkpoint, tmp_path):
     assert found["onnx"].flipped == 0
     assert 0 < found["model.int8.onnx"].largest_logit_change < 1
     assert "accuracy" in found["model.int8.onnx"].exported_metrics
+    assert "(reported, no tolerance)" in str(found["model.int8.onnx"])
     assert (tmp_path / "onnx" / "model.int8.onnx").stat().st_size < (tmp_path / "onnx" / "model.onnx").stat().st_size
     assert "model.int8.onnx: largest logit change" in (tmp_path / "onnx" / "README.md").read_text()
