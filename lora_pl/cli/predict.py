@@ -181,7 +181,7 @@ def predict_adapters(
 
     made_from = {
         "checkpoints": {name: _digest(path) for name, path in checkpoints.items()},
-        "options": [text_column, text_pair_column, adapter_column, encoder, base_dtype],
+        "options": [input_format, text_column, text_pair_column, adapter_column, encoder, base_dtype],
     }
     stream = TextStream(input, [*columns, *([adapter_column] if adapter_column else [])], input_format)
     fabric = Fabric(accelerator="cpu", devices=1)
