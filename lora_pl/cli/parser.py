@@ -63,9 +63,7 @@ class Parser(LightningArgumentParser):
         except Exception as error:  # the parsers of YAML raise what the text leads them to
             if UNKNOWN.search(str(error)) or WRONG.search(str(error)):
                 self.error(str(error), error)
-            said = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")[:200]
-            hint = "; indent by spaces, not tabs" if "cannot start any token" in said else ""
-            raise UsageError("config", f"{cfg_path}: {said}{hint}") from error
+            raise UsageError("config", f"{cfg_path}: {' '.join(str(error).split())[:200]}") from error
         if not isinstance(found.get("config"), list | None):  # of a saved configuration
             raise UsageError("config", f"{cfg_path}: config: expected a list of files, got {found['config']!r:.60}")
         return found

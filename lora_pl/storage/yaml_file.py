@@ -53,7 +53,9 @@ def read_yaml_text(path: str | Path) -> str:
 
 
 def _wrong(path: str | Path, why: object) -> UsageError:
-    return UsageError("config", f"{path}: {' '.join(str(why).split())[:200]}")
+    said = " ".join(str(why).split()).replace('in "<unicode string>", ', "in ")[:200]
+    hint = "; indent by spaces, not tabs" if "cannot start any token" in said else ""
+    return UsageError("config", f"{path}: {said}{hint}")
 
 
 def bounded_load(text: str, load: Callable[[str], Any] = yaml.safe_load) -> Any:

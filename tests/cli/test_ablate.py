@@ -469,4 +469,4 @@ def test_the_study_of_the_recipe_parses(planned, tmp_path, monkeypatch):
         str(tmp_path / "study"),
     ]
     assert main(["ablate", *given]) == 0
-    assert len(planned) == 2 * (2 + 1 + 1 + 1 + 3)
+    assert len(planned) == 2 * (2 + 1 + 1 + 1 + 3 + 1)
