@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from lora_pl.cli.main import VERBS, main
+from lora_pl.data.texts import TextStream
+from lora_pl.errors import UserError
 from tests.cli.mistakes import error_of
 from tests.support import run_in_process
 
@@ -124,25 +126,30 @@ def as_table(format: str) -> str:
 
 
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl"])
-def test_a_table_on_standard_input_needs_its_format(format, checkpoint, tmp_path):
-    arguments = ["predict", "--ckpt_path", str(checkpoint)]
-    refused = run_in_process(arguments, tmp_path, text_input=as_table(format))
-    assert refused.returncode == 1
-    assert f"give --input_format {format}, or --input_format text" in refused.stderr
-    as_text = run_in_process([*arguments, "--input_format", "text"], tmp_path, True, as_table(format))
-    assert json.loads(as_text.stdout.splitlines()[0])["text"] == as_table(format).splitlines()[0]
-    kept = [*arguments, "--input_format", format, "--keep_columns", "[id,label]"]
-    rows = list(map(json.loads, run_in_process(kept, tmp_path, True, as_table(format)).stdout.splitlines()))
-    found = [{"id": row["id"], "sentence": row["text"], "label": row["input_label"]} for row in rows]
-    assert found == TABLE
+def test_a_table_on_standard_input_needs_its_format(format, monkeypatch):
+    def read(*given):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(as_table(format).encode())))
+        return [text for chunk in TextStream("-", *given) for text in chunk]
+
+    with pytest.raises(UserError, match=f"give --input_format {format}, or --input_format text"):
+        read(["sentence"])
+    assert read(["sentence"], "text")[0] == as_table(format).splitlines()[0]
+    assert read(["sentence", "id"], format) == [(row["sentence"], row["id"]) for row in TABLE]
+
+
+def test_columns_are_kept_beside_the_answers(checkpoint, tmp_path):
+    arguments = ["predict", "--ckpt_path", str(checkpoint), "--input_format", "csv", "--keep_columns", "[id,label]"]
+    rows = list(map(json.loads, run_in_process(arguments, tmp_path, True, as_table("csv")).stdout.splitlines()))
+    assert [{"id": row["id"], "sentence": row["text"], "label": row["input_label"]} for row in rows] == TABLE
     assert {row["label"] for row in rows} <= {"negative", "positive"}
 
 
-def test_predict_writes_csv(checkpoint, tmp_path):
+def test_predict_writes_csv(checkpoint, tmp_path, monkeypatch):
     (tmp_path / "x.csv").write_text(as_table("csv"))
     arguments = ["predict", "--ckpt_path", str(checkpoint), "--input", "x.csv", "--keep_columns", "[id]", "--output"]
-    run_in_process([*arguments, "y.csv"], tmp_path, check=True)
-    run_in_process([*arguments, "y.jsonl"], tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("y.csv", "y.jsonl"):
+        assert main([*arguments, name]) == 0
     rows = [json.loads(line) for line in (tmp_path / "y.jsonl").open()]
     with (tmp_path / "y.csv").open(newline="") as file:
         written = list(csv.DictReader(file))
