@@ -21,7 +21,7 @@ from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import stored_settings
 from lora_pl.ablation.table import ResultTable, axes_of, options_of
-from lora_pl.data.tasks import CUSTOM
+from lora_pl.data.tasks import task_name
 from lora_pl.errors import UserError
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
@@ -79,7 +79,7 @@ def _summary(group: Group, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": group.name,
         "encoder": options.get("model.encoder"),
-        "task": options.get("data.task") or (CUSTOM if options.get("data.train_file") else "sst2"),
+        "task": task_name(options.get("data.task"), bool(options.get("data.train_file"))),
         "train_sentences": options.get("data.train_sentences"),
         **{key: group.first[key] for key in ("arm", "method", "trainable_lora", "trainable_head", "trainable")},
         "options": {key: group.first[key] for key in axes_of([group.first])},

@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lora_pl.cli.parser import Parser, verb_parser
 from lora_pl.cli.trainer import ClassifierCLI, config_text, quiet_libraries
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.texts import STDIN, Format, Text, TextStream, as_row, as_text, named, with_kept
+from lora_pl.data.rows import STDIN
+from lora_pl.data.texts import Format, Text, TextStream, as_row, as_text, named, with_kept
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line
 from lora_pl.model.classifier import LoRAClassifier, read_model

@@ -23,7 +23,7 @@ from lora_pl.data.batches import (
 )
 from lora_pl.data.examples import Examples, discover_labels, read_examples
 from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
-from lora_pl.data.tasks import CUSTOM, Task, get_task
+from lora_pl.data.tasks import CUSTOM, Task, get_task, task_name
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import architecture_of
@@ -104,7 +104,7 @@ class SentenceDataModule(LightningDataModule):
                 raise UserError(f"data.{name}", f"expected at least {least}, got {self.hparams[name]}")
         self.own_files = {TRAIN: train_file, "validation": validation_file}
         self.reads_own_files = any(self.own_files.values())
-        self.task: Task = get_task(task or (CUSTOM if self.reads_own_files else "sst2"))
+        self.task: Task = get_task(task_name(task, self.reads_own_files))
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
         self.source, self.encoder, self.seed = source, encoder, seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens

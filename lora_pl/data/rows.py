@@ -19,7 +19,7 @@ from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
 from lora_pl.data.parquet import parquet_batches
 from lora_pl.errors import UserError
 
-STDIN = Path("-")
+STDIN = "-"
 FREE, RATIO, ROW = 1 << 28, 200, 64
 """A Parquet file may stand for 256 MiB and 200 times its size: its texts, and 64 bytes per row."""
 
@@ -52,7 +52,7 @@ def read_rows(
     """
     path = Path(path).expanduser()
     reader = TABLES.get(ending or path.suffix.lower())
-    if path == STDIN and reader not in (None, _parquet):
+    if str(path) == STDIN and reader not in (None, _parquet):
         return reader(path, columns, header)
     if not path.is_file() and not (once and path.is_fifo() and reader is not _parquet):
         raise UserError("data.missing", f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
@@ -69,16 +69,16 @@ def opened(path: Path) -> io.BufferedReader:
     Raises:
         UserError: `input`, standard input is closed.
     """
-    if path != STDIN:
+    if str(path) != STDIN:
         return path.open("rb")
     if sys.stdin is None:
         raise UserError("input", "standard input is closed; give a file")
     return cast(io.BufferedReader, sys.stdin.buffer)
 
 
-def shown(path: Path) -> str:
+def source_name(path: Path) -> str:
     """The path as messages name it."""
-    return "standard input" if path == STDIN else str(path)
+    return "standard input" if str(path) == STDIN else str(path)
 
 
 def decoded_lines(stream: IO[bytes], name: str) -> Iterator[str]:
@@ -148,7 +148,7 @@ def _tsv(lines: Iterator[str], name: str) -> Numbered:
 def _delimited(
     split: Callable[[Iterator[str], str], Numbered], path: Path, columns: Sequence[str], header: Sequence[str]
 ) -> Iterator[Row]:
-    name = shown(path)
+    name = source_name(path)
     with opened(path) as file:
         rows = split(decoded_lines(file, name), name)
         names = list(header) or next((row for _, row in rows), [])
@@ -163,7 +163,7 @@ def _delimited(
 
 
 def _json(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
-    name = shown(path)
+    name = source_name(path)
     with opened(path) as file:
         if path.suffix.lower() == ".json" and file.peek().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
             yield from _json_array(file, path, columns)

@@ -304,6 +304,11 @@ CUSTOM_TASK = Classification(CUSTOM, "", ("text",), ("text",), "label", ())
 """A user's own files: columns and labels come from the options and the files."""
 
 
+def task_name(given: str | None, own_files: bool) -> str:
+    """The task that is meant, where none may be given."""
+    return given or (CUSTOM if own_files else "sst2")
+
+
 def get_task(name: str) -> Task:
     """The row of the task; a UserError that names the nearest one where there is none."""
     if name == CUSTOM:

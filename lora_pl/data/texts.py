@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_pl.data.rows import TABLES, decoded_lines, opened, read_rows, shown
+from lora_pl.data.rows import STDIN, TABLES, decoded_lines, opened, read_rows, source_name
 from lora_pl.errors import UserError
 
-STDIN = "-"
 CHUNK = 512  # texts read at a time: enough for batches of like length, few enough for memory
 SHARD = 64  # chunks that one process predicts and saves as a part
 
@@ -88,6 +87,8 @@ class TextStream:
         ending = f".{format}" if format else Path(path).suffix.lower()
         self.ending = ending if ending in TABLES else None
         """The table's format by its ending; None for lines."""
+        # a file may be called - too
+        self._place = Path(path).absolute() if path != STDIN == str(Path(path)) else Path(path)
         self.once = path == STDIN or Path(path).is_fifo()
         """Whether the texts are gone once they are read."""
         if not self.once and not Path(path).is_file():
@@ -106,12 +107,12 @@ class TextStream:
 
     def _rows(self) -> Iterator[tuple[str, ...]]:
         if self.ending:
-            return (cells for _, cells in read_rows(self.path, self.columns, once=True, ending=self.ending))
+            return (cells for _, cells in read_rows(self._place, self.columns, once=True, ending=self.ending))
         return self._lines()
 
     def _lines(self) -> Iterator[tuple[str, ...]]:
-        name, width = shown(Path(self.path)), len(self.columns)
-        with opened(Path(self.path)) as stream:
+        name, width = source_name(self._place), len(self.columns)
+        with opened(self._place) as stream:
             for number, line in enumerate(decoded_lines(stream, name), 1):
                 text = line.rstrip("\r\n")
                 if number == 1 and not self.format and (table := _table_of(text, self.columns[0])):

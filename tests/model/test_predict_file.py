@@ -126,3 +126,10 @@ def test_shards_neither_overlap_nor_leave_gaps(world):
         shards = TextStream("x.txt", ["text"]).shards(lambda shard, rank=rank: shard % world == rank)
         seen += [text for _, chunks in shards for chunk in chunks for text in chunk]
     assert sorted(seen) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("format", [None, "csv"])
+def test_a_file_that_is_called_like_standard_input(format, monkeypatch):
+    Path("-").write_text("text\nfine\n" if format else "fine\n")
+    monkeypatch.setattr("sys.stdin", None)
+    assert list(TextStream("./-", ["text"], format)) == [["fine"]]
