@@ -39,7 +39,8 @@ def lora_pl_step(encoder: str, dtype: str, method: str = "lora", batching: str =
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step(tokens: Tokens, indices: Sequence[int]) -> float:
-        batch = make_batch(tokens, indices, batching, model.tokenizer.pad_token_id)
+        pad = model.tokenizer.pad_token_id
+        batch = make_batch(tokens, indices, batching, pad).filled(pad)
         with _autocast(dtype):
             loss = F.cross_entropy(model(batch), batch.labels.long())
         return _optimize(optimizer, loss)

@@ -89,7 +89,8 @@ class JointTrials(TaskModule):
     def training_step(self, batches: list[Batch], batch_idx: int) -> Tensor:
         """The sum of the trials' losses on their own batches."""
         owners = [name for name, batch in zip(self.bank.names, batches, strict=True) for _ in batch.lengths]
-        parts = torch.split(self._routed(owners, _joined(batches)), [len(batch) for batch in batches])
+        row = _joined(batches).filled(self.base.tokenizer.pad_token_id)
+        parts = torch.split(self._routed(owners, row), [len(batch) for batch in batches])
         losses = [
             self._measured(index, features, batch, "train")
             for index, (features, batch) in enumerate(zip(parts, batches, strict=True))
@@ -107,7 +108,8 @@ class JointTrials(TaskModule):
 
     def _routed(self, owners: list[str], batch: Batch) -> Tensor:
         """(sentences, hidden): each sentence's feature by the adapter of its owner."""
-        with self.bank.route(owners, batch.lengths):
+        filler = [None] * (len(batch.segments) - len(owners))
+        with self.bank.route([*owners, *filler], batch.segments):
             return self.base.features(batch)
 
     def _measured(self, index: int, features: Tensor, batch: Batch, stage: str, split: int = 0) -> Tensor:
@@ -202,6 +204,9 @@ def _settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
 
 def _joined(batches: Sequence[Batch]) -> Batch:
     """Packed batches one after the other, as one packed batch."""
-    ids, types = (torch.cat([getattr(batch, name) for batch in batches], 1) for name in ("input_ids", "token_type_ids"))
+    ids, types = (
+        torch.cat([getattr(batch, name)[:, : batch.tokens] for batch in batches], 1)  # without their filler
+        for name in ("input_ids", "token_type_ids")
+    )
     labels = torch.cat([batch.labels for batch in batches])
     return Batch(ids, types, labels, tuple(length for batch in batches for length in batch.lengths))

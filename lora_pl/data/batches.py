@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, DistributedSampler
 
@@ -39,6 +40,8 @@ class Batch:
     """As input_ids: 1 on tokens, 0 on padding; None in a packed batch."""
     rows: tuple[int, ...] = ()
     """(batch,): which sentences of the dataset these are."""
+    common: bool = False
+    """Whether a packed row has a length, and its attention has shapes, that other batches have too; see `filled`."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -48,16 +51,35 @@ class Batch:
         """Real tokens in the batch."""
         return sum(self.lengths)
 
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Tokens per sentence of a packed row, and those of the filler at its end."""
+        filler = self.input_ids.shape[1] - self.tokens
+        return (*self.lengths, filler) if filler else self.lengths
+
+    def filled(self, pad_token_id: int) -> Batch:
+        """A packed row with filler at its end, up to a `common_length`; a padded batch as it is.
+
+        The filler is a segment that no sentence sees and nothing reads, so that it changes no result beyond rounding.
+        oneDNN compiles a kernel for each shape that it meets, and keeps it: a run with few shapes is faster and smaller.
+        """
+        if self.attention_mask is not None:
+            return self
+        missing = common_length(self.tokens) - self.input_ids.shape[1]
+        ids, types = F.pad(self.input_ids, (0, missing), value=pad_token_id), F.pad(self.token_type_ids, (0, missing))
+        return replace(self, input_ids=ids, token_type_ids=types, common=True)
+
     def padded(self, pad_token_id: int) -> Batch:
         """The same sentences, one per row, padded to the longest."""
         if self.attention_mask is not None:
             return self
-        parts = (self.input_ids[0], self.token_type_ids[0], torch.ones_like(self.input_ids[0]))
+        ids, types = self.input_ids[0, : self.tokens], self.token_type_ids[0, : self.tokens]
+        parts = (ids, types, torch.ones_like(ids))
         ids, types, mask = (
             pad_sequence(part.split(self.lengths), batch_first=True, padding_value=filler)  # type: ignore[no-untyped-call]
             for part, filler in zip(parts, (pad_token_id, 0, 0), strict=True)
         )
-        return replace(self, input_ids=ids, token_type_ids=types, attention_mask=mask)
+        return replace(self, input_ids=ids, token_type_ids=types, attention_mask=mask, common=False)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""
@@ -67,6 +89,15 @@ class Batch:
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+
+def common_length(tokens: int) -> int:
+    """The next multiple of the largest power of two that is at most a sixteenth of `tokens`: 435 -> 448.
+
+    At most 1/16 more tokens, 2% on average, and 16 different lengths from one power of two to the next.
+    """
+    unit = 1 << max(0, tokens.bit_length() - 5)
+    return -(-tokens // unit) * unit
 
 
 def make_batch(tokens: Tokens, indices: Sequence[int], batching: Batching, pad_token_id: int) -> Batch:
@@ -122,10 +153,11 @@ def indices_of_like_length(
 class TokenDataset(Dataset[Batch]):
     """Tokenized sentences by lists of indices: `dataset[[3, 1]]` is a batch of two."""
 
-    def __init__(self, tokens: Tokens, batching: Batching, pad_token_id: int) -> None:
+    def __init__(self, tokens: Tokens, batching: Batching, pad_token_id: int, fills: bool = True) -> None:
         self.tokens = tokens
         self.batching: Batching = batching
         self.pad_token_id = pad_token_id
+        self.fills = fills
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -133,7 +165,8 @@ class TokenDataset(Dataset[Batch]):
     def __getitem__(self, indices: Sequence[int] | int) -> Batch:
         # a single one from Lightning's own sampler (--trainer.overfit_batches)
         chosen = [indices] if isinstance(indices, int) else indices
-        return make_batch(self.tokens, chosen, self.batching, self.pad_token_id)
+        batch = make_batch(self.tokens, chosen, self.batching, self.pad_token_id)
+        return batch.filled(self.pad_token_id) if self.fills else batch
 
 
 class RandomBatches(DistributedSampler[list[int]]):

@@ -146,9 +146,10 @@ class SentenceDataModule(LightningDataModule):
         data, size = self._dataset(TRAIN), self.hparams["batch_size"]
         return self._loader(data, ORDERS[self.order](data, size, self.seed, *self._replicas(), self._start))
 
-    def start_at(self, epoch: int, batch: int, order: str = "hashed") -> None:
-        """Start the next training in `epoch`, after `batch` of its batches, in one of `ORDERS`."""
-        self._start, self.order = (epoch, batch), order
+    def start_at(self, epoch: int, batch: int, order: str = "hashed", fills: bool = True) -> None:
+        """Start the next training in `epoch`, after `batch` of its batches, in one of `ORDERS`, with or without filler
+        in its rows (`Batch.filled`), which changes what dropout draws."""
+        self._start, self.order, self.fills = (epoch, batch), order, fills
 
     def teardown(self, stage: str) -> None:
         """Start the next training at its first batch."""
@@ -238,7 +239,7 @@ class SentenceDataModule(LightningDataModule):
         return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
 
     def _dataset(self, split: str) -> TokenDataset:
-        return TokenDataset(self._tokens[split], self.batching, self.tokenizer.pad_token_id)
+        return TokenDataset(self._tokens[split], self.batching, self.tokenizer.pad_token_id, self.fills)
 
     def _loader(self, data: TokenDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:
         # batch_size None: the sampler's lists are the batches; a generator of its own, because every loader draws a

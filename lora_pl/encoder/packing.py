@@ -14,6 +14,7 @@ from torch import Tensor
 
 GROUP_COST = 60_000
 """The measured cost of a further group, in entries of the padded attention matrices of all heads."""
+COMMON = 8
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,13 @@ class Packing:
     Args:
         lengths: Tokens per sentence, in the row's order.
         device: Where the row is.
+        common: Whether the lengths of groups are multiples of 8, which other rows' groups have too.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", common: bool = False) -> None:
         self.lengths = np.asarray(lengths, np.int64)
         self.device = torch.device(device)
+        self._unit = COMMON if common else 1
         self._groupings: dict[tuple[int, int | None], Grouping] = {}
 
     @property
@@ -133,9 +136,9 @@ class Packing:
         groups: list[Group] = []
         pads: list[NDArray[np.int64]] = []
         reals: list[NDArray[np.bool_]] = []
-        bounds = group_bounds(lengths, heads)
-        for first, end in itertools.pairwise(bounds):
-            column = np.arange(lengths[end - 1])
+        padded = -(-lengths // self._unit) * self._unit
+        for first, end in itertools.pairwise(group_bounds(padded, heads)):
+            column = np.arange(padded[end - 1])
             real = column < lengths[first:end, None]  # (sentences, longest)
             token = starts[first:end, None] + np.minimum(column, lengths[first:end, None] - 1)
             vector = token[:, None, :] * heads + np.arange(heads)[:, None]  # (sentences, heads, longest)

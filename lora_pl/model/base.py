@@ -114,8 +114,9 @@ class Base:
         with self.autocast():
             if batch.attention_mask is not None:
                 return self.reader.of_padded(batch.input_ids, batch.token_type_ids, batch.attention_mask).float()
-            packing = Packing(batch.lengths, batch.input_ids.device)
-            return self.reader.of_packed(batch.input_ids, batch.token_type_ids, packing).float()
+            packing = Packing(batch.segments, batch.input_ids.device, batch.common)
+            features = self.reader.of_packed(batch.input_ids, batch.token_type_ids, packing)
+            return features[: len(batch)].float()
 
     def tokenize(self, columns: Sequence[Sequence[str]], max_length: int) -> Tokens:
         """One text column, or two for pairs, cut to `max_length` tokens."""

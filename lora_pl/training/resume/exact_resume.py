@@ -56,6 +56,7 @@ class ExactResume(Callback):
             "log_steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
             "processes": _gathered(trainer, own),
             "order": getattr(trainer.datamodule, "order", None),  # type: ignore[attr-defined]
+            "fills": getattr(trainer.datamodule, "fills", None),  # type: ignore[attr-defined]
             "conditions": conditions(trainer, pl_module),
             "between_steps": between_steps(trainer),
             "metrics": dict(trainer.callback_metrics),
@@ -82,9 +83,9 @@ class ExactResume(Callback):
                 say("resume: early stopping has ended this run; --force trains on")
                 trainer.should_stop = True
         if hasattr(trainer.datamodule, "start_at"):  # type: ignore[attr-defined]
-            # versions up to 0.2.0 name no order
-            order = loaded.get("order", "summed")
-            trainer.datamodule.start_at(loaded["epoch"], loaded["batch"], order)  # type: ignore[attr-defined]
+            # versions up to 0.2.0 name no order, and their rows have no filler
+            order, fills = loaded.get("order", "summed"), loaded.get("fills", False)
+            trainer.datamodule.start_at(loaded["epoch"], loaded["batch"], order, fills)  # type: ignore[attr-defined]
 
     def _require_exact(self, trainer: Trainer, pl_module: LightningModule, loaded: dict[str, Any]) -> None:
         if not loaded.get("between_steps", True):
