@@ -116,16 +116,17 @@ def peak_memory(make: Callable[[], Step], tokens: Tokens, batches: Sequence[Sequ
 def _peak_memory(make: Callable[[], Step], tokens: Tokens, batches: Sequence[Sequence[int]]) -> float:
     import peft  # noqa: F401  the libraries of every peer, so that all start alike
 
-    before = _status("VmRSS")
+    before = status("VmRSS")
     step = make()
     step(tokens, batches[0])
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading is left out
     for indices in batches:
         step(tokens, indices)
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
-def _status(field: str) -> float:
+def status(field: str) -> float:
+    """A line of `/proc/self/status`, in MiB (Linux)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.peak import measured_peak, step_products
-from benchmarks.peers import Step, full_step, lora_pl_step, original_step, peak_memory, peft_step, random_encoder
+from benchmarks.peers import Step, full_step, lora_pl_step, original_step, peft_step, random_encoder
 from benchmarks.table import print_table
 from benchmarks.timing import interleaved
 from lora_pl.data.batches import make_batch
@@ -70,27 +70,22 @@ class Row:
     sentences_per_second: float
     ratio: float
     """How many times as long a step takes as lora_pl's."""
-    peak: float | None = None
-    """MiB."""
-    share_of_memory: float | None = None
-    """lora_pl's peak divided by this one."""
     share_of_peak: float | None = None
 
     def line(self, *first: object) -> str:
         """As Markdown, after the columns `first`."""
-        figures = [_shown(self.peak, ",.0f"), _shown(self.share_of_memory, ".2f"), _shown(self.share_of_peak, ".0%")]
-        cells = [*first, self.what, f"{self.sentences_per_second:.1f}", f"{self.ratio:.2f}", *figures]
+        share = "" if self.share_of_peak is None else f"{self.share_of_peak:.0%}"
+        cells = [*first, self.what, f"{self.sentences_per_second:.1f}", f"{self.ratio:.2f}", share]
         return f"| {' | '.join(map(str, cells))} |"
 
 
-def measure(folder: Path, precision: str, batch_size: int, rounds: int, memory: bool) -> list[Row]:
+def measure(folder: Path, precision: str, batch_size: int, rounds: int) -> list[Row]:
     """The rows of one encoder, precision and batch size."""
     encoder = random_encoder(folder)
     tokens = sst2(encoder)
     draw = np.random.default_rng(0)
     batches = [draw.choice(len(tokens), batch_size, replace=False).tolist() for _ in range(rounds + 2)]
     makers = {name: partial(make, encoder) for name, make in PEERS[precision].items()}
-    peaks = {name: peak_memory(make, tokens, batches[:4]) for name, make in makers.items()} if memory else {}
     steps = {name: partial(make(), tokens) for name, make in makers.items()}
     seconds = interleaved(steps, batches, warm_up=2)
     share = share_of_peak(encoder, DTYPES[precision], tokens, batches, seconds[OURS])
@@ -99,21 +94,15 @@ def measure(folder: Path, precision: str, batch_size: int, rounds: int, memory: 
             name,
             batch_size / value,
             value / seconds[OURS],
-            peaks.get(name),
-            peaks[OURS] / peaks[name] if peaks else None,
             share if name == OURS else None,
         )
         for name, value in seconds.items()
     ]
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
 HEADER = """\
-| encoder | precision | batch | what | sentences/s | speed-up | peak MiB | lora_pl's share | of peak speed |
-| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"""
+| encoder | precision | batch | what | sentences/s | speed-up | of peak speed |
+| --- | --- | ---: | --- | ---: | ---: | ---: |"""
 
 
 def main() -> None:
@@ -127,10 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     parts = (
-        [
-            row.line(name, precision, size)
-            for row in measure(SHARED / "models" / name, precision, size, args.rounds, memory=size == 32)
-        ]
+        [row.line(name, precision, size) for row in measure(SHARED / "models" / name, precision, size, args.rounds)]
         for name, precision, size in itertools.product(args.encoders, args.precisions, args.batch_sizes)
     )
     print_table(HEADER, parts, args.output)

@@ -61,7 +61,7 @@ class Batch:
         """A packed row with filler at its end, up to a `common_length`; a padded batch as it is.
 
         The filler is a segment that no sentence sees and nothing reads, so that it changes no result beyond rounding.
-        oneDNN compiles a kernel for each shape that it meets, and keeps it: a run with few shapes is faster and smaller.
+        oneDNN compiles a kernel per shape and keeps it, so few shapes are faster and need less memory.
         """
         if self.attention_mask is not None:
             return self

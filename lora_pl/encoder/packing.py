@@ -15,6 +15,8 @@ from torch import Tensor
 GROUP_COST = 60_000
 """The measured cost of a further group, in entries of the padded attention matrices of all heads."""
 COMMON = 8
+"""What the lengths of groups are multiples of where rows share the shapes of their attention: on random batches of SST-2
+a fifth of the shapes, for 9% more attention."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Packing:
     Args:
         lengths: Tokens per sentence, in the row's order.
         device: Where the row is.
-        common: Whether the lengths of groups are multiples of 8, which other rows' groups have too.
+        common: Whether the lengths of groups are multiples of `COMMON`, which other rows' groups have too.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", common: bool = False) -> None:

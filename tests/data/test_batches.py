@@ -12,6 +12,7 @@ from lora_pl.data.batches import (
     RandomBatches,
     SummedSeedBatches,
     TokenDataset,
+    common_length,
     make_batch,
     split_by_tokens,
 )
@@ -93,6 +94,28 @@ def test_packing_puts_sentences_one_after_the_other():
     assert batch.lengths == (4, 1)
     assert batch.labels.tolist() == [1, 2]
     assert (len(batch), batch.tokens) == (2, 5)
+
+
+@given(st.integers(1, 100_000))
+def test_a_common_length_adds_a_sixteenth_at_most(tokens):
+    assert tokens <= common_length(tokens) <= tokens * 17 / 16
+    assert common_length(common_length(tokens)) == common_length(tokens)
+
+
+def test_there_are_few_common_lengths():
+    assert len({common_length(tokens) for tokens in range(257, 513)}) == 16
+
+
+def test_filler_is_no_sentence():
+    tokens = make_tokens([40, 5], second=[0, 2])
+    batch = TokenDataset(tokens, "packed", 7)[[1, 0]]
+    assert batch.input_ids.shape == batch.token_type_ids.shape == (1, 46)
+    assert batch.input_ids[0, 45:].tolist() == [7]
+    assert (batch.lengths, batch.segments, batch.tokens, len(batch)) == ((5, 40), (5, 40, 1), 45, 2)
+    assert torch.equal(batch.padded(7).input_ids, make_batch(tokens, [1, 0], "padded", 7).input_ids)
+    assert torch.equal(batch.filled(7).input_ids, batch.input_ids)
+    assert TokenDataset(tokens, "packed", 7, fills=False)[[1, 0]].segments == (5, 40)
+    assert TokenDataset(tokens, "padded", 7)[[1, 0]].input_ids.shape == (2, 40)
 
 
 @pytest.mark.parametrize("batching", ["packed", "padded"])

@@ -77,6 +77,13 @@ def packed(features, ids):
     return features.of_packed(row, row % 2, Packing([len(s) for s in ids]))
 
 
+def filled(features, ids):
+    """As `Batch.filled` makes a row: seven tokens of padding at its end, attention in common shapes."""
+    row, types = torch.cat([*ids, torch.ones(7, dtype=torch.int64)])[None], torch.cat([*ids, torch.zeros(7).long()])
+    packing = Packing([*(len(s) for s in ids), 7], common=True)
+    return features.of_packed(row, types[None] % 2, packing)[: len(ids)]
+
+
 def padded(features, ids):
     return features.of_padded(*padded_batch(ids))
 
@@ -103,11 +110,12 @@ def assert_packed_is_padded(kind, lengths, **changes):
     features, encoder = made(kind, **changes)
     ids = sentences(lengths)
     expected, expected_gradients = features_and_gradients(padded, features, encoder, ids)
-    got, got_gradients = features_and_gradients(packed, features, encoder, ids)
-    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
-    for name, gradient in expected_gradients.items():
-        error = (got_gradients[name] - gradient).norm() / gradient.norm()
-        assert error < rounding(TERMS), name
+    for way in (packed, filled):
+        got, got_gradients = features_and_gradients(way, features, encoder, ids)
+        torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
+        for name, gradient in expected_gradients.items():
+            error = (got_gradients[name] - gradient).norm() / gradient.norm()
+            assert error < rounding(TERMS), f"{way.__name__}, {name}"
 
 
 @pytest.mark.parametrize("kind", KINDS)

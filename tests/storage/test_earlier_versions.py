@@ -12,6 +12,7 @@ from lora_pl.cli.main import main
 from lora_pl.errors import UserError
 from lora_pl.formats.importing import ImportOptions, load_external
 from lora_pl.formats.native import read_adapter_folder
+from lora_pl.training.resume.exact_resume import RESUME_KEY
 from tests.support import TINY_TERMS, assert_equal_to_rounding
 
 BEFORE = Path(__file__).resolve().parents[1] / "fixtures" / "before"
@@ -62,3 +63,5 @@ def test_a_run_is_resumed_with_its_configuration(method, glue_folder, capsys):
     assert checkpoint["epoch"] == 4
     assert checkpoint["global_step"] == 30
     assert checkpoint["hyper_parameters"]["learning_rate"] == {"lora": 3e-2, "full": 3e-3}[method]
+    resumed = checkpoint[RESUME_KEY]
+    assert (resumed["order"], resumed["fills"]) == ("summed", False), "the sentences and the dropout that it began with"
