@@ -15,8 +15,8 @@ from torch import Tensor
 GROUP_COST = 60_000
 """The measured cost of a further group, in entries of the padded attention matrices of all heads."""
 COMMON = 8
-"""What the lengths of groups are multiples of where rows share the shapes of their attention: on random batches of SST-2
-a fifth of the shapes, for 9% more attention."""
+"""What the lengths of groups are multiples of where rows share the shapes of their attention: on random batches of
+SST-2 a fifth of the shapes, for 9% more attention."""
 
 
 @dataclass(frozen=True)
