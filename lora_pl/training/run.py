@@ -86,7 +86,7 @@ class Run:
 
     @property
     def best_checkpoint(self) -> Path:
-        """At the best validation by the task's first metric."""
+        """At the best validation by the model's `monitor`."""
         return self.folder / f"{BEST}{SUFFIX}"
 
     @property
