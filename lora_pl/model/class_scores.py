@@ -11,6 +11,9 @@ from torchmetrics import Metric
 
 from lora_pl.data.tasks import MetricName
 
+MOST_SHOWN = 50
+"""Classes in a table or a figure."""
+
 
 class Confusion(Metric):
     """How many examples of each class were taken for each class: integers, exact over batches and processes.
@@ -19,6 +22,7 @@ class Confusion(Metric):
     into memory for many classes.
     """
 
+    full_state_update = False
     counts: Tensor
 
     def __init__(self, classes: int) -> None:

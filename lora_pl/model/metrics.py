@@ -157,7 +157,7 @@ class StageMetrics(nn.ModuleDict):
         for number, split in enumerate(self.splits(stage)):
             if self.of(stage, number).seen:  # own files have a single split where MNLI has two
                 values = self.of(stage, number).compute()
-                found |= {f"{stage}/{name}{_suffix(number, split)}": value for name, value in values.items()}
+                found |= {f"{stage}/{name}{suffix(number, split)}": value for name, value in values.items()}
         return found
 
     def evaluated(self, stage: str) -> dict[str, SplitMetrics]:
@@ -169,10 +169,10 @@ class StageMetrics(nn.ModuleDict):
 def reported(task: Task, splits: int | None = None) -> list[str]:
     """The names of what is logged of a task's validation, without `val/`; by default of all splits that it has."""
     named = list(enumerate(task.validation))[:splits]
-    return [f"{name}{_suffix(number, split)}" for number, split in named for name in (*task.metrics, "loss")]
+    return [f"{name}{suffix(number, split)}" for number, split in named for name in (*task.metrics, "loss")]
 
 
-def _suffix(number: int, split: str) -> str:
+def suffix(number: int, split: str) -> str:
     """What a further split's names end with."""
     return f"_{split.removeprefix('validation_')}" if number else ""
 

@@ -18,7 +18,7 @@ from lora_pl.errors import UserError
 from lora_pl.reporting import say
 
 BALANCED = "balanced"
-ClassWeights = Literal["balanced"] | list[float]
+ClassWeights = list[float] | Literal["balanced"]
 
 
 class TrainingLoss(nn.Module):
