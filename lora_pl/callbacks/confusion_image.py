@@ -38,9 +38,9 @@ def confusion_image(scores: ClassScores, labels: Sequence[str], title: str) -> P
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    at, small = range(len(names)), 8 if written else 7
-    axes.set_xticks(at, names, fontsize=small, parse_math=False, **(turned if max(map(len, names)) > 5 else {}))
-    axes.set_yticks(at, names, fontsize=small, parse_math=False)
+    told: dict[str, Any] = {"labels": names, "fontsize": 8 if written else 7, "parse_math": False}
+    axes.set_xticks(range(len(names)), **told, **(turned if max(map(len, names)) > 5 else {}))
+    axes.set_yticks(range(len(names)), **told)
     axes.set(xlabel="predicted", ylabel="true")
     figure.suptitle(title, fontsize=8)
     if written:
@@ -57,10 +57,8 @@ def _write(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64]) -
     for true, predicted in itertools.product(range(len(counts)), repeat=2):
         if count := counts[true, predicted]:
             share = shares[true, predicted]
-            text = f"{count:,}\n{share:.0%}"
-            axes.text(
-                predicted, true, text, ha="center", va="center", fontsize=7, color="white" if share > 0.55 else "black"
-            )
+            color = "white" if share > 0.55 else "black"
+            axes.text(predicted, true, f"{count:,}\n{share:.0%}", ha="center", va="center", fontsize=7, color=color)
 
 
 def _short(name: str) -> str:

@@ -18,8 +18,8 @@ MOST_SHOWN = 50
 class Confusion(Metric):
     """How many examples of each class were taken for each class: integers, exact over batches and processes.
 
-    torchmetrics' own compares every cell with every example where the trainer is deterministic, which does not fit
-    into memory for many classes.
+    torchmetrics' own makes a matrix for each batch, and one for each example where the trainer is deterministic, which
+    does not fit into memory for many classes.
     """
 
     full_state_update = False
@@ -31,9 +31,8 @@ class Confusion(Metric):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add decisions and labels, each (batch,), int64."""
-        classes = len(self.counts)
-        cells = torch.bincount(target * classes + preds, minlength=classes**2)
-        self.counts += cells.view(classes, classes)
+        cells = target * len(self.counts) + preds
+        self.counts.view(-1).index_add_(0, cells, torch.ones_like(cells))
 
     def compute(self) -> Tensor:
         """(true, predicted)."""

@@ -342,7 +342,8 @@ class LoRAClassifier(TaskModule):
             self.check_finite(stage)
         for name, value in self.metrics.compute(stage).items():
             if name != "train/loss":  # logged by step
-                self.log(name, value, prog_bar=stage == "val" and not name.startswith("val/loss"))
+                shown = stage == "val" and (name == self.monitor or not name.startswith("val/loss"))
+                self.log(name, value, prog_bar=shown)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trained parameters only: adapters, biases and norms, and head (`method: full`: encoder and head)."""

@@ -42,12 +42,12 @@ class BestCheckpoint(ModelCheckpoint):
         # no version counter: an existing file is from the same run, before it was killed
         super().__init__(
             dirpath=folder, filename=BEST, mode="max", auto_insert_metric_name=False, enable_version_counter=False
-        )  # of the mode, the model decides
+        )
         self.noted: str | None = None
         """Where to save a new best; None if there is none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the metric from the model."""
+        """Take the metric, and which of its values are better, from the model."""
         self.monitor = str(pl_module.monitor)
         self.mode = mode_of(self.monitor)
         super().setup(trainer, pl_module, stage)
