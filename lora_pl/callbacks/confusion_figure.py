@@ -13,9 +13,7 @@ from lora_pl.callbacks.confusion_image import Pixels, confusion_image
 from lora_pl.model.class_scores import MOST_SHOWN, ClassScores
 from lora_pl.model.metrics import suffix
 from lora_pl.model.module import TaskModule
-from lora_pl.storage.write_whole import write_whole
-
-NAME = "confusion"
+from lora_pl.storage.write_whole import recover, write_whole
 
 
 class ConfusionFigure(Callback):
@@ -24,35 +22,49 @@ class ConfusionFigure(Callback):
     Of classifications with at most 50 classes, where matplotlib is installed (the extra `ablation`).
     """
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove partial files of a killed run."""
+        best = _best(trainer, pl_module)
+        if best is not None and trainer.is_global_zero:
+            for number, split in enumerate(pl_module.task.validation):  # type: ignore[union-attr,arg-type]
+                recover(_path(best, number, split))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw it, by the first process alone."""
-        if trainer.sanity_checking or not isinstance(pl_module, TaskModule):
+        """Draw it if it is due, by the first process alone."""
+        best = _best(trainer, pl_module)
+        if trainer.sanity_checking or best is None or not _is_new(trainer, best) or find_spec("matplotlib") is None:
             return
-        best = _best(trainer, pl_module.monitor)
-        if best is None or pl_module.task.outputs > MOST_SHOWN or find_spec("matplotlib") is None:
-            return
+        assert isinstance(pl_module, TaskModule)
         for number, (split, metrics) in enumerate(pl_module.stage_metrics()[0].evaluated("val").items()):
-            scores = metrics.class_scores()
-            if scores is not None and not metrics.broken and trainer.is_global_zero:
+            scores, broken = metrics.class_scores(), metrics.broken  # of all processes
+            if scores is not None and not broken and len(scores.support) <= MOST_SHOWN and trainer.is_global_zero:
                 image = confusion_image(scores, pl_module.task.labels, _title(split, trainer.global_step, scores))
-                self._show(trainer, f"{NAME}{suffix(number, split)}", image, Path(str(best.dirpath)))
-
-    def _show(self, trainer: Trainer, name: str, image: Pixels, folder: Path) -> None:
-        from matplotlib.image import imsave
-
-        if isinstance(trainer.logger, TensorBoardLogger):
-            # the step of Lightning's own points of this validation
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
-            trainer.logger.experiment.add_image(f"val/{name}", image, step, dataformats="HWC")
-        write_whole(folder / f"{name}.png", lambda beside: imsave(beside, image, format="png"))
+                _show(trainer, image, _path(best, number, split))
 
 
-def _best(trainer: Trainer, monitor: str) -> ModelCheckpoint | None:
-    """The callback that will save this validation's model as the best so far, if it is."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == monitor:
-            return callback if callback.check_monitor_top_k(trainer, trainer.callback_metrics.get(monitor)) else None
-    return None
+def _show(trainer: Trainer, image: Pixels, path: Path) -> None:
+    from matplotlib.image import imsave
+
+    if isinstance(trainer.logger, TensorBoardLogger):
+        # the step of Lightning's own points of this validation
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        trainer.logger.experiment.add_image(f"val/{path.stem}", image, step, dataformats="HWC")
+    write_whole(path, lambda beside: imsave(beside, image, format="png"))
+
+
+def _best(trainer: Trainer, pl_module: LightningModule) -> ModelCheckpoint | None:
+    """The callback that keeps the best checkpoint by the model's monitor."""
+    followers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
+    return next((callback for callback in followers if callback.monitor == pl_module.monitor), None)
+
+
+def _is_new(trainer: Trainer, best: ModelCheckpoint) -> bool:
+    """Whether this validation is better than those before; collective over the processes."""
+    return best.check_monitor_top_k(trainer, trainer.callback_metrics.get(str(best.monitor)))
+
+
+def _path(best: ModelCheckpoint, number: int, split: str) -> Path:
+    return Path(str(best.dirpath)) / f"confusion{suffix(number, split)}.png"
 
 
 def _title(split: str, step: int, scores: ClassScores) -> str:
