@@ -16,8 +16,8 @@ from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
 from lora_pl.errors import UserError
 
-REPORTS = (ConfusionFigure, EpochLines, FiniteGradients, HparamsRecord, MergedExport, ParameterReport, PrecisionReport, RunSummary,
-           Throughput)  # fmt: skip
+REPORTS = (ConfusionFigure, EpochLines, FiniteGradients, HparamsRecord, MergedExport, ParameterReport, PrecisionReport,
+           RunSummary, Throughput)  # fmt: skip
 
 
 @pytest.fixture
