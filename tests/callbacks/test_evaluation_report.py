@@ -3,9 +3,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
-from lora_pl.callbacks.evaluation_report import EvaluationReport, _number
+from lora_pl.callbacks.evaluation_report import EvaluationReport, _number, _table
 from lora_pl.errors import UserError
+from lora_pl.model.class_scores import ClassScores
 from tests.support import run_in_process
 
 
@@ -24,6 +26,12 @@ def test_a_table_and_a_file_of_every_class(verb, checkpoint, tmp_path):
     assert [row["support"] for row in found["classes"]] == [tn + fp, fn + tp]
     assert found["classes"][1]["recall"] == pytest.approx(tp / (fn + tp))
     assert found["macro"]["f1"] == pytest.approx(sum(row["f1"] for row in found["classes"]) / 2)
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(50, 52), (51, 2)])
+def test_of_many_classes_the_table_has_the_means(classes, rows):
+    scores = ClassScores(torch.eye(classes, dtype=torch.long))
+    assert _table("validation", tuple(map(str, range(classes))), scores).row_count == rows
 
 
 def test_what_is_no_number_is_null():
