@@ -21,9 +21,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_configure() -> None:
     """Less to wait for: no test of this process ends in a power cut, so nothing is flushed to the disk.
 
-    For every command jsonargparse reads the sources of Lightning's classes anew, which is most of what a parser costs.
+    Every run would draw its confusion matrix. For every command jsonargparse reads the sources of Lightning's classes
+    anew, which is most of what a parser costs.
     """
+    from lora_pl.callbacks import confusion_figure
+
     torch.set_num_threads(1)
+    confusion_figure.find_spec = lambda name: None  # no picture but in the tests of it
     os.fsync = lambda descriptor: None
     docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 

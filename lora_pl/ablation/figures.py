@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lora_pl.ablation.grid import RANK
 from lora_pl.ablation.groups import ARM, Group, Series, apart
 from lora_pl.ablation.statistics import summarize
-from lora_pl.ablation.table import value_order
+from lora_pl.ablation.table import unit_of, value_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,10 @@ def along_axis(series: Sequence[Series], references: Sequence[Group]) -> Figure:
     axes.set_xticks(range(len(values)), [textwrap.fill(value, 80 // len(values)) for value in values])
     axes.set_xlim(-0.6, len(values) - 0.4)
     metric = series[0].groups[0].first["metric"]
-    axes.set(xlabel=AXIS_LABELS.get(series[0].axis, series[0].axis), ylabel=f"validation {metric}, last epoch (%)")
+    axes.set(
+        xlabel=AXIS_LABELS.get(series[0].axis, series[0].axis),
+        ylabel=f"validation {metric}, last epoch ({unit_of(metric)})",
+    )
     figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     return figure
 

@@ -25,8 +25,12 @@ ARM_NAMES: dict[Method, str] = {"lora": "LoRA", "head": "head alone", "full": "f
 """The arms that need no name of the user's: the study's own method, and the references."""
 WITHOUT_ADAPTERS = {"model.train_biases": "none", "model.train_norms": False}
 """What the references have of the options that go with adapters."""
-OWN_OF_JOINT = ("model.learning_rate", "model.head_learning_rate", "model.weight_decay", "model.decay_bias")
+OWN_OF_JOINT = (
+    *("model.learning_rate", "model.head_learning_rate", "model.weight_decay", "model.decay_bias"),
+    *("model.class_weights", "model.label_smoothing"),
+)
 """Beside those of LoRA, the options in which joint trials may differ."""
+MONITOR = "model.monitor"
 SHORT = {RANK: "r", "model.learning_rate": "lr", "model.lora.target_modules": "on-", ALPHA_RULE: "alpha-"}
 LONGEST = 120  # of a trial's name: it names folders
 
@@ -101,17 +105,24 @@ class Grid:
         """All trials, seed by seed, so that a study that is stopped early compares all arms.
 
         Raises:
-            UserError: `seeds`, there is none; `vary`, the grid is empty or two of its trials are equal.
+            UserError: `seeds`, there is none; `vary`, the grid is empty, two of its trials are equal, or trials of a
+                task have different monitors.
         """
         _require("seeds", self.seeds >= 1, "at least one seed", self.seeds)
         found = list(self._trials())
         known: set[str] = set()
         _require("vary", bool(found), "at least one trial", "none")
+        compared = {(trial.options.get("data.task"), self._monitor(trial)) for trial in found}
+        _require("vary", len(compared) == len(dict(compared)), f"one {MONITOR} for the trials of a task", "several")
         for trial in found:
             ways = {repr((trial.seed, sorted({**self.shared, **trial.options}.items()))), trial.name}
             _require("vary", not ways & known, "trials that differ in their options", f"two like {trial.name}")
             known |= ways
         return found
+
+    def _monitor(self, trial: Trial) -> str | None:
+        monitor: str | None = trial.options.get(MONITOR, self.shared.get(MONITOR))
+        return monitor
 
     def _trials(self) -> Iterator[Trial]:
         for seed, arm in itertools.product(range(self.seeds), self.arms):

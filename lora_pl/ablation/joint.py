@@ -22,6 +22,7 @@ from lora_pl.model.classifier import LoRAClassifier, read_start
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
+from lora_pl.model.training_loss import TrainingLoss
 from lora_pl.reporting import silence
 from lora_pl.storage.checkpoint import BASE_KEY, START_KEY
 
@@ -49,7 +50,7 @@ class JointTrials(TaskModule):
         self.encoder = self.base.encoder.requires_grad_(False).train()
         remove_lora(self.encoder)
         self.bank = AdapterBank(self.encoder)
-        self.heads, self.metrics = nn.ModuleList(), nn.ModuleList()
+        self.heads, self.losses, self.metrics = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.step_losses = torch.empty(0)
         """(trials,): those of the last step."""
         self.settings = [_settings(like.hparams, trial) for trial in trials]
@@ -72,7 +73,14 @@ class JointTrials(TaskModule):
         if of_head:
             copy_state(head.state_dict(), of_head)
         self.heads.append(head)
+        self.losses.append(TrainingLoss(self.task, settings))
         self.metrics.append(StageMetrics(self.task))
+
+    def setup(self, stage: str) -> None:
+        """As `TaskModule.setup`; balanced weights from each trial's own labels."""
+        super().setup(stage)
+        for loss, data in zip(self.losses, self.trainer.datamodule.trials_data, strict=True):  # type: ignore[attr-defined]
+            cast(TrainingLoss, loss).take_weights(data)
 
     def stage_metrics(self) -> list[StageMetrics]:
         """Those of every trial."""
@@ -116,16 +124,16 @@ class JointTrials(TaskModule):
         """A trial's loss on a batch, added to the trial's metrics."""
         with torch.autocast(self.device.type, enabled=False):
             logits = self.heads[index](features)
-        loss = self.task.loss(logits, batch.labels)
+        loss: Tensor = (self.losses[index] if stage == "train" else self.task.loss)(logits, batch.labels)
         self.stage_metrics()[index].of(stage, split).update(logits, batch.labels, loss)
         return loss
 
     def epoch_metrics(self, index: int, stage: str) -> dict[str, float]:
-        """A trial's loss and metrics over the stage's first split."""
-        metrics = self.stage_metrics()[index].of(stage)
-        if stage != "train" and metrics.broken:
+        """A trial's losses and metrics by their logged names: `val/accuracy`, ..."""
+        metrics = self.stage_metrics()[index]
+        if stage != "train" and metrics.broken(stage):
             raise BrokenPackError(f"logits are not finite after step {self.global_step}")
-        return {name: float(value) for name, value in metrics.compute().items()}
+        return {name: float(value) for name, value in metrics.compute(stage).items()}
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None

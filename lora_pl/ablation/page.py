@@ -11,7 +11,7 @@ from lora_pl.ablation.grid import RANK
 from lora_pl.ablation.groups import ARM, Series
 from lora_pl.ablation.section7 import amplification_rows
 from lora_pl.ablation.statistics import Comparison, compare, verdict
-from lora_pl.ablation.table import FAILED, ResultTable
+from lora_pl.ablation.table import FAILED, ResultTable, unit_of
 from lora_pl.errors import UserError
 from lora_pl.printable import printable
 
@@ -56,6 +56,7 @@ def make_page(
         .render(
             conditions=_conditions(settings, table),
             failed=[_cells(row["trial"], row["error"]) for row in table.rows if row["status"] == FAILED],
+            unit=unit_of(summary["measured"][0]["metric"]),
             results=[*map(_result, summary["measured"]), *map(_result, summary["published"])],
             series=[_compared(one) for one in series],
             figures=figures,

@@ -175,10 +175,7 @@ class JointRecord(EpochRecord):
         joint = cast(JointTrials, pl_module)
         lora = sum(parameter.numel() for parameter in joint.bank.parameters(joint.bank.names[index]))
         head = sum(parameter.numel() for parameter in joint.heads[index].parameters())
-        train, val = (
-            {f"{stage}/{name}": value for name, value in joint.epoch_metrics(index, stage).items()}
-            for stage in ("train", "val")
-        )
+        train, val = (joint.epoch_metrics(index, stage) for stage in ("train", "val"))
         if self._loggers:
             self._loggers[index].log_metrics({**train, **val}, step=trainer.global_step)
         return _row(joint.monitor, (lora, head, lora + head), train["train/loss"], val)

@@ -17,6 +17,7 @@ from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, options
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.monitor import best_of
 from lora_pl.reporting import say
 from lora_pl.storage.schema import defaults, parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
@@ -182,8 +183,9 @@ def _told(outcome: Outcome) -> str:
     if outcome.error:
         return f"{outcome.trial.name}: failed: {outcome.error}"
     epochs = outcome.result.epochs
-    values, seconds = [row["validation"] for row in epochs], sum(row["seconds"] for row in epochs)
-    return f"{outcome.trial.name}: {epochs[0]['metric']} {values[-1]:.4f} (best {max(values):.4f}), {seconds:.0f} s"
+    metric, values = epochs[0]["metric"], [row["validation"] for row in epochs]
+    best, seconds = best_of(metric)(values), sum(row["seconds"] for row in epochs)
+    return f"{outcome.trial.name}: {metric} {values[-1]:.4f} (best {best:.4f}), {seconds:.0f} s"
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_pl.ablation.grid import RANK, Trial, told
 from lora_pl.errors import UserError, first_line
+from lora_pl.model.monitor import best_of, mode_of
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 
@@ -82,7 +83,7 @@ class ResultTable:
 def trial_rows(trial: Trial, epochs: Sequence[Row]) -> list[Row]:
     """The rows of a finished trial: `epochs` with the trial's settings, its best and its last metric."""
     values = [epoch["validation"] for epoch in epochs]
-    ends = {"best": max(values), "last": values[-1], "status": OK, "error": ""}
+    ends = {"best": best_of(epochs[0]["metric"])(values), "last": values[-1], "status": OK, "error": ""}
     return [{**dict.fromkeys(COLUMNS), **_settings(trial), **ends, **epoch} for epoch in epochs]
 
 
@@ -107,6 +108,11 @@ def options_of(row: Row) -> dict[str, Any]:
 def axes_of(rows: Sequence[Row]) -> list[str]:
     """The axes of a study, in alphabetical order."""
     return sorted({key for row in rows for key in row} - COLUMNS.keys())
+
+
+def unit_of(metric: str) -> str:
+    """The unit in which a report shows a metric, of which it always shows 100 times the value."""
+    return "x 100" if mode_of(metric) == "min" else "%"
 
 
 def value_order(text: str | None) -> tuple[float, str]:

@@ -29,7 +29,10 @@ from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.base import Base
 from lora_pl.model.classifier import read_start
-from lora_pl.reporting import say
+from lora_pl.model.metrics import reported
+from lora_pl.model.monitor import require_monitor
+from lora_pl.model.training_loss import TrainingLoss
+from lora_pl.reporting import say, silence
 from lora_pl.storage.flat import flatten, with_options
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.storage.yaml_file import read_options
@@ -211,7 +214,11 @@ def _prepare(runner: TrialRunner, trials: Sequence[Trial]) -> None:
         data.prepare_data()
         data.setup("fit")
         of_data = {"task": data.task.name, "label_names": data.label_names, "pairs": data.pairs}
+        task = data.task.customized(data.label_names, data.pairs)
         for trial in alike:
             model = trial.model(runner.config["model"])
+            require_monitor(model["monitor"], reported(task, len(data.validation_splits)))
+            with silence():
+                TrainingLoss(task, model).take_weights(data)
             if model["start_from"] is not None:
                 start_of(model["start_from"], model["encoder"]).tensors({**model, **of_data})

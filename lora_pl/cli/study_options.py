@@ -125,7 +125,7 @@ class StudyOptions:
         if key == SHORT_NAMES["targets"] and isinstance(value, str) and not value.startswith("["):
             value = value.split(",")
         parsed = self.parser.parse_object(with_options({}, {key: value}))
-        plain = yaml.safe_load(self.parser.dump(parsed, skip_validation=True))
+        plain = yaml.safe_load(self.parser.dump(parsed, skip_validation=True, skip_unset=False))
         return reduce(lambda place, name: place[name], key.split("."), plain)
 
     def _axes(self, values: Any) -> dict[str, list[Any]]:

@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lora_pl.callbacks.evaluation_report import EvaluationReport
 from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
 from lora_pl.cli.parser import Parser
@@ -96,6 +97,8 @@ class ClassifierCLI(LightningCLI):
         else:
             for name in OF_FIT:
                 parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
+        if self.verb in ("validate", "test"):
+            parser.add_argument("--metrics", type=str | None, help="A JSON file for the metrics, every class's too.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
@@ -181,7 +184,8 @@ class ClassifierCLI(LightningCLI):
             return self._run()
         options = self._trainer_options()
         shows = shows_bar(options)
-        callbacks = [*as_list(options["callbacks"]), *([ProgressBar()] if shows else [])]
+        report = EvaluationReport(self._option("metrics"))
+        callbacks = [*as_list(options["callbacks"]), report, *([ProgressBar()] if shows else [])]
         return make_trainer({**options, "logger": False, "callbacks": callbacks, "enable_progress_bar": shows})
 
     def fit(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lora_pl.data.batches import (
@@ -192,9 +193,13 @@ class SentenceDataModule(LightningDataModule):
             return read_split(self.source, self.task, split)
         return read_examples(self._own_file(split), self._named_task, self.text_columns, self._label_column)
 
+    def labels(self, split: str) -> NDArray[np.float32]:
+        """The labels of a split that is set up."""
+        return self._tokens[split].labels
+
     def largest_share(self, split: str) -> float:
         """The share of the most frequent label of a split that is set up."""
-        labels = self._tokens[split].labels
+        labels = self.labels(split)
         return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
 
     @property

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lora_pl.errors import UserError
 
-MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+MetricName = Literal["accuracy", "macro_f1", "f1", "matthews", "pearson", "spearman"]
 Prediction = dict[str, Any]
 """`{"label", "score", "probabilities": {label: p}}`, or `{"score"}` for a regression."""
 MAX_DIGITS = 10  # of a class id
@@ -41,7 +41,7 @@ class Task(ABC):
     labels: tuple[str, ...]
     """The class names by id; none for a regression."""
     metrics: tuple[MetricName, ...] = ("accuracy",)
-    """Reported metrics; the first one chooses the best checkpoint."""
+    """Reported metrics; by default the first one chooses the best checkpoint."""
     header: tuple[str, ...] | None = None
     """The columns of TSV files that have no header line."""
     validation: Mapping[str, str] = field(default_factory=lambda: {"validation": "dev.tsv"})
@@ -300,7 +300,7 @@ GLUE_TASKS: dict[str, Task] = {
     )
 }
 
-CUSTOM_TASK = Classification(CUSTOM, "", ("text",), ("text",), "label", ())
+CUSTOM_TASK = Classification(CUSTOM, "", ("text",), ("text",), "label", (), metrics=("accuracy", "macro_f1"))
 """A user's own files: columns and labels come from the options and the files."""
 
 

@@ -37,11 +37,13 @@ from lora_pl.lora.injection import resize_lora
 from lora_pl.model.base import Base
 from lora_pl.model.eva import input_moments
 from lora_pl.model.evaluating import evaluating
-from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.metrics import StageMetrics, reported
 from lora_pl.model.module import TaskModule
+from lora_pl.model.monitor import require_monitor
 from lora_pl.model.optimizer import parameter_groups
 from lora_pl.model.schedule import Schedule
 from lora_pl.model.start import Start
+from lora_pl.model.training_loss import ClassWeights, TrainingLoss
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import (
     BASE_KEY,
@@ -90,6 +92,11 @@ class LoRAClassifier(TaskModule):
         base_dtype: The frozen weights' dtype; auto is the dtype of the trainer's precision (bfloat16 for bf16-mixed),
             or float32 without a trainer. Adapters, head, norms and optimizer are always fp32.
         nonfinite_loss: Whether an inf or NaN loss stops the run or skips the batch.
+        class_weights: Weights of the classes in the training loss: a number for each, in the order of their ids, or
+            balanced (n / (classes x the class's count), from the training labels); by default all count the same.
+        label_smoothing: The share of each training label that is spread over all classes, in [0, 1).
+        monitor: The validation metric that chooses the best checkpoint: one of the task's, or loss (lower is better);
+            by default the task's first.
         learning_rate: AdamW's, at the schedule's peak.
         head_learning_rate: The head's; by default learning_rate.
         weight_decay: AdamW's, on all trained parameters.
@@ -117,6 +124,9 @@ class LoRAClassifier(TaskModule):
         dropout: float | None = None,
         base_dtype: BaseDtype = "auto",
         nonfinite_loss: Literal["stop", "skip"] = "stop",
+        class_weights: ClassWeights | None = None,
+        label_smoothing: float = 0.0,
+        monitor: str | None = None,
         learning_rate: float = 1e-4,
         head_learning_rate: float | None = None,
         weight_decay: float = 0.01,
@@ -134,6 +144,8 @@ class LoRAClassifier(TaskModule):
         require_json(settings, arguments(LoRAClassifier.__init__), "model", "")
         _require_ranges(settings)
         self.task = get_task(task).customized(label_names, pairs)
+        require_monitor(monitor, reported(self.task))
+        self.loss = TrainingLoss(self.task, settings)
         canonical = {"encoder": canonical_name(encoder), "label_names": self.label_names, "pairs": self.pairs}
         # primitive values only, so that checkpoints load with weights_only=True
         self.save_hyperparameters({**settings, **canonical})
@@ -218,15 +230,18 @@ class LoRAClassifier(TaskModule):
         say(start.told(self.hparams))
 
     def setup(self, stage: str) -> None:
-        """As `TaskModule.setup`; for a new run with init eva, A from the first batches of its training data.
+        """As `TaskModule.setup`; for `fit` balanced weights, and A of a new run with init eva, from the training data.
 
         Lightning does not say yet whether `fit` has a `ckpt_path`; the checkpoint's A and ranks are loaded over these.
 
         Raises:
-            UserError: `model.lora.eva_batches`: they have too few tokens; `model.lora.init`, `model.lora.eva_rho`: the
-                trainer has no data module, or would not hand back the ranks.
+            UserError: `model.class_weights`: a class has no example; `model.lora.eva_batches`: the batches have too few
+                tokens; `model.lora.init`, `model.lora.eva_rho`: the trainer has no data module, or would not hand back
+                the ranks.
         """
         super().setup(stage)
+        if stage == "fit":
+            self.loss.take_weights(self.trainer.datamodule)  # type: ignore[attr-defined]
         if stage == "fit" and self.awaits_data:
             self._start_from_data()
 
@@ -304,7 +319,7 @@ class LoRAClassifier(TaskModule):
 
     def _step(self, batch: Batch, stage: str, split: int = 0) -> Tensor:
         logits = self(batch)
-        loss = self.task.loss(logits, batch.labels)
+        loss = (self.loss if stage == "train" else self.task.loss)(logits, batch.labels)
         if stage != "train" or torch.isfinite(loss):
             rows = () if stage == "train" else batch.rows
             self.metrics.of(stage, split).update(logits, batch.labels, loss, rows)
@@ -327,7 +342,8 @@ class LoRAClassifier(TaskModule):
             self.check_finite(stage)
         for name, value in self.metrics.compute(stage).items():
             if name != "train/loss":  # logged by step
-                self.log(name, value, prog_bar=stage == "val" and not name.startswith("val/loss"))
+                shown = stage == "val" and (name == self.monitor or not name.startswith("val/loss"))
+                self.log(name, value, prog_bar=shown)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The trained parameters only: adapters, biases and norms, and head (`method: full`: encoder and head)."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection, SumMetric
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
-from lora_pl.data.tasks import MetricName, Task
+from lora_pl.data.tasks import Classification, MetricName, Task
+from lora_pl.model.class_scores import OF_CLASSES, ClassScores, Confusion
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
 
 METRICS: dict[MetricName, Callable[[int], Metric]] = {
@@ -27,19 +28,28 @@ class SplitMetrics(nn.Module):
 
     The loss is a metric too: the mean that Lightning logs over processes divides by a rounded count of sentences.
     Where logits are inf or NaN there are no decisions, so that every metric is NaN.
+
+    Args:
+        task: Its metrics, and how logits decide.
+        by_class: Whether to count a classification's confusion matrix too, and what follows from it.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, by_class: bool = True) -> None:
         super().__init__()
         self.task = task
-        self.metrics = MetricCollection({name: METRICS[name](task.outputs) for name in task.metrics})
+        self.metrics = MetricCollection({name: METRICS[name](task.outputs) for name in task.metrics if name in METRICS})
+        counted = by_class and isinstance(task, Classification)
+        self.confusion = Confusion(task.outputs) if counted else None
         self.loss = Mean()
         self.nonfinite = SumMetric(nan_strategy="disable")  # of counts: a check would wait for the device
         self._marked: list[tuple[tuple[int, ...], Tensor]] = []  # so would to look which
 
     def update(self, logits: Tensor, labels: Tensor, loss: Tensor, rows: tuple[int, ...] = ()) -> None:
         """Add a batch: logits (batch, outputs), labels (batch,), the batch's mean loss, and its rows in the split."""
-        self.metrics.update(self.task.decisions(logits), self.task.targets(labels))
+        decisions, targets = self.task.decisions(logits), self.task.targets(labels)
+        self.metrics.update(decisions, targets)
+        if self.confusion is not None:
+            self.confusion.update(decisions, targets)
         self.loss.update(loss, len(labels))
         broken = (~torch.isfinite(logits)).any(-1)
         self.nonfinite.update(broken.sum())
@@ -54,7 +64,14 @@ class SplitMetrics(nn.Module):
     def compute(self) -> dict[str, Tensor]:
         """The loss and every metric, by name."""
         values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        if (scores := self.class_scores()) is not None:
+            derived = {name: OF_CLASSES[name](scores) for name in self.task.metrics if name in OF_CLASSES}
+            values |= {name: torch.tensor(value, device=self.loss.device) for name, value in derived.items()}
         return {name: torch.full_like(value, torch.nan) for name, value in values.items()} if self.broken else values
+
+    def class_scores(self) -> ClassScores | None:
+        """Those of every class, where a confusion matrix is counted; collective over the processes."""
+        return None if self.confusion is None else ClassScores(self.confusion.compute())
 
     @property
     def broken(self) -> int:
@@ -98,6 +115,8 @@ class SplitMetrics(nn.Module):
         yield "loss", self.loss
         yield "nonfinite", self.nonfinite
         yield from self.metrics.items()
+        if self.confusion is not None:
+            yield "confusion", self.confusion
 
 
 class StageMetrics(nn.ModuleDict):
@@ -106,7 +125,9 @@ class StageMetrics(nn.ModuleDict):
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.labelled = list(task.validation)
-        self.update({f"{stage}/{split}": SplitMetrics(task) for stage in STAGES for split in self.splits(stage)})
+        for stage in STAGES:
+            by_class = stage != "train"  # no step pays for it
+            self.update({f"{stage}/{split}": SplitMetrics(task, by_class) for split in self.splits(stage)})
 
     def splits(self, stage: str) -> list[str]:
         """The stage's splits, in the order of its loaders."""
@@ -135,10 +156,25 @@ class StageMetrics(nn.ModuleDict):
         found: dict[str, Tensor] = {}
         for number, split in enumerate(self.splits(stage)):
             if self.of(stage, number).seen:  # own files have a single split where MNLI has two
-                suffix = f"_{split.removeprefix('validation_')}" if number else ""
                 values = self.of(stage, number).compute()
-                found |= {f"{stage}/{name}{suffix}": value for name, value in values.items()}
+                found |= {f"{stage}/{name}{suffix(number, split)}": value for name, value in values.items()}
         return found
+
+    def evaluated(self, stage: str) -> dict[str, SplitMetrics]:
+        """The metrics of the stage's splits by name, of those that had batches."""
+        found = {split: self.of(stage, number) for number, split in enumerate(self.splits(stage))}
+        return {split: metrics for split, metrics in found.items() if metrics.seen}
+
+
+def reported(task: Task, splits: int | None = None) -> list[str]:
+    """The names of what is logged of a task's validation, without `val/`; by default of all splits that it has."""
+    named = list(enumerate(task.validation))[:splits]
+    return [f"{name}{suffix(number, split)}" for number, split in named for name in (*task.metrics, "loss")]
+
+
+def suffix(number: int, split: str) -> str:
+    """What a further split's names end with."""
+    return f"_{split.removeprefix('validation_')}" if number else ""
 
 
 def _first(rows: list[int], most: int = 5) -> str:

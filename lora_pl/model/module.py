@@ -16,7 +16,8 @@ from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.encoder.source import canonical_name
 from lora_pl.errors import UserError
 from lora_pl.model.base import Base
-from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.metrics import StageMetrics, reported
+from lora_pl.model.monitor import require_monitor
 from lora_pl.model.random_stream import take_own_stream
 from lora_pl.model.schedule import make_schedule
 from lora_pl.reporting import say
@@ -33,8 +34,8 @@ class TaskModule(LightningModule):
 
     @property
     def monitor(self) -> str:
-        """The logged metric that chooses the best checkpoint; higher is better."""
-        return f"val/{self.task.metrics[0]}"
+        """The logged metric that chooses the best checkpoint."""
+        return f"val/{self.hparams['monitor'] or self.task.metrics[0]}"
 
     @abstractmethod
     def stage_metrics(self) -> Sequence[StageMetrics]:
@@ -49,9 +50,11 @@ class TaskModule(LightningModule):
 
         Raises:
             UserError: `model.nonfinite_loss`: skip, with several processes; `data.encoder`, `data.label_names`: the
-                data are another encoder's tokens, or have other classes.
+                data are another encoder's tokens, or have other classes; `model.monitor`: of a split that they lack.
         """
         _require_own_data(self.trainer, self.hparams)
+        if stage == "fit" and isinstance(data := self.trainer.datamodule, SentenceDataModule):  # type: ignore[attr-defined]
+            require_monitor(self.hparams["monitor"], reported(self.task, len(data.validation_splits)))
         if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
             raise UserError("model.nonfinite_loss", "skip works in a single process only; take stop, or one device")
         self.base.cast(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))

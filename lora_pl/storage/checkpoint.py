@@ -147,7 +147,8 @@ FREE = (
     *("encoder", "base_dtype"),  # compared by fingerprints; how numbers are rounded
     "start_from",  # overwritten by what was trained since
     *("lora.lora_dropout", "lora.init", "lora.eva_rho", "lora.eva_batches", "lora.lr_ratio"),
-    *("dropout", "nonfinite_loss", "learning_rate", "head_learning_rate"),
+    *("dropout", "nonfinite_loss", "class_weights", "label_smoothing", "monitor"),
+    *("learning_rate", "head_learning_rate"),
     *("weight_decay", "decay_bias", "schedule", "warmup_ratio"),
 )
 """Those that matter to training alone, and where and how the base is loaded."""

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+from lora_pl.callbacks.confusion_figure import ConfusionFigure
 from lora_pl.callbacks.epoch_lines import EpochLines
 from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.callbacks.hparams_record import HparamsRecord
@@ -86,7 +87,7 @@ class Run:
 
     @property
     def best_checkpoint(self) -> Path:
-        """At the best validation by the task's first metric."""
+        """At the best validation by the model's `monitor`."""
         return self.folder / f"{BEST}{SUFFIX}"
 
     @property
@@ -175,6 +176,7 @@ class Run:
             PrecisionReport(),
             FiniteGradients(),
             Throughput(),
+            ConfusionFigure(),
             RunSummary(),
         ]
         return [*shown, HparamsRecord(), LearningRateMonitor("step")] if logs else shown

@@ -99,6 +99,7 @@ def test_names_are_short_and_tell_trials_apart():
         ({"axes": {RATE: [1e-3, 0.001]}}, "vary"),
         ({"arms": [Arm("a"), Arm("b", {RANK: 4})], "axes": {RANK: [4]}}, "vary"),
         ({"arms": [Arm("a"), Arm("a", {RATE: 1.0})]}, "vary"),
+        ({"axes": {"model.monitor": [None, "loss"]}}, "vary"),
     ],
 )
 def test_grids_that_make_no_sense(changes, key):

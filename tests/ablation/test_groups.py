@@ -8,9 +8,9 @@ from lora_pl.ablation.table import OK
 RANK, RATE, TASK = "model.lora.r", "model.learning_rate", "data.task"
 
 
-def row(arm: str, seed: int, value: float, epoch: int = 2, **axes: str) -> dict:
-    name = f"{arm}-{axes}-{seed}"
-    return {"trial": name, "arm": arm, "seed": seed, "status": OK, "epoch": epoch, "best": value, "last": value, **axes}
+def row(arm: str, seed: int, value: float, epoch: int = 2, metric: str = "accuracy", **axes: str) -> dict:
+    own = {"trial": f"{arm}-{axes}-{seed}", "arm": arm, "seed": seed, "status": OK, "epoch": epoch, "metric": metric}
+    return {**own, "best": value, "last": value, **axes}
 
 
 def rows(task: str = "rte", shift: float = 0.0) -> list[dict]:
@@ -67,3 +67,5 @@ def test_an_arm_stands_at_its_best_point():
     assert [group.first.get(RANK) for group in one.groups] == ["16", None]
     assert [group.first[RATE] for group in one.groups][1] == "0.001"
     assert [group.mean for group in other.groups] == pytest.approx([0.86, 0.801])
+    (least,) = arms_of(groups_of([{**row, "metric": "loss"} for row in rows()]))
+    assert [group.first.get(RANK) for group in least.groups] == ["2", None]

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from lora_pl import LoRAClassifier, SentenceDataModule
-from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.grid import Trial, jointly
 from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials, require_packed
 from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.errors import UserError
@@ -95,8 +95,26 @@ def test_joint_steps_are_steps_alone(variant, clip, steps, tiny_encoder, glue_fo
             torch.testing.assert_close(found[key], tensor, atol=close, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
         assert max((found[key] - tensor).abs().max() for key, tensor in starts[index].items()) > 1e-2
         metrics = joint.epoch_metrics(index, "val")
-        assert metrics["accuracy"] == pytest.approx(single.callback_metrics["val/accuracy"].item())
-        assert metrics["loss"] == pytest.approx(single.callback_metrics["val/loss"].item(), abs=1e-4)
+        assert metrics["val/accuracy"] == pytest.approx(single.callback_metrics["val/accuracy"].item())
+        assert metrics["val/loss"] == pytest.approx(single.callback_metrics["val/loss"].item(), abs=1e-4)
+
+
+def test_a_trial_has_its_own_training_loss(tiny_encoder, glue_folder, tmp_path):
+    """Weights that are given, those of its own labels, and smoothed labels: alone each has the same first losses."""
+    losses = [{"class_weights": [1.0, 9.0]}, {"class_weights": "balanced"}, {"label_smoothing": 0.3}]
+    trials = [
+        replace(trial, options={**trial.options, **{f"model.{key}": value for key, value in loss.items()}})
+        for trial, loss in zip(TRIALS, losses, strict=True)
+    ]
+    assert len({jointly(trial) for trial in trials}) == 1
+    joint = JointTrials(like(tiny_encoder), trials)
+    run(joint, JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, max_steps=2)
+    for index, trial in enumerate(trials):
+        seed_everything(trial.seed, workers=True, verbose=False)
+        model = like(tiny_encoder, **{key: trial.model({})[key] for key in ("lora", "learning_rate", *losses[index])})
+        run(model, data_of(tiny_encoder, glue_folder, trial.seed), tmp_path, max_steps=2)
+        expected = float(model.metrics.compute("train")["train/loss"])
+        assert joint.epoch_metrics(index, "train")["train/loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_trials_have_the_groups_that_they_have_alone(tiny_encoder):

@@ -10,8 +10,8 @@ RANK = "model.lora.r"
 TRIALS = [Trial("LoRA", seed, {RANK: rank}, {RANK: rank}) for seed in (0, 1) for rank in (2, 16)]
 
 
-def rows(trial: Trial) -> list[dict]:
-    epochs = [{"epoch": epoch, "validation": 0.1 * trial.axes[RANK] / epoch, "metric": "accuracy"} for epoch in (1, 2)]
+def rows(trial: Trial, metric: str = "accuracy") -> list[dict]:
+    epochs = [{"epoch": epoch, "validation": 0.1 * trial.axes[RANK] / epoch, "metric": metric} for epoch in (1, 2)]
     return trial_rows(trial, epochs)
 
 
@@ -38,6 +38,7 @@ def test_a_trial_that_is_run_again_takes_the_place_of_what_was_known(tmp_path):
     assert {row["trial"] for row in ResultTable(tmp_path).rows} == {TRIALS[0].name, TRIALS[1].name}
     best, last = {(row["best"], row["last"]) for row in rows(TRIALS[1])}.pop()
     assert best == 2 * last
+    assert all(row["best"] == row["last"] == last for row in rows(TRIALS[1], "loss"))
 
 
 def test_a_file_that_is_no_table_is_named(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lora_pl import LoRAClassifier, SentenceDataModule
+from lora_pl.callbacks.confusion_figure import ConfusionFigure
 from lora_pl.callbacks.epoch_lines import EpochLines
 from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.callbacks.hparams_record import HparamsRecord
@@ -15,8 +16,8 @@ from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
 from lora_pl.errors import UserError
 
-REPORTS = (EpochLines, FiniteGradients, HparamsRecord, MergedExport, ParameterReport, PrecisionReport, RunSummary,
-           Throughput)  # fmt: skip
+REPORTS = (ConfusionFigure, EpochLines, FiniteGradients, HparamsRecord, MergedExport, ParameterReport, PrecisionReport,
+           RunSummary, Throughput)  # fmt: skip
 
 
 @pytest.fixture

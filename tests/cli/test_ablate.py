@@ -121,9 +121,9 @@ def test_short_names_are_axes(planned, flags):
 def test_a_study_that_names_an_axis_has_no_ranks_by_default(planned, flags):
     start = flags.index("--ranks")
     few = flags[:start] + flags[start + 3 :]
-    assert main([*few, "--vary", "model.dropout", "0.1", "0.2", "--vary", "model.lora.r", "8"]) == 0
+    assert main([*few, "--vary", "model.dropout", "null", "0.2", "--vary", "model.lora.r", "8"]) == 0
     assert [dict(trial.axes) for trial in planned[:2]] == [
-        {"model.dropout": 0.1, "model.lora.r": 8}, {"model.dropout": 0.2, "model.lora.r": 8}
+        {"model.dropout": None, "model.lora.r": 8}, {"model.dropout": 0.2, "model.lora.r": 8}
     ]  # fmt: skip
     planned.clear()
     assert main(few) == 0

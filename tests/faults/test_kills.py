@@ -85,7 +85,8 @@ def killed_run(folder: Path, kills: int, epochs: int, encoder: str, source: Path
             assert code in (0, -signal.SIGKILL), (cwd / ERR).read_text()
             done += code != 0
         run_folder = cwd / "checkpoints" / "run"
-        assert {path.name for path in run_folder.iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
+        left = {path.name for path in run_folder.iterdir()}
+        assert left == {"best.ckpt", "last.ckpt", "config.yaml", "confusion.png"}
         assert_same_end(folder / "whole" / "checkpoints" / "run", run_folder)
 
 

@@ -61,7 +61,9 @@ def measure(encoder: str, source: str, processes: int, fits: bool) -> None:
         run.fit(*made(accumulate, dropout, **lora), callbacks=seen.setdefault(name, Seen()), **options, **devices)
 
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    metrics = Trainer(**devices, **quiet).validate(*made(), verbose=False)[0]
+    model, data = made()
+    metrics = Trainer(**devices, **quiet).validate(model, data, verbose=False)[0]
+    metrics["confusion"] = model.metrics.of("val").class_scores().confusion.tolist()
     if fits:
         fit("plain", STEPS)
         fit("accumulated", STEPS, accumulate=2)
@@ -101,6 +103,8 @@ def test_metrics_are_exact_over_a_split_that_does_not_divide(fits):
     (one,), (two, _) = (fits[n][1] for n in (1, 2))
     assert two["val/accuracy"] == pytest.approx(one["val/accuracy"], abs=1e-7)
     assert two["val/loss"] == pytest.approx(one["val/loss"], abs=rounding(TINY_TERMS))
+    assert two["confusion"] == one["confusion"]
+    assert sum(map(sum, two["confusion"])) == 47
 
 
 @pytest.mark.parametrize("name", ["plain", "accumulated"])
@@ -143,7 +147,8 @@ def test_one_process_writes(fits):
     folder, (first, second) = fits[2]
     assert first["saved"] > 10
     assert second["saved"] == 0
-    assert {path.name for path in (folder / "whole").iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
+    written = {path.name for path in (folder / "whole").iterdir()}
+    assert written == {"best.ckpt", "last.ckpt", "config.yaml", "confusion.png"}
 
 
 @pytest.mark.faults

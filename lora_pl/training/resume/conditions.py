@@ -1,4 +1,4 @@
-"""What must be as it was when a run was saved, beside its options: data, dropout, processes, device, callbacks."""
+"""What must be as it was when a run was saved, beside its options: data, dropout, processes, device, callbacks, ..."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def conditions(trainer: Trainer, pl_module: LightningModule) -> Conditions:
     return {
         **{f"the {split} data": fingerprint for split, fingerprint in found.items()},
         "the encoder's dropout": {key: value for key, value in settings.items() if "drop" in key},
+        "the metric that chooses the best checkpoint": pl_module.monitor,
         "the number of processes": trainer.world_size,
         "the device": trainer.strategy.root_device.type,
         "the callbacks with a state": _with_state(trainer),

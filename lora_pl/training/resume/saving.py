@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from lora_pl.errors import UserError
+from lora_pl.model.monitor import mode_of
 from lora_pl.storage.checkpoint import BEST, LAST, PREVIOUS, SUFFIX
 from lora_pl.storage.schema import require_values
 from lora_pl.storage.write_whole import remove_unfinished
@@ -32,7 +33,7 @@ class BestState(TypedDict, total=False):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt` of a run, by the task's first metric.
+    """Keeps `best.ckpt` of a run, by the model's `monitor`.
 
     It notes a new best after validation; `write` saves it between two steps, from where a run can resume exactly.
     """
@@ -46,8 +47,9 @@ class BestCheckpoint(ModelCheckpoint):
         """Where to save a new best; None if there is none."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the metric from the model."""
-        self.monitor = pl_module.monitor  # type: ignore[assignment]
+        """Take the metric, and which of its values are better, from the model."""
+        self.monitor = str(pl_module.monitor)
+        self.mode = mode_of(self.monitor)
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,0 +1,71 @@
+"""The confusion matrix of the best checkpoint, in TensorBoard and beside the checkpoint."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lora_pl.callbacks.confusion_image import Pixels, confusion_image
+from lora_pl.model.class_scores import MOST_SHOWN, ClassScores
+from lora_pl.model.metrics import suffix
+from lora_pl.model.module import TaskModule
+from lora_pl.storage.write_whole import recover, write_whole
+
+
+class ConfusionFigure(Callback):
+    """Draws the confusion matrix of each validation that is the best so far: `val/confusion` and `confusion.png`.
+
+    Of classifications with at most 50 classes, where matplotlib is installed (the extra `ablation`).
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove partial files of a killed run."""
+        best = _best(trainer, pl_module)
+        if best is not None and trainer.is_global_zero:
+            for number, split in enumerate(pl_module.task.validation):  # type: ignore[union-attr,arg-type]
+                recover(_path(best, number, split))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw it if it is due, by the first process alone."""
+        best = _best(trainer, pl_module)
+        if trainer.sanity_checking or best is None or not _is_new(trainer, best) or find_spec("matplotlib") is None:
+            return
+        assert isinstance(pl_module, TaskModule)
+        for number, (split, metrics) in enumerate(pl_module.stage_metrics()[0].evaluated("val").items()):
+            scores, broken = metrics.class_scores(), metrics.broken  # of all processes
+            if scores is not None and not broken and len(scores.support) <= MOST_SHOWN and trainer.is_global_zero:
+                image = confusion_image(scores, pl_module.task.labels, _title(split, trainer.global_step, scores))
+                _show(trainer, image, _path(best, number, split))
+
+
+def _show(trainer: Trainer, image: Pixels, path: Path) -> None:
+    from matplotlib.image import imsave
+
+    if isinstance(trainer.logger, TensorBoardLogger):
+        # the step of Lightning's own points of this validation
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        trainer.logger.experiment.add_image(f"val/{path.stem}", image, step, dataformats="HWC")
+    write_whole(path, lambda beside: imsave(beside, image, format="png"))
+
+
+def _best(trainer: Trainer, pl_module: LightningModule) -> ModelCheckpoint | None:
+    """The callback that keeps the best checkpoint by the model's monitor."""
+    followers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
+    return next((callback for callback in followers if callback.monitor == pl_module.monitor), None)
+
+
+def _is_new(trainer: Trainer, best: ModelCheckpoint) -> bool:
+    """Whether this validation is better than those before; collective over the processes."""
+    return best.check_monitor_top_k(trainer, trainer.callback_metrics.get(str(best.monitor)))
+
+
+def _path(best: ModelCheckpoint, number: int, split: str) -> Path:
+    return Path(str(best.dirpath)) / f"confusion{suffix(number, split)}.png"
+
+
+def _title(split: str, step: int, scores: ClassScores) -> str:
+    return f"{split}, step {step:,}\naccuracy {scores.accuracy:.3f}, macro F1 {scores.macro.f1:.3f}"

@@ -1,0 +1,91 @@
+"""What `validate` and `test` say of every class."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.table import Table
+from rich.text import Text
+
+from lora_pl.errors import UserError
+from lora_pl.model.class_scores import MOST_SHOWN, ClassScores, Scores
+from lora_pl.model.module import TaskModule
+from lora_pl.printable import printable
+from lora_pl.reporting import make_console
+from lora_pl.storage.write_whole import write_whole
+
+
+class EvaluationReport(Callback):
+    """Prints support, precision, recall and F1 of every class after `validate` and `test`, and writes all metrics.
+
+    Args:
+        path: The JSON file to write, with every class's values and the confusion matrix; by default none.
+
+    Raises:
+        UserError: `metrics`: the path is a folder.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = Path(path) if path else None
+        if self.path is not None and self.path.is_dir():
+            raise UserError("metrics", f"{path} is a folder; expected a file, such as {self.path / 'metrics.json'}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report a `validate`; not the validations of `fit`."""
+        if trainer.state.fn == "validate":
+            self._report(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report a `test`."""
+        self._report(trainer, pl_module, "test")
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, TaskModule)
+        task = pl_module.task
+        content: dict[str, dict[str, Any]] = {}
+        for split, metrics in pl_module.stage_metrics()[0].evaluated(stage).items():
+            content[split] = {name: _number(value) for name, value in metrics.compute().items()}
+            if (scores := metrics.class_scores()) is not None:
+                content[split] |= _of_classes(task.labels, scores)
+                if trainer.is_global_zero:
+                    make_console(stderr=False).print(_table(split, task.labels, scores))
+        if self.path is not None and trainer.is_global_zero:
+            told = {"checkpoint": trainer.ckpt_path, "task": task.name, "verb": trainer.state.fn, "splits": content}
+            text = json.dumps(told, indent=2, allow_nan=False)
+            write_whole(self.path, lambda beside: beside.write_text(f"{text}\n", encoding="utf-8"))
+
+
+def _table(split: str, labels: tuple[str, ...], scores: ClassScores) -> Table:
+    """A row per class, and the means."""
+    table = Table(title=split, title_justify="left")
+    table.add_column("class", overflow="fold")
+    for name in ("support", *Scores._fields):
+        table.add_column(name, justify="right", no_wrap=True)
+    if len(labels) <= MOST_SHOWN:
+        for id, label in enumerate(labels):
+            values = (values[id] for values in scores.by_class)
+            table.add_row(Text(printable(label)), f"{scores.support[id]:,}", *(f"{value:.4f}" for value in values))
+        table.add_section()
+    total = f"{scores.total:,}"
+    table.add_row("macro", total, *(f"{value:.4f}" for value in scores.macro))
+    table.add_row("accuracy", total, "", "", f"{scores.accuracy:.4f}")
+    return table
+
+
+def _of_classes(labels: tuple[str, ...], scores: ClassScores) -> dict[str, Any]:
+    """The same for a file, with the confusion matrix: a row per true class."""
+    rows = zip(labels, scores.support.tolist(), *(values.tolist() for values in scores.by_class), strict=True)
+    return {
+        "macro": scores.macro._asdict(),
+        "classes": [dict(zip(("label", "support", *Scores._fields), row, strict=True)) for row in rows],
+        "confusion": scores.confusion.tolist(),
+    }
+
+
+def _number(value: Any) -> float | None:
+    """None for NaN, which JSON lacks."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,24 @@
+"""The validation metric that chooses the best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from lora_pl.errors import UserError
+
+
+def mode_of(metric: str) -> Literal["min", "max"]:
+    """Which values are better: min of `loss`, `val/loss_mismatched`, ...; max of every other metric."""
+    return "min" if metric.removeprefix("val/").startswith("loss") else "max"
+
+
+def best_of(metric: str) -> Callable[..., Any]:
+    """The function that picks the best of several values of a metric: `min` or `max`."""
+    return min if mode_of(metric) == "min" else max
+
+
+def require_monitor(monitor: str | None, known: Sequence[str]) -> None:
+    """Raise a UserError, `model.monitor`, if it is given and is none of the metrics that are reported."""
+    if monitor is not None and monitor not in known:
+        raise UserError("model.monitor", f"expected a metric of the validation: {', '.join(known)}; got {monitor!r}")

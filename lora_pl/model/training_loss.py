@@ -1,0 +1,103 @@
+"""The loss that training minimizes: the task's, with weights for its classes and smoothed labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.data.sources import TRAIN
+from lora_pl.data.tasks import MAX_SHOWN, Classification, Task
+from lora_pl.errors import UserError
+from lora_pl.reporting import say
+
+BALANCED = "balanced"
+ClassWeights = list[float] | Literal["balanced"]
+
+
+class TrainingLoss(nn.Module):
+    """The task's loss; of a classification, with weights w and label smoothing e (Szegedy et al., 2016, section 7):
+
+        sum_n sum_c -w_c q_nc log p_nc / sum_n w_{y_n},  q_nc = (1 - e) [c = y_n] + e / classes
+
+    as `torch.nn.functional.cross_entropy` has it.
+
+    Args:
+        task: Gives the loss without the two.
+        settings: `class_weights` and `label_smoothing`, as `LoRAClassifier` has them.
+
+    Raises:
+        UserError: `model.class_weights`, `model.label_smoothing`: out of range, not a weight per class, or for scores.
+    """
+
+    weights: Tensor | None
+
+    def __init__(self, task: Task, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        given, self.smoothing = settings["class_weights"], settings["label_smoothing"]
+        self.task, self.awaits_data = task, given == BALANCED
+        """Whether the weights are to come from the training labels."""
+        if not isinstance(task, Classification):
+            _require_neither(task, settings)
+        if not 0 <= self.smoothing < 1:
+            raise UserError("model.label_smoothing", f"expected a number in [0, 1), got {self.smoothing}")
+        weights = None if given is None or self.awaits_data else _weights(given, task)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """() from logits (batch, outputs) and labels (batch,)."""
+        if self.weights is None and not self.smoothing:
+            return self.task.loss(logits, labels)
+        weights = None if self.weights is None else self.weights.to(logits.dtype)
+        return F.cross_entropy(logits, self.task.targets(labels), weights, label_smoothing=self.smoothing)
+
+    def take_weights(self, data: object) -> None:
+        """Balanced weights, n / (classes count), from the training labels of data that are set up, as scikit-learn's.
+
+        Raises:
+            UserError: `model.class_weights`: a class has no example, or the data are none of `SentenceDataModule`.
+        """
+        if not self.awaits_data:
+            return
+        if not isinstance(data, SentenceDataModule):
+            raise UserError("model.class_weights", "balanced needs the labels of a SentenceDataModule; give numbers")
+        counts = _counts(data.labels(TRAIN), self.task)
+        self.weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+        shown = [f"{name} {weight:.4g}" for name, weight in zip(self.task.labels, self.weights.tolist(), strict=True)]
+        say(f"class weights: {', '.join(shown[:MAX_SHOWN])}{', ...' if shown[MAX_SHOWN:] else ''}")
+
+
+def _counts(labels: NDArray[np.float32], task: Task) -> NDArray[np.int64]:
+    counts = np.bincount(labels.astype(int), minlength=task.outputs)
+    if not counts.all():
+        absent = [repr(name) for name, count in zip(task.labels, counts, strict=True) if not count][:MAX_SHOWN]
+        raise UserError(
+            "model.class_weights",
+            f"balanced divides by each class's count, but no training sentence is of {', '.join(absent)}; add some, "
+            "leave the class out of --data.label_names, or give a number per class",
+        )
+    return counts
+
+
+def _weights(given: list[float], task: Task) -> Tensor:
+    weights = torch.tensor(given, dtype=torch.float32)
+    of = f"for {', '.join(task.labels[:MAX_SHOWN])}{', ...' if task.labels[MAX_SHOWN:] else ''}"
+    if len(given) != task.outputs:
+        raise UserError("model.class_weights", f"expected {task.outputs} numbers, {of}, got {len(given)}")
+    if not (torch.isfinite(weights) & (weights > 0)).all():
+        raise UserError("model.class_weights", f"expected numbers > 0, {of}, got {given}")
+    return weights
+
+
+def _require_neither(task: Task, settings: Mapping[str, Any]) -> None:
+    for name, without in (("class_weights", None), ("label_smoothing", 0)):
+        if settings[name] != without:
+            raise UserError(
+                f"model.{name}", f"the task {task.name} has scores, no classes; leave it out, got {settings[name]}"
+            )

@@ -1,0 +1,45 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_pl.callbacks.evaluation_report import EvaluationReport, _number, _table
+from lora_pl.errors import UserError
+from lora_pl.model.class_scores import ClassScores
+from tests.support import run_in_process
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_a_table_and_a_file_of_every_class(verb, checkpoint, tmp_path):
+    done = run_in_process([verb, "--ckpt_path", str(checkpoint), "--metrics", "m.json"], tmp_path, check=True)
+    for part in ("negative", "positive", "macro", "support", "recall"):
+        assert part in done.stdout
+    told = json.loads((tmp_path / "m.json").read_text())
+    assert (told["checkpoint"], told["task"], told["verb"]) == (str(checkpoint), "sst2", verb)
+    found = told["splits"]["validation"]
+    (tn, fp), (fn, tp) = found["confusion"]
+    assert tn + fp + fn + tp == 48
+    assert found["accuracy"] == pytest.approx((tn + tp) / 48)
+    assert [row["label"] for row in found["classes"]] == ["negative", "positive"]
+    assert [row["support"] for row in found["classes"]] == [tn + fp, fn + tp]
+    assert found["classes"][1]["recall"] == pytest.approx(tp / (fn + tp))
+    assert found["macro"]["f1"] == pytest.approx(sum(row["f1"] for row in found["classes"]) / 2)
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(50, 52), (51, 2)])
+def test_of_many_classes_the_table_has_the_means(classes, rows):
+    scores = ClassScores(torch.eye(classes, dtype=torch.long))
+    assert _table("validation", tuple(map(str, range(classes))), scores).row_count == rows
+
+
+def test_what_is_no_number_is_null():
+    assert [_number(value) for value in (math.nan, math.inf, 0.5)] == [None, None, 0.5]
+
+
+def test_a_folder_is_refused_before_anything_is_computed():
+    Path("logs").mkdir()
+    with pytest.raises(UserError, match=r"logs is a folder; expected a file, such as logs/metrics\.json") as error:
+        EvaluationReport("logs")
+    assert error.value.key == "metrics"
