@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lora_pl.cli.help_page import help_page
 from lora_pl.cli.type_errors import in_one_line
 from lora_pl.errors import UsageError, UserError
 from lora_pl.storage.yaml_file import bounded_load, read_yaml_text
@@ -37,11 +38,18 @@ def verb_parser(verb: str, function: Callable[..., Any], skip: Collection[str] =
 class Parser(LightningArgumentParser):
     """`LightningArgumentParser` that raises a `UsageError` where jsonargparse prints its usage and exits."""
 
+    unused = stored = ""
+    """Patterns of options: those that the verb's help leaves out, and those whose defaults are a checkpoint's."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # the text below a dataclass's field is its help
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         # `--ckpt` for `--ckpt_path` would be parsed here, but missed by `option_value`
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"prog": "lora_pl", "allow_abbrev": False, **kwargs})
+
+    def format_help(self, *formatter: Any) -> str:
+        """Every option that the verb uses."""
+        return help_page(self, self.unused, self.stored)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UsageError, with the option as its key (`usage` if there is none such)."""

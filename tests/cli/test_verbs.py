@@ -252,11 +252,12 @@ def assert_covers(printed, given):
         assert printed == (float(given) if isinstance(printed, float) else given)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_every_verb(verb, capsys):
+@pytest.mark.parametrize(
+    ("verb", "own"), [("export", "--merge_dtype"), ("import", "--lora_alpha"), ("params", "--ranks")]
+)
+def test_help_of_the_smaller_verbs(verb, own, capsys):
     assert main([verb, "--help"]) == 0
-    own = {"export": "--merge_dtype", "import": "--lora_alpha"}
-    assert own.get(verb, "--model.lora.target_modules") in capsys.readouterr().out
+    assert own in capsys.readouterr().out
 
 
 def test_params_prints_a_table_by_rank(tiny_encoder, capsys):
