@@ -17,6 +17,7 @@ from lora_pl.encoder.source import canonical_name
 from lora_pl.errors import UserError
 from lora_pl.model.base import Base
 from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.precision import require_precision
 from lora_pl.model.random_stream import take_own_stream
 from lora_pl.model.schedule import make_schedule
 from lora_pl.reporting import say
@@ -49,8 +50,12 @@ class TaskModule(LightningModule):
 
         Raises:
             UserError: `model.nonfinite_loss`: skip, with several processes; `data.encoder`, `data.label_names`: the
-                data are another encoder's tokens, or have other classes.
+                data are another encoder's tokens, or have other classes; `trainer.precision`, see `require_precision`;
+                `predict`, by a Trainer from a data module.
         """
+        require_precision(str(self.trainer.precision))
+        if stage == "predict" and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            raise UserError("predict", "a data module has no texts to predict; call model.predict(texts)")
         _require_own_data(self.trainer, self.hparams)
         if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
             raise UserError("model.nonfinite_loss", "skip works in a single process only; take stop, or one device")
