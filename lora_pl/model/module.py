@@ -74,7 +74,7 @@ class TaskModule(LightningModule):
         warmup = 0 if math.isinf(steps) else round(self.hparams["warmup_ratio"] * steps)
         total = 0 if math.isinf(steps) else int(steps)
         schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_start(self) -> None:
         """Let each process draw dropout masks of its own; until here all draw the same."""

@@ -49,7 +49,7 @@ def test_tensorboard_shows_the_run(run_folder):
     tags = events.Tags()
     assert {
         "train/loss", "train/accuracy", "val/loss", "val/accuracy",
-        "throughput/sentences_per_second", "throughput/tokens_per_second", "lr-AdamW/encoder", "lr-AdamW/head",
+        "throughput/sentences_per_second", "throughput/tokens_per_second", "lr/adapters", "lr/head",
     } <= set(tags["scalars"])  # fmt: skip
     assert {"parameters/text_summary", "config/text_summary"} <= set(tags["tensors"])
     assert "hp_metric" not in tags["scalars"]
