@@ -15,14 +15,14 @@ OPTIONS = {
     "model.lora.lora_dropout": "dropout of the update's input [0.0]",
     "model.lora.target_modules": "names, attention, mlp, all-linear [query,value]",
     "model.lora.variant": "lora or dora [lora]",
-    "model.learning_rate": "AdamW's, at its peak [0.0001]",
+    "model.learning_rate": "AdamW's, at the schedule's peak [0.0001]",
     "model.schedule": "constant or linear, to zero [constant]",
     "model.warmup_ratio": "share of the steps that warm up [0.0]",
     "model.start_from": "checkpoint whose adapter training starts from",
     "data.source": "hub, sample or the folder of a GLUE download [hub]",
     "data.task": "a GLUE task or custom, for files of your own",
-    "data.train_file": "CSV, TSV, JSON lines or Parquet",
-    "data.validation_file": "a file of the same columns",
+    "data.train_file": "CSV, TSV, JSON lines or Parquet, instead of a source",
+    "data.validation_file": "such a file to measure on",
     "data.text_column": "the column of the texts",
     "data.text_pair_column": "the column of the second texts, for pairs",
     "data.label_column": "the column of the labels",
@@ -70,6 +70,7 @@ CKPT = "--ckpt_path checkpoints/NAME/best.ckpt"
 OF_CHECKPOINT = {
     "model.encoder": "the base, if it has moved",
     "data.source": "hub, sample or the folder of a GLUE download",
+    "data.validation_file": "CSV, TSV, JSON lines or Parquet, instead of a source",
     "data.max_length": "tokens at which a text is cut",
 }
 """Options whose defaults are those in the checkpoint."""

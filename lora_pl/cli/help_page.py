@@ -48,7 +48,11 @@ def help_page(parser: ArgumentParser, unused: str, stored: str) -> str:
                 _entry(action, " [the checkpoint's]" if re.fullmatch(stored, action.dest) else _default(action))
             )
     sections["trainer"] = sections.pop("trainer")
-    positional = "".join(f" [{action.dest.upper()}]" for action in parser._actions if not action.option_strings)
+    positional = "".join(
+        f" [{action.dest.upper()}]" if action.nargs == "?" else f" {action.dest.upper()}"
+        for action in parser._actions
+        if not action.option_strings
+    )
     lines = [f"usage: {parser.prog}{positional} [options]", "", _filled(parser.description or "", "")]
     for prefix, entries in sections.items():
         lines += ["", f"{SECTIONS.get(prefix, prefix)}:", *entries] if entries else []
