@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from lora_pl.encoder.source import local_path
+from lora_pl.errors import UserError
 from lora_pl.formats.export import ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.sentences import Sentences, sentences_for
@@ -28,15 +30,19 @@ def rows(ckpt_path: str, folder: Path) -> list[str]:
     """A table row per format."""
     model = LoRAClassifier.load_from_checkpoint(ckpt_path, base_dtype="float32")
     sentences = sentences_for(read_checkpoint(ckpt_path), 0)
+    if not (model.label_names and sentences.labels):
+        raise UserError(
+            "ckpt_path", f"{ckpt_path}: expected a classification whose validation split is on this machine"
+        )
     expected = model.logits(sentences.texts)
     found = [row("predict", "lora_pl", expected, expected, sentences)]
     for format, dtype in FORMATS:
         output = folder / f"{format}-{dtype}"
         options = ExportOptions(dtype, flags=frozenset({"int8"} if format == "onnx" else ()))
         comparisons = export_checkpoint(ckpt_path, output, format, options, sentences=sentences)
-        job = {"folder": str(output), "base": model.hparams["encoder"], "dtype": dtype}
+        job = {"program": format, "folder": str(output), "base": local_path(model.hparams["encoder"]), "dtype": dtype}
         job |= {"texts": sentences.texts, "labels": model.label_names}
-        (logits,) = in_a_fresh_process(format, [job])
+        (logits,) = in_a_fresh_process([job])
         found.append(row(f"{format} {dtype}", comparisons[format].reader, expected, logits, sentences))
         for name, comparison in comparisons.items():
             if name != format:
@@ -62,7 +68,10 @@ def main() -> None:
     parser.add_argument("--ckpt_path", required=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print("\n".join([HEADER, *rows(args.ckpt_path, Path(folder))]))
+        try:
+            print("\n".join([HEADER, *rows(args.ckpt_path, Path(folder))]))
+        except UserError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,9 @@ from lora_pl.storage.checkpoint import WholeFileCheckpointIO
 from lora_pl.training.resume.exact_resume import ExactResume
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 
+WARM_UP = 5
+"""Steps that are not timed."""
+
 
 class Clock(Callback):
     """The time from each step's start to the next one's."""
@@ -34,8 +38,8 @@ class Clock(Callback):
         self.at.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Per step, the first few left out."""
-        return [b - a for a, b in zip(self.at[5:], self.at[6:], strict=False)]
+        """Per step, without the first ones."""
+        return [b - a for a, b in pairwise(self.at[WARM_UP:])]
 
 
 class TimedLast(LastCheckpoint):
@@ -76,6 +80,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    if args.rounds < 1 or args.steps < WARM_UP + 2:
+        parser.error(f"expected --rounds of at least 1 and --steps of at least {WARM_UP + 2}, as {WARM_UP} warm up")
     plain: list[float] = []
     resumable: list[float] = []
     saves: list[float] = []

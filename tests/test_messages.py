@@ -1,8 +1,10 @@
 """The wording of typical mistakes; elsewhere tests assert keys and exit codes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 from lora_pl import LoRAClassifier, LoRAConfig, Run, SentenceDataModule
 from lora_pl.cli.main import main
@@ -86,6 +88,15 @@ def unknown_option(encoder: str, source: str) -> None:
     Run("mine").fit(LoRAClassifier.for_data(data), data, max_epoch=1)
 
 
+def plain_trainer(verb: str, **options: object) -> Callable[[str, str], None]:
+    def run(encoder: str, source: str) -> None:
+        data = SentenceDataModule(source=source, encoder=encoder)
+        trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+        getattr(trainer, verb)(LoRAClassifier.for_data(data), datamodule=data)
+
+    return run
+
+
 CALLS = [
     (other_options, "resume",
      "these options differ from the saved run: model.learning_rate (was 0.0001, now 0.01); leave them as they were, or "
@@ -94,6 +105,10 @@ CALLS = [
      "the run mine exists (checkpoints/mine); choose another name, or resume it by --resume or --ckpt_path "
      "checkpoints/mine/last.ckpt"),
     (unknown_option, "trainer", "Trainer.__init__() got an unexpected keyword argument 'max_epoch'"),
+    (plain_trainer("fit", precision="bf16-true"), "trainer.precision",
+     "adapters and head are fp32, got bf16-true; take bf16-mixed, 16-mixed or 32-true (the frozen weights' type is "
+     "model.base_dtype)"),
+    (plain_trainer("predict"), "predict", "a data module has no texts to predict; call model.predict(texts)"),
     (lambda *given: LoRAConfig(r=0), "r", "expected an integer >= 1, got 0"),
 ]  # fmt: skip
 

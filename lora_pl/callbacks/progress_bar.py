@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from tqdm import tqdm
+
+from lora_pl.callbacks.epoch_lines import epoch_line, epoch_name
+from lora_pl.reporting import say
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with short names: `loss` of training, and validation's metrics without `val/`."""
+    """Lightning's bar with short names: `loss` of training, and validation's metrics without `val/`.
+
+    Each epoch leaves a line above it, that of `EpochLines`.
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Count epochs from 1, as the lines do."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(epoch_name(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's metrics above the bar."""
+        super().on_train_epoch_end(trainer, pl_module)
+        with tqdm.external_write_mode(file=sys.stderr):
+            say(epoch_line(trainer))
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule

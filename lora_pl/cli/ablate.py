@@ -62,7 +62,7 @@ class AblateCLI(ClassifierCLI):
     """The options of `fit` and those of the grid; each trial is a run of `fit`."""
 
     def __init__(self, args: list[str]) -> None:
-        super().__init__(args, {"fit": {"description": __doc__}})
+        super().__init__(args, name="ablate")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The axes of the grid, and how the study runs."""
@@ -105,7 +105,6 @@ class AblateCLI(ClassifierCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse as `fit` does, under the verb's own name."""
-        self._subcommand_parsers["fit"].prog = "lora_pl ablate"
         if "--resume" in args or "--force" in args:  # type: ignore[operator]
             raise UsageError("resume", "rerun the same command to resume a study; leave out --resume and --force")
         given = joined_vary([str(arg) for arg in args])  # type: ignore[union-attr]

@@ -9,37 +9,12 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lora_pl import __version__
+from lora_pl.cli.first_page import PAGES, first_page
+from lora_pl.cli.verbs import VERBS, main_page
 from lora_pl.errors import UserError
 from lora_pl.printable import printable
 
-USAGE = """\
-usage: lora_pl VERB [options]
-
-LoRA fine-tuning of encoders for sentence classification.
-
-verbs:
-{verbs}
-
-lora_pl VERB --help lists a verb's options, lora_pl --version prints the version.
-
-examples:
-  lora_pl fit --config configs/demo.yaml
-  lora_pl validate --ckpt_path checkpoints/NAME/best.ckpt
-  echo 'A fine film.' | lora_pl predict --ckpt_path checkpoints/NAME/best.ckpt
-"""
-
-
-VERBS = {
-    "fit": ("trainer", "train, validate after each epoch, keep the best checkpoint"),
-    "validate": ("trainer", "measure a checkpoint on the validation split"),
-    "test": ("trainer", "measure a checkpoint on the labelled split that stands for the test"),
-    "predict": ("predict", "label the texts of a file or of standard input; --adapter NAME=CHECKPOINT asks several"),
-    "export": ("export", "write a checkpoint's model for other programs: hf, peft, onnx, adapter"),
-    "import": ("import_adapter", "make a checkpoint of an adapter that another program trained"),
-    "params": ("params", "count LoRA's, the head's and the encoder's parameters for several ranks"),
-    "ablate": ("ablate", "train a grid of ranks and seeds as one study, with a table and a report"),
-}
-"""The module in this folder whose `run` takes the arguments, and what the verb does."""
+HELP = ("-h", "--help")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -74,8 +49,8 @@ def _fill_standard_streams() -> None:
 
 
 def _main(given: list[str]) -> int:
-    if not given or given[0] in ("-h", "--help"):
-        print(USAGE.format(verbs="\n".join(f"  {verb:<10}{text}" for verb, (_, text) in VERBS.items())))
+    if not given or given[0] in HELP:
+        print(main_page())
         return 0 if given else 2
     if given[0] == "--version":
         print(f"lora_pl {__version__}")
@@ -84,6 +59,9 @@ def _main(given: list[str]) -> int:
         near = difflib.get_close_matches(given[0], VERBS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return _fail("lora_pl", f"verb: expected one of {', '.join(VERBS)}, got {given[0]!r}{hint}", 2)
+    if given[0] in PAGES and given[1:2] and given[1] in HELP and given[2:] != ["all"]:
+        print(first_page(given[0]))
+        return 0
     return _run(given)
 
 

@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lora_pl.cli.help_page import help_page
 from lora_pl.cli.type_errors import in_one_line
 from lora_pl.errors import UsageError, UserError
 from lora_pl.storage.yaml_file import bounded_load, read_yaml_text
@@ -22,6 +23,8 @@ REQUIRED = re.compile(r"arguments are required: (?:--)?(?P<key>[\w.]+)")
 WRONG = re.compile(r"""(?:Parser key "|argument (?:-\w/)?--)(?P<key>[\w.]+)"?[\w ]*:\s*(?P<said>.*)""", re.DOTALL)
 SHORT = {"lr": "learning_rate", "alpha": "lora_alpha", "rank": "r", "epochs": "max_epochs", "steps": "max_steps"}
 """Options as other programs call them, by their names here."""
+OF_FIT = re.compile(r"--(?:model|data)\.(?:lora\.)?(?P<own>\w+)(?P<value>=.*)?", re.DOTALL)
+"""An option by its name in `fit`."""
 # whatever is parsed as YAML, in files and on the command line
 set_loader("yaml", partial(bounded_load, load=get_loader("yaml")), (yaml.YAMLError,))
 
@@ -37,11 +40,29 @@ def verb_parser(verb: str, function: Callable[..., Any], skip: Collection[str] =
 class Parser(LightningArgumentParser):
     """`LightningArgumentParser` that raises a `UsageError` where jsonargparse prints its usage and exits."""
 
+    unused = stored = ""
+    """Patterns of options: those that the verb's help leaves out, and those whose defaults are a checkpoint's."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # the text below a dataclass's field is its help
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         # `--ckpt` for `--ckpt_path` would be parsed here, but missed by `option_value`
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        super().__init__(*args, **{"prog": "lora_pl", "allow_abbrev": False, **kwargs})
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
+        """Parse; a verb that has `--encoder` takes fit's `--model.encoder` for it, and so for its other options."""
+        given = args if args is None or self._subcommands_action else [self._own(str(arg)) for arg in args]
+        return super().parse_args(given, *more, **options)
+
+    def _own(self, arg: str) -> str:
+        found, known = OF_FIT.fullmatch(arg), self.known_keys()
+        if found is None or found["own"] not in known or arg[2:].partition("=")[0] in known:
+            return arg
+        return f"--{found['own']}{found['value'] or ''}"
+
+    def format_help(self, *formatter: Any) -> str:
+        """Every option that the verb uses."""
+        return help_page(self, self.unused, self.stored)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UsageError, with the option as its key (`usage` if there is none such)."""

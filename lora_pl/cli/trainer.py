@@ -19,6 +19,7 @@ from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.type_errors import in_one_line
+from lora_pl.cli.verbs import described
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
@@ -46,6 +47,18 @@ SKIPPED_ARGUMENTS = {
     "predict": {*SKIPPED, "dataloaders", "return_predictions"},
 }
 
+DEVICES = "accelerator|strategy|devices|num_nodes|precision|enable_progress_bar"
+OF_TRAINING = r"model\.(?!(encoder|base_dtype)$).+|data\.(task|label_names|train_.+|batch_size|num_workers)"
+UNUSED = {
+    "validate": rf"{OF_TRAINING}|trainer\.(?!({DEVICES}|callbacks|profiler|plugins|limit_val_batches)$).+",
+    "test": rf"{OF_TRAINING}|trainer\.(?!({DEVICES}|callbacks|profiler|plugins|limit_test_batches)$).+",
+    "predict": rf"{OF_TRAINING}|trainer\.(?!({DEVICES})$).+|data\.(source|validation_file|label_column)",
+    "ablate": "run_name|resume|force",
+}
+"""Options that a verb reads, as a run's own configuration has them, and does not use."""
+STORED = r"model\..+|data\.(?!(eval_batch_tokens|cache_dir)$).+"
+"""Options whose defaults are a checkpoint's, where a verb needs one."""
+
 
 def run(args: list[str]) -> None:
     """Run one of the three verbs, `args[0]`."""
@@ -60,8 +73,8 @@ class ClassifierCLI(LightningCLI):
     defaults in the signatures.
     """
 
-    def __init__(self, args: list[str], parser_kwargs: dict[str, Any] | None = None) -> None:
-        self.verb = args[0]
+    def __init__(self, args: list[str], name: str | None = None) -> None:
+        self.verb, self.name = args[0], name or args[0]
         with ExitStack() as self._held:  # the lock of a run that is resumed, from before its checkpoint is chosen
             super().__init__(
                 LoRAClassifier,
@@ -70,7 +83,6 @@ class ClassifierCLI(LightningCLI):
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=0,
                 parser_class=Parser,
-                parser_kwargs=parser_kwargs,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 args=args,
@@ -103,6 +115,7 @@ class ClassifierCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
+        self._describe(cast(Parser, self._subcommand_parsers[self.verb]))
         if self.verb != "fit" and (
             own := [name for name in OF_FIT if any(arg.startswith(f"--{name}") for arg in given)]
         ):
@@ -127,6 +140,12 @@ class ClassifierCLI(LightningCLI):
             raise UsageError("seed_everything", f"expected 0 to {(1 << 32) - 1}, got {seed}")
         if self.verb != "fit" and not self._option("ckpt_path"):
             raise UsageError("ckpt_path", "expected --ckpt_path checkpoints/NAME/best.ckpt, got none")
+
+    def _describe(self, parser: Parser) -> None:
+        """What errors and `--help` say of the verb."""
+        parser.prog, parser.description = f"lora_pl {self.name}", described(self.name)
+        parser.unused = UNUSED.get(self.name, "")
+        parser.stored = STORED if self.verb != "fit" else ""
 
     def _resumed(self, given: list[str]) -> str | None:
         name = early_value(given, "run_name")

@@ -1,9 +1,11 @@
 """What `inject_lora` puts where."""
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from lora_pl.lora.blocks import block_numbers
 from lora_pl.lora.errors import LoRAError
@@ -24,7 +26,27 @@ NAMES = ("target_modules", "exclude")
 MOST_PATTERNS = 1000
 """Targets, or entries of a pattern: more than any encoder has linear layers to name."""
 
+T = TypeVar("T")
 
+
+def naming_fields(cls: type[T]) -> type[T]:
+    """A dataclass whose TypeError at an argument that it does not have names the nearest field, or all."""
+    init: Any = cls.__init__
+    names = [known.name for known in fields(cls)]  # type: ignore[arg-type]
+
+    @wraps(init)
+    def checked(self: T, *args: Any, **given: Any) -> None:
+        for name in given.keys() - {*names}:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(names)}"
+            raise TypeError(f"{cls.__name__} has no {name}; {hint}")
+        init(self, *args, **given)
+
+    cls.__init__ = checked  # type: ignore[assignment, method-assign]
+    return cls
+
+
+@naming_fields
 @dataclass(frozen=True)
 class LoRAConfig:
     """Hyper-parameters of LoRA (Hu et al., 2021, Section 4.1).

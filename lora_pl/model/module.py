@@ -18,6 +18,7 @@ from lora_pl.errors import UserError
 from lora_pl.model.base import Base
 from lora_pl.model.metrics import StageMetrics, reported
 from lora_pl.model.monitor import require_monitor
+from lora_pl.model.precision import require_precision
 from lora_pl.model.random_stream import take_own_stream
 from lora_pl.model.schedule import make_schedule
 from lora_pl.reporting import say
@@ -50,8 +51,12 @@ class TaskModule(LightningModule):
 
         Raises:
             UserError: `model.nonfinite_loss`: skip, with several processes; `data.encoder`, `data.label_names`: the
-                data are another encoder's tokens, or have other classes; `model.monitor`: of a split that they lack.
+                data are another encoder's tokens, or have other classes; `model.monitor`: of a split that they lack;
+                `trainer.precision`, see `require_precision`; `predict`, by a Trainer from a data module.
         """
+        require_precision(str(self.trainer.precision))
+        if stage == "predict" and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+            raise UserError("predict", "a data module has no texts to predict; call model.predict(texts)")
         _require_own_data(self.trainer, self.hparams)
         if stage == "fit" and isinstance(data := self.trainer.datamodule, SentenceDataModule):  # type: ignore[attr-defined]
             require_monitor(self.hparams["monitor"], reported(self.task, len(data.validation_splits)))
@@ -72,7 +77,7 @@ class TaskModule(LightningModule):
         warmup = 0 if math.isinf(steps) else round(self.hparams["warmup_ratio"] * steps)
         total = 0 if math.isinf(steps) else int(steps)
         schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_start(self) -> None:
         """Let each process draw dropout masks of its own; until here all draw the same."""

@@ -9,9 +9,9 @@ from lora_pl.lora import Adapter
 
 
 def parameter_groups(encoder: nn.Module, head: nn.Module, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Optimizer groups of the trainable parameters: `encoder` and `head`, each with its learning rate.
+    """Optimizer groups of the trainable parameters: `adapters` (method full: `encoder`) and `head`, each with its rate.
 
-    With an `lr_ratio` other than 1, B of every adapter is in a group of its own, `encoder_B` (LoRA+; Hayou et al.,
+    With an `lr_ratio` other than 1, B of every adapter is in a group of its own, `adapters_B` (LoRA+; Hayou et al.,
     2024). Without `decay_bias`, biases and norms are in groups of their own (`NAME_bias`) with weight decay 0.
 
     Args:
@@ -20,13 +20,13 @@ def parameter_groups(encoder: nn.Module, head: nn.Module, settings: Mapping[str,
         settings: The hyper-parameters of a `LoRAClassifier`.
     """
     peak, weight_decay, decay_bias = (settings[name] for name in ("learning_rate", "weight_decay", "decay_bias"))
-    ratio = settings["lora"]["lr_ratio"]
+    ratio, adapters = settings["lora"]["lr_ratio"], "encoder" if settings["method"] == "full" else "adapters"
     matrices_b = _matrices_b(encoder) if ratio != 1 else {}
     rest = [parameter for parameter in encoder.parameters() if parameter not in matrices_b]
     groups = []
     for name, parameters, rate in (
-        ("encoder", rest, peak),
-        ("encoder_B", matrices_b, peak * ratio),
+        (adapters, rest, peak),
+        ("adapters_B", matrices_b, peak * ratio),
         ("head", head.parameters(), settings["head_learning_rate"] or peak),
     ):
         trained = [parameter for parameter in parameters if parameter.requires_grad]

@@ -3,6 +3,8 @@
 import torch
 from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 
+from lora_pl.errors import UserError
+
 
 def default_precision(accelerator: str = "auto") -> _PRECISION_INPUT:
     """bf16-mixed where the GPU or the CPU has bf16 arithmetic, 16-mixed on older GPUs, else 32-true.
@@ -14,6 +16,16 @@ def default_precision(accelerator: str = "auto") -> _PRECISION_INPUT:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
     return "bf16-mixed" if on_cpu and cpu_has_bf16() else "32-true"
+
+
+def require_precision(precision: str) -> None:
+    """Raise a UserError, `trainer.precision`, for a precision in which adapters and head would not be fp32."""
+    if precision.endswith("-true") and precision != "32-true":
+        raise UserError(
+            "trainer.precision",
+            f"adapters and head are fp32, got {precision}; take bf16-mixed, 16-mixed or 32-true (the frozen weights' "
+            "type is model.base_dtype)",
+        )
 
 
 def cpu_has_bf16() -> bool:

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from lora_pl.cli import import_adapter
 from lora_pl.cli.main import VERBS, main
+from lora_pl.cli.predict import adapters_parser
 from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
 from tests.cli.mistakes import error_of
@@ -49,7 +51,7 @@ def test_tensorboard_shows_the_run(run_folder):
     tags = events.Tags()
     assert {
         "train/loss", "train/accuracy", "val/loss", "val/accuracy",
-        "throughput/sentences_per_second", "throughput/tokens_per_second", "lr-AdamW/encoder", "lr-AdamW/head",
+        "throughput/sentences_per_second", "throughput/tokens_per_second", "lr/adapters", "lr/head",
     } <= set(tags["scalars"])  # fmt: skip
     assert {"parameters/text_summary", "config/text_summary"} <= set(tags["tensors"])
     assert "hp_metric" not in tags["scalars"]
@@ -252,11 +254,19 @@ def assert_covers(printed, given):
         assert printed == (float(given) if isinstance(printed, float) else given)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_every_verb(verb, capsys):
+@pytest.mark.parametrize(
+    ("verb", "own"), [("export", "--merge_dtype"), ("import", "--lora_alpha"), ("params", "--ranks")]
+)
+def test_help_of_the_smaller_verbs(verb, own, capsys):
     assert main([verb, "--help"]) == 0
-    own = {"export": "--merge_dtype", "import": "--lora_alpha"}
-    assert own.get(verb, "--model.lora.target_modules") in capsys.readouterr().out
+    assert own in capsys.readouterr().out
+
+
+def test_a_verb_takes_the_names_that_its_options_have_in_fit():
+    found = import_adapter.make_parser().parse_args(["x", "--model.encoder=a=b", "--model.lora.lora_alpha", "8"])
+    assert (found.source, found.encoder, found.lora_alpha) == ("x", "a=b", 8)
+    found = adapters_parser().parse_args(["--adapter", "a=b", "--data.text_column", "review", "--encoder", "c"])
+    assert (found.text_column, found.encoder) == ("review", "c")
 
 
 def test_params_prints_a_table_by_rank(tiny_encoder, capsys):

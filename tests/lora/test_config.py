@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+import re
 
 import pytest
 
@@ -48,3 +49,11 @@ def test_blocks_are_numbers_and_ranges(given, numbers):
     assert config.layers == numbers
     assert config.exclude == ("key",)
     assert LoRAConfig.of(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("alpha", "did you mean lora_alpha?"), ("rank", "expected r, lora_alpha, ")]
+)
+def test_a_name_that_it_does_not_have_names_the_one_that_is_meant(name, hint):
+    with pytest.raises(TypeError, match=re.escape(f"LoRAConfig has no {name}; {hint}")):
+        LoRAConfig(**{name: 16})

@@ -88,10 +88,10 @@ def groups(model, tmp_path, **changes):
 def test_the_head_has_its_own_rate_and_biases_may_go_without_decay(tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(), learning_rate=1e-3, head_learning_rate=1e-2, weight_decay=0.1)
     assert [(g["name"], g["initial_lr"], g["weight_decay"]) for g in groups(model, tmp_path)] == [
-        ("encoder", 1e-3, 0.1), ("head", 1e-2, 0.1)]  # fmt: skip
+        ("adapters", 1e-3, 0.1), ("head", 1e-2, 0.1)]  # fmt: skip
     model = LoRAClassifier(encoder=tiny_encoder(), weight_decay=0.1, decay_bias=False)
     found = {g["name"]: (g["weight_decay"], len(g["params"])) for g in groups(model, tmp_path)}
-    assert found == {"encoder": (0.1, 8), "head": (0.1, 1), "head_bias": (0.0, 1)}
+    assert found == {"adapters": (0.1, 8), "head": (0.1, 1), "head_bias": (0.0, 1)}
 
 
 @pytest.mark.parametrize("decay_bias", [True, False])
@@ -109,10 +109,10 @@ def test_lora_plus_gives_b_its_own_rate(variant, decay_bias, tiny_encoder, tmp_p
     by_name = {group["name"]: group for group in found}
     own = [layer.adapter.get_parameter(name) for layer in lora_layers(model).values()
            for name in layer.adapter.b_names()]  # fmt: skip
-    assert list(map(id, by_name["encoder_B"]["params"])) == list(map(id, own))
-    assert by_name.keys() - {"encoder_B"} == {group["name"] for group in before}
+    assert list(map(id, by_name["adapters_B"]["params"])) == list(map(id, own))
+    assert by_name.keys() - {"adapters_B"} == {group["name"] for group in before}
     rates = {name: group["initial_lr"] for name, group in by_name.items()}
-    expected = {"encoder": 1e-3, "encoder_bias": 1e-3, "encoder_B": 16e-3, "head": 1e-2, "head_bias": 1e-2}
+    expected = {"adapters": 1e-3, "adapters_bias": 1e-3, "adapters_B": 16e-3, "head": 1e-2, "head_bias": 1e-2}
     assert rates == {name: expected[name] for name in rates}
     trained = [id(parameter) for group in found for parameter in group["params"]]
     assert len(trained) == len(set(trained))
@@ -122,7 +122,7 @@ def test_lora_plus_gives_b_its_own_rate(variant, decay_bias, tiny_encoder, tmp_p
 @pytest.mark.parametrize("method", ["head", "full"])
 def test_without_adapters_there_is_no_b(method, tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(), method=method, lora={"lr_ratio": 16})
-    assert {"encoder_B"}.isdisjoint(group["name"] for group in groups(model, tmp_path, max_steps=9))
+    assert {"adapters_B"}.isdisjoint(group["name"] for group in groups(model, tmp_path, max_steps=9))
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 1 / 9)])

@@ -58,7 +58,7 @@ def test_a_placement_is_the_same_however_it_is_spelled(fit, capsys):
     assert main([*fit, *placed, "--model.lora.layers", "[1, 0]", *epochs(2)]) == 0
     assert last()["global_step"] == 12
     assert last()["hyper_parameters"]["lora"]["layers"] == [0, 1]
-    assert [group["name"] for group in last()["optimizer_states"][0]["param_groups"]][:2] == ["encoder", "encoder_B"]
+    assert [group["name"] for group in last()["optimizer_states"][0]["param_groups"]][:2] == ["adapters", "adapters_B"]
     key, said = fails(capsys, *fit, *placed[:-1], "3", "--model.lora.layers", "1", *epochs(3))
     assert key == "resume"
     assert "model.lora.layers" in said

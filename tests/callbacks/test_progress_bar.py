@@ -1,0 +1,49 @@
+"""The bar in a terminal, as its reader sees it."""
+
+import os
+import termios
+import threading
+
+from lora_pl import LoRAClassifier, Run, SentenceDataModule
+
+
+def on_a_terminal(monkeypatch, function) -> list[str]:
+    """The lines that a pseudo-terminal shows of what the function prints: a return goes back to the line's start."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    read = bytearray()
+    reader = threading.Thread(target=lambda: [read.extend(chunk) for chunk in iter(lambda: _read(ours), b"")])
+    reader.start()
+    with monkeypatch.context() as patch, os.fdopen(theirs, "w", buffering=1) as stream:
+        patch.setattr("sys.stdout", stream)
+        patch.setattr("sys.stderr", stream)
+        function()
+    reader.join()
+    os.close(ours)
+    return [_overwritten(line.rstrip("\r")) for line in read.decode().split("\n")]
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # nobody writes any more
+        return b""
+
+
+def _overwritten(line: str) -> str:
+    shown = ""
+    for part in line.split("\r"):
+        shown = part + shown[len(part) :]
+    return shown.rstrip()
+
+
+def test_each_epoch_leaves_a_line_above_the_bar(monkeypatch, tiny_encoder, glue_folder):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    model, options = LoRAClassifier.for_data(data), {"accelerator": "cpu", "precision": "32-true"}
+    lines = on_a_terminal(monkeypatch, lambda: Run("bar").fit(model, data, max_epochs=3, **options))
+    for epoch in (1, 2, 3):
+        assert [line for line in lines if line.startswith(f"epoch {epoch}/3  step ") and "val/accuracy 0." in line]
+    bars = [line for line in lines if "it/s" in line]
+    assert bars[-1].startswith("epoch 3/3: 100%")
+    assert "accuracy=" in bars[-1]
+    assert not [line for line in lines if "Epoch" in line]
