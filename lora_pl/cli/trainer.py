@@ -35,7 +35,7 @@ LINKED: dict[str, Callable[[SentenceDataModule], Any]] = {
     "pairs": lambda data: data.pairs,
 }
 """The model's settings that the data determine when they have been read."""
-OF_FIT = ("run_name", "resume", "force", "save_every_steps", "save_every_minutes")
+OF_FIT = ("run_name", "resume", "force", "save_every_steps", "save_every_minutes", "early_stopping_patience")
 """Options of `fit` alone; the other verbs ignore them in a configuration, so that a run's own config.yaml serves."""
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
@@ -93,6 +93,7 @@ class ClassifierCLI(LightningCLI):
             add("--force", action="store_true", help="Resume although options differ from the saved run.")
             add("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
             add("--save_every_minutes", type=float | None, default=10, help="Minutes between checkpoints.")
+            add("--early_stopping_patience", type=int | None, help="Validations without a new best that end the run.")
         else:
             for name in OF_FIT:
                 parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
@@ -190,7 +191,8 @@ class ClassifierCLI(LightningCLI):
 
     def _run(self) -> Run:
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
-        settings = {key: self._option(key) for key in ("ckpt_path", "save_every_steps", "save_every_minutes")}
+        keys = ("ckpt_path", "save_every_steps", "save_every_minutes", "early_stopping_patience")
+        settings = {key: self._option(key) for key in keys}
         resumes = self.resumes and bool(settings["ckpt_path"])  # else parsing found nothing to resume
         return Run(name, resumes, self.forced, **settings, config=self.saved)
 
