@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
 from lora_pl.cli.parser import Parser
@@ -97,6 +98,9 @@ class ClassifierCLI(LightningCLI):
         else:
             for name in OF_FIT:
                 parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
+        if self.verb == "validate":
+            add = parser.add_argument
+            add("--errors", type=str | None, help="Where to list misclassified texts: JSON lines, CSV or Parquet.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
@@ -182,7 +186,8 @@ class ClassifierCLI(LightningCLI):
             return self._run()
         options = self._trainer_options()
         shows = shows_bar(options)
-        callbacks = [*as_list(options["callbacks"]), *([ProgressBar()] if shows else [])]
+        errors = [ErrorList(path, self.datamodule)] if (path := self._option("errors")) is not None else []
+        callbacks = [*as_list(options["callbacks"]), *errors, *([ProgressBar()] if shows else [])]
         return make_trainer({**options, "logger": False, "callbacks": callbacks, "enable_progress_bar": shows})
 
     def fit(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:

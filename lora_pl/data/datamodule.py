@@ -221,6 +221,13 @@ class SentenceDataModule(LightningDataModule):
         held = self.held_out.mask(whole, classes=bool(self.label_names))
         return whole.take(~held if split == TRAIN else held)
 
+    @property
+    def places(self) -> list[str]:
+        """The local files or the folder that are read."""
+        folder = None if self.reads_own_files else self.hub.folder if self.hub else Path(self.source).expanduser()
+        files = [file for file in self.own_files.values() if file]
+        return [str(folder)] if folder and self.source not in (HUB, SAMPLE) else files
+
     def largest_share(self, split: str) -> float:
         """The share of the most frequent label of a split that is set up."""
         labels = self._tokens[split].labels
