@@ -111,7 +111,7 @@ class SentenceDataModule(LightningDataModule):
         self.hparams.update({key: _absolute(value) for key, value in self.hparams.items() if key in PATHS})
         require_json(dict(self.hparams), arguments(SentenceDataModule.__init__), "data", "")
         # <s>, one token, </s>
-        least = {"max_length": 3, "batch_size": 1, "eval_batch_tokens": 1, "train_sentences": 1, "folds": 2}
+        least = {"max_length": 3, "batch_size": 1, "eval_batch_tokens": 1, "train_sentences": 1, "folds": 2, "seed": 0}
         for name, value in least.items():
             if self.hparams[name] is not None and self.hparams[name] < value:
                 raise UserError(f"data.{name}", f"expected at least {value}, got {self.hparams[name]}")
@@ -253,8 +253,8 @@ class SentenceDataModule(LightningDataModule):
     def _own_file(self, split: str) -> str:
         path = self.own_files[split]
         if path is None:
-            other = " or --data.validation_share 0.1 to take it from the training file," if split != TRAIN else ""
-            raise UserError(f"data.{split}_file", f"expected a file,{other} as the other split has one, got none")
+            ways = "" if split == TRAIN else ", or --data.validation_share 0.1 to take it from the training file"
+            raise UserError(f"data.{split}_file", f"expected a file, as the other split has one{ways}; got none")
         return path
 
     def _tokenized(self, split: str) -> Tokens:

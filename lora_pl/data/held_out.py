@@ -47,8 +47,9 @@ class HeldOut:
             raise UserError("data.validation_share", f"expected a share between 0 and 1, such as 0.1, got {share}")
         if folds is None and fold is not None:
             raise UserError("data.folds", f"expected the number of folds beside --data.fold {fold}, got none")
-        if folds is not None and not 0 <= (-1 if fold is None else fold) < folds:
-            raise UserError("data.fold", f"expected 0 to {folds - 1} beside --data.folds {folds}, got {fold}")
+        if folds is not None and fold not in range(folds):
+            got = "none" if fold is None else fold
+            raise UserError("data.fold", f"expected 0 to {folds - 1} beside --data.folds {folds}, got {got}")
         return None if share is folds is None else cls(settings["seed"], share, folds, fold)
 
     @property
