@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
@@ -40,6 +41,7 @@ class ErrorList(Callback):
         if is_stream(path):
             raise UserError(KEY, f"{path}: expected a file")
         self.path, self.data = path, data
+        self._listening: RemovableHandle | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse several processes."""
@@ -59,7 +61,7 @@ class ErrorList(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        self._listening.remove()
+        self._stop_listening()
         task: Task = pl_module.task  # type: ignore[assignment]
         rows = [row for split in self._logits for row in self._errors(task, split)]
         rows.sort(key=lambda row: -row["probability" if task.labels else "difference"])
@@ -67,6 +69,14 @@ class ErrorList(Callback):
         total = sum(len(places) for found in self._logits.values() for places, _ in found)
         what = "misclassified" if task.labels else "largest difference first"
         say(f"{len(rows):,} of {total:,} sentences in {self.path}, {what}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Listen no more."""
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.remove()
 
     def _note(self, module: LightningModule, inputs: tuple[Batch], logits: Tensor) -> None:
         self._logits[self._split].append((inputs[0].rows, logits.float().cpu()))

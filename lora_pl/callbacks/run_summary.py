@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.sources import TRAIN
+from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.tasks import Task
 from lora_pl.reporting import say
 
@@ -83,8 +83,8 @@ def _lines(trainer: Trainer, checkpoint: str) -> list[str]:
 def _example_command(trainer: Trainer, checkpoint: str) -> str:
     """A command that asks the checkpoint about an example of its task, or about the own file that validated it."""
     data: object = trainer.datamodule  # type: ignore[attr-defined]
-    if isinstance(data, SentenceDataModule) and data.reads_own_files:
-        file = data.own_files["validation"] or data.own_files[TRAIN] or ""
+    if isinstance(data, SentenceDataModule) and isinstance(data.own, OwnFiles):
+        file = data.own.places[-1]
         named = zip(("text_column", "text_pair_column"), data.text_columns, strict=False)
         columns = [f"--data.{option} {shlex.quote(column)}" for option, column in named]
         given = ["--ckpt_path", shlex.quote(checkpoint), "--input", shlex.quote(_short(file)), *columns]

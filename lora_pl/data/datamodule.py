@@ -22,9 +22,10 @@ from lora_pl.data.batches import (
     TokenDataset,
 )
 from lora_pl.data.drawing import stratified_order
-from lora_pl.data.examples import Examples, discover_labels, read_examples
+from lora_pl.data.examples import Examples
 from lora_pl.data.held_out import HeldOut
 from lora_pl.data.hub import PREFIX, HubDataset, absolute
+from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
 from lora_pl.data.tasks import CUSTOM, MAX_SHOWN, Task, get_task, task_name
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
@@ -117,11 +118,9 @@ class SentenceDataModule(LightningDataModule):
                 raise UserError(f"data.{name}", f"expected at least {value}, got {self.hparams[name]}")
         if not all(name.strip() for name in label_names or []):
             raise UserError("data.label_names", f"expected a name for every class, got {label_names}")
-        self.own_files = {TRAIN: train_file, "validation": validation_file}
-        self.reads_own_files = any(self.own_files.values())
-        self.hub = HubDataset(source) if source.startswith(PREFIX) and not self.reads_own_files else None
+        self.own = _own_data(source, train_file, validation_file)
         self.held_out = HeldOut.of(self.hparams)
-        self.task: Task = get_task(task_name(task, self.is_own))
+        self.task: Task = get_task(task_name(task, self.own is not None))
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
         self.source, self.encoder, self.seed = source, encoder, seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
@@ -132,20 +131,17 @@ class SentenceDataModule(LightningDataModule):
         """Short, as an error may quote it; Lightning's would make every loader."""
         return f"{type(self).__name__}(task={self.task.name!r})"
 
-    @property
-    def is_own(self) -> bool:
-        """Whether columns and, for custom, labels are those of own files or of a data set that is named."""
-        return self.reads_own_files or self.hub is not None
-
     @cached_property
     def label_names(self) -> list[str]:
         """The classes in the order of their ids; none for a regression."""
         given: list[str] | None = self.hparams["label_names"]
         if given is not None or self.task.name != CUSTOM:
             return list(self.task.labels) if given is None else given
-        if self.hub is not None:
-            return list(self.hub.classes(self._label_column))
-        return list(discover_labels(self._own_file(TRAIN), self._label_column))
+        if self.own is None:
+            raise UserError(
+                "data.train_file", "expected a file, or --data.source hub:NAME, for the task custom; got none"
+            )
+        return list(self.own.classes(self._label_column))
 
     @property
     def pairs(self) -> bool:
@@ -155,7 +151,7 @@ class SentenceDataModule(LightningDataModule):
     @property
     def validation_splits(self) -> list[str]:
         """The labelled splits of `validate` and `test`."""
-        return ["validation"] if self.is_own or self.held_out else list(self.task.validation)
+        return ["validation"] if self.own or self.held_out else list(self.task.validation)
 
     def prepare_data(self) -> None:
         """Read and tokenize the splits into the cache; one process per machine does this."""
@@ -195,7 +191,7 @@ class SentenceDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """As `val_dataloader`."""
-        why = "" if self.is_own or self.held_out else " (the labels of GLUE tests are not public)"
+        why = "" if self.own or self.held_out else " (the labels of GLUE tests are not public)"
         say(f"test: on the labelled {' and '.join(self.validation_splits)} split{why}")
         return self.val_dataloader()
 
@@ -224,9 +220,9 @@ class SentenceDataModule(LightningDataModule):
     @property
     def places(self) -> list[str]:
         """The local files or the folder that are read."""
-        folder = None if self.reads_own_files else self.hub.folder if self.hub else Path(self.source).expanduser()
-        files = [file for file in self.own_files.values() if file]
-        return [str(folder)] if folder and self.source not in (HUB, SAMPLE) else files
+        if self.own is not None:
+            return self.own.places
+        return [] if self.source in (HUB, SAMPLE) else [self.source]
 
     def largest_share(self, split: str) -> float:
         """The share of the most frequent label of a split that is set up."""
@@ -235,12 +231,9 @@ class SentenceDataModule(LightningDataModule):
 
     def _stored(self, split: str) -> Examples:
         """The texts and labels of a split that there is."""
-        if not self.is_own:
+        if self.own is None:
             return read_split(self.source, self.task, split)
-        columns = self.text_columns, self._label_column
-        if self.hub is not None:
-            return self.hub.read(split, self._named_task, *columns)
-        return read_examples(self._own_file(split), self._named_task, *columns)
+        return self.own.read(split, self._named_task, self.text_columns, self._label_column)
 
     @property
     def _named_task(self) -> Task:
@@ -249,13 +242,6 @@ class SentenceDataModule(LightningDataModule):
     @property
     def _label_column(self) -> str:
         return self.hparams["label_column"] or "label"
-
-    def _own_file(self, split: str) -> str:
-        path = self.own_files[split]
-        if path is None:
-            ways = "" if split == TRAIN else ", or --data.validation_share 0.1 to take it from the training file"
-            raise UserError(f"data.{split}_file", f"expected a file, as the other split has one{ways}; got none")
-        return path
 
     def _tokenized(self, split: str) -> Tokens:
         examples, cache = self.read(split), self.hparams["cache_dir"]
@@ -274,7 +260,8 @@ class SentenceDataModule(LightningDataModule):
             said += f"; {examples.blank:,} blank"
         say(said)
         say(f"  {self._named_task.distribution(tokens.labels)}")
-        if absent := [name for number, name in enumerate(self.label_names) if number not in tokens.labels]:
+        present = np.unique(tokens.labels)
+        if absent := [name for number, name in enumerate(self.label_names) if number not in present]:
             say(f"  no sentence of {', '.join(absent[:MAX_SHOWN])}{', ...' * (len(absent) > MAX_SHOWN)}")
         count = self.hparams["train_sentences"]
         return self._drawn(tokens, count) if split == TRAIN and count else tokens
@@ -283,7 +270,7 @@ class SentenceDataModule(LightningDataModule):
         """Where a split is from, if that is another one."""
         if self.held_out is not None:
             return "" if split == TRAIN else f" ({self.held_out.told})"
-        there = split if self.hub is None else self.hub.split(split)
+        there = self.own.split(split) if self.own else split
         return "" if there == split else f" (the {there} split of {self.source})"
 
     def _drawn(self, tokens: Tokens, count: int) -> Tokens:
@@ -307,6 +294,13 @@ class SentenceDataModule(LightningDataModule):
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+def _own_data(source: str, train_file: str | None, validation_file: str | None) -> OwnFiles | HubDataset | None:
+    """Data whose columns and labels are the user's: files, or a data set that is named; None for GLUE's."""
+    if train_file or validation_file:
+        return OwnFiles(train_file, validation_file)
+    return HubDataset(source) if source.startswith(PREFIX) else None
 
 
 def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, ...]:

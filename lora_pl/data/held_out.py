@@ -55,8 +55,8 @@ class HeldOut:
     @property
     def told(self) -> str:
         """What it is, for a line to read."""
-        part = f"fold {self.fold} of {self.folds}" if self.folds else f"{self.share:.2%}"
-        return f"{part} of the training split, by label and seed {self.seed}"
+        part = f"fold {self.fold} of {self.folds}" if self.folds else f"{100 * (self.share or 0):g}%"
+        return f"{part} of the training split, drawn by seed {self.seed}"
 
     def mask(self, whole: Examples, classes: bool) -> NDArray[np.bool_]:
         """(sentences,): which of the training sentences are the validation split.

@@ -38,6 +38,11 @@ class HubDataset:
         path = Path(self.name).expanduser()
         return path if self.name and path.is_dir() else None
 
+    @property
+    def places(self) -> list[str]:
+        """The local folder, if it is one."""
+        return [str(self.folder)] if self.folder else []
+
     def split(self, split: str) -> str:
         """The name of `split` there: test, for a validation split that there is not.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
+from lora_pl.data.sources import HUB, SAMPLE, read_split
 from lora_pl.data.tasks import get_task
 from lora_pl.data.texts import Text, as_text
 from lora_pl.errors import UserError
@@ -31,7 +31,7 @@ def sentences_of(data: SentenceDataModule, count: int) -> Sentences:
     split = data.validation_splits[0]
     examples = data.read(split)
     texts, labels = _rows(examples.texts, count), tuple(examples.labels[: count or None])
-    where = data.own_files["validation"] or data.own_files[TRAIN] or data.source
+    where = (data.places or [data.source])[-1]
     return Sentences(texts, labels, f"the {split} split of {data.task.name} ({where})")
 
 

@@ -67,7 +67,7 @@ def test_a_sample_of_the_rest_is_trained_on(own, capsys):
     rest.setup("fit")
     assert data.fingerprints()["validation"] == rest.fingerprints()["validation"]
     said = " ".join(capsys.readouterr().err.split())
-    assert "(20.00% of the training split, by label and seed 0)" in said
+    assert "(20% of the training split, drawn by seed 0)" in said
     assert "10 of them are used, chosen by label and seed 0" in said
 
 
