@@ -130,7 +130,7 @@ def _along_axis(same: Sequence[Series], series: Sequence[Series]) -> tuple[str, 
 
 def _sentences(one: Series) -> tuple[str, ...]:
     first = one.groups[0].first
-    return tuple(first[key] for key in SENTENCES if key in first)
+    return tuple(f"fold {first[key]}" if key == "data.fold" else first[key] for key in SENTENCES if key in first)
 
 
 def _curves(folder: Path, series: Series) -> dict[str, Curve]:

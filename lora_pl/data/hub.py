@@ -100,7 +100,7 @@ class HubDataset:
         from datasets import load_dataset
 
         if self.folder is None and not REPOSITORY.fullmatch(self.name):
-            raise UserError("data.source", f"{self.source}: expected hub:NAME of a data set on the hub, or of a folder")
+            raise UserError("data.source", f"{self.source}: no such folder; expected hub:NAME or hub:FOLDER")
         try:
             return load_dataset(str(self.folder or self.name), self.configuration or None)
         except Exception as error:  # the hub's client raises its own and its transport's
