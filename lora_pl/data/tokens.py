@@ -45,7 +45,8 @@ class Tokens:
     second: NDArray[np.int32]
     """(sentences,): tokens of a pair's second text, which come last, by the tokenizer's type ids."""
     labels: NDArray[np.float32]
-    """(sentences,): class ids or scores; empty where there are none."""
+    """(sentences,): class ids or scores; (sentences, classes): 0 or 1, for several labels per text; empty where there
+    are none."""
     cut: int
     """How many sentences were longer than the limit."""
 
