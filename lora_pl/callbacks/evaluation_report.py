@@ -70,10 +70,9 @@ def _table(split: str, labels: tuple[str, ...], scores: ClassScores) -> Table:
             values = (values[id] for values in scores.by_class)
             table.add_row(Text(printable(label)), f"{scores.support[id]:,}", *(f"{value:.4f}" for value in values))
         table.add_section()
-    total = f"{scores.total:,}"
     for name, mean in scores.means.items():
-        table.add_row(name, total, *(f"{value:.4f}" for value in mean))
-    table.add_row(scores.accuracy_name, total, "", "", f"{scores.accuracy:.4f}")
+        table.add_row(name, f"{scores.support.sum():,}", *(f"{value:.4f}" for value in mean))
+    table.add_row(scores.accuracy_name, f"{scores.total:,}", "", "", f"{scores.accuracy:.4f}")
     return table
 
 

@@ -100,14 +100,14 @@ def _type(type: Any, where: str, is_list: bool = False) -> Any:
         return pa.list_(_type(type.value_type, where))
     plain = type.value_type if pa.types.is_dictionary(type) else type
     if pa.types.is_nested(plain) or "binary" in str(plain):
-        hint = "; lists of labels are for --data.task multilabel" if is_listed else ""
+        hint = "; lists are read as labels alone, by --data.task multilabel" if is_listed else ""
         raise UserError("data.row", f"{where}: expected texts, got {plain}{hint}")
     return plain
 
 
 def main() -> None:
-    """Write columns (`argv[2]`, JSON; `argv[3]`: with lists) of the file `argv[1]` to standard output; an error to
-    standard error."""
+    """Write columns (`argv[2]`, JSON; in `argv[3]` those with lists) of the file `argv[1]` to standard output; an error
+    to standard error."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

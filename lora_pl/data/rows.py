@@ -208,9 +208,9 @@ def cell_text(value: Any, where: str, is_list: bool = False) -> str:
         UserError: `data.row`, `data.encoding`: it is no text.
     """
     if is_list and isinstance(value, list):
-        return json.dumps([cell_text(item, where) for item in value], ensure_ascii=False)
+        value = json.dumps(value, ensure_ascii=False, default=str)
     if isinstance(value, dict | list | bytes):
-        hint = "; lists of labels are for --data.task multilabel" if isinstance(value, list) and not is_list else ""
+        hint = "; lists are read as labels alone, by --data.task multilabel" * isinstance(value, list)
         raise UserError("data.row", f"{where}: expected a text, got {type(value).__name__}{hint}")
     text = "" if value is None or value != value else str(value)
     if not text.isascii() and not text.isprintable():

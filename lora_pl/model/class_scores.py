@@ -61,20 +61,22 @@ class ClassScores:
         right: (classes,), integers, as the next two.
         predicted: (classes,)
         support: (classes,)
-        accuracy: The share of examples that are right; NaN without examples.
+        right_examples: How many examples are right.
+        examples: Of how many.
     """
 
     accuracy_name: ClassVar[str] = "accuracy"
 
-    def __init__(self, right: Tensor, predicted: Tensor, support: Tensor, accuracy: float) -> None:
-        self.right, self.predicted, self.support, self.accuracy = right, predicted, support, accuracy
+    def __init__(
+        self, right: Tensor, predicted: Tensor, support: Tensor, right_examples: Tensor, examples: Tensor
+    ) -> None:
+        self.right, self.predicted, self.support = right, predicted, support
+        self.total = int(examples)
+        """The number of examples."""
+        self.accuracy = float(right_examples / examples)
+        """The share of them that are right; NaN without examples."""
         self.by_class = scores_of(right, predicted, support)
         """(classes,) each."""
-
-    @property
-    def total(self) -> int:
-        """The number of labels."""
-        return int(self.support.sum())
 
     @property
     def macro(self) -> Scores:
@@ -98,7 +100,7 @@ class ConfusionScores(ClassScores):
     def __init__(self, confusion: Tensor) -> None:
         self.confusion = confusion.cpu()
         right, total = self.confusion.diagonal(), self.confusion.sum()
-        super().__init__(right, self.confusion.sum(0), self.confusion.sum(1), float(right.sum() / total))
+        super().__init__(right, self.confusion.sum(0), self.confusion.sum(1), right.sum(), total)
 
 
 def scores_of(right: Tensor, predicted: Tensor, support: Tensor) -> Scores:

@@ -50,8 +50,7 @@ class LabelScores(ClassScores):
     accuracy_name: ClassVar[str] = "exact_match"
 
     def __init__(self, labels: Tensor, examples: Tensor) -> None:
-        right, decided, there = labels
-        super().__init__(right, decided, there, float(examples[0] / examples[1]))
+        super().__init__(*labels, *examples)
 
     @property
     def macro(self) -> Scores:
