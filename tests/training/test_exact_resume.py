@@ -63,11 +63,17 @@ class StopAt(Callback):
             signal.raise_signal(self.signum)
 
 
-def fit(folder: Path, encoder: str, source: Path, resume: Path | None = None, extra=(), lora=None, **options):
+def fit(folder: Path, encoder: str, source: Path, resume: Path | None = None, extra=(), lora=None, own=None, **options):
     seed_everything(3)
     best, last, logger, draws = BestCheckpoint(folder), EveryLast(folder), Points(), Draws()
-    data = SentenceDataModule(source=str(source), encoder=encoder, batch_size=7, seed=3)
-    model = LoRAClassifier(encoder=encoder, learning_rate=3e-3, schedule="linear", warmup_ratio=0.2, lora=lora or {})
+    files = {
+        f"{split}_file": str(source / f"{name}.tsv") for split, name in (("train", "train"), ("validation", "dev"))
+    }
+    data = SentenceDataModule(
+        encoder=encoder, batch_size=7, seed=3, **({**own, **files} if own else {"source": str(source)})
+    )
+    model = LoRAClassifier(encoder=encoder, task=data.task.name, label_names=data.label_names, lora=lora or {},
+                           learning_rate=3e-3, schedule="linear", warmup_ratio=0.2)  # fmt: skip
     stopping = EarlyStopping("val/loss", patience=100)
     runner = Trainer(
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=logger, log_every_n_steps=2,
@@ -107,6 +113,7 @@ CASES = {
     "accumulated": ({"accumulate_grad_batches": 2}, (4, 7)),
     "validation within the epoch": ({"val_check_interval": 2}, (2, 3)),
     "LoRA+": ({"lora": {"lr_ratio": 8}}, (8,)),
+    "several labels": ({"own": {"task": "multilabel", "text_column": "sentence", "label_columns": ["label"]}}, (5,)),
     "limited": ({"limit_train_batches": 5, "check_val_every_n_epoch": 2}, (4, 5)),
 }
 
