@@ -1,4 +1,4 @@
-"""Several labels per text by the command line, from the files to the exports."""
+"""Several labels per text by the command line, from the file to the answers."""
 
 import csv
 import json
@@ -15,22 +15,20 @@ from tests.cli.mistakes import fails
 
 BEST = ["--ckpt_path", "checkpoints/own/best.ckpt"]
 PRECISE = ["--trainer.precision", "32-true", "--trainer.accelerator", "cpu"]
+COLUMNS = ["--data.task", "multilabel", "--data.train_file", "mine.csv", "--data.label_columns", "[blame,praise]"]
+LISTS = ["--data.validation_file", "mine.jsonl", "--data.label_column", "topics"]
 
 
 @pytest.fixture
 def own(tiny_encoder):
-    """The options of a fit of a file in which `fine` goes with both labels and `dull` with none."""
+    """The options of a model of sentences of which `fine` ones have both labels and `dull` ones none."""
     words = [("good", ["praise"]), ("bad", ["blame"]), ("fine", ["praise", "blame"]), ("dull", [])]
-    rows = [{"text": f"the film is {'very ' * n}{word}", "topics": names} for n in range(12) for word, names in words]
-    Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with open("mine.csv", "w") as file:
-        file.write("text,blame,praise\n")
-        file.writelines(
-            f"{row['text']},{int('blame' in row['topics'])},{int('praise' in row['topics'])}\n" for row in rows
-        )
-    files = ["--data.task", "multilabel", "--data.train_file", "mine.jsonl", "--data.label_column", "topics"]
-    held = ["--data.validation_share", "0.25", "--model.class_weights", "balanced", "--model.label_smoothing", "0.1"]
-    return ["fit", "--model.encoder", tiny_encoder(), *files, *held, *PRECISE, "--model.learning_rate", "0.05"]
+    rows = [(f"the film is {'very ' * n}{word}", names) for n in range(12) for word, names in words]
+    lists = [json.dumps({"text": text, "topics": names}) for text, names in rows]
+    Path("mine.jsonl").write_text("\n".join(lists))
+    flags = [f"{text},{int('blame' in names)},{int('praise' in names)}" for text, names in rows]
+    Path("mine.csv").write_text("\n".join(["text,blame,praise", *flags]))
+    return ["--model.encoder", tiny_encoder(), *PRECISE, "--model.learning_rate", "0.05", "--trainer.max_epochs", "2"]
 
 
 def table(path: str) -> list[dict[str, str]]:
@@ -39,55 +37,49 @@ def table(path: str) -> list[dict[str, str]]:
 
 
 def test_from_the_file_to_the_answers(own, capsys):
-    assert main([*own, "--run_name", "own", "--trainer.max_epochs", "2"]) == 0
+    smoothed = ["--model.class_weights", "balanced", "--model.label_smoothing", "0.1"]
+    fit = ["fit", *own, *COLUMNS, "--data.validation_share", "0.25", *smoothed, "--run_name", "own"]
+    assert main(fit) == 0
     said = capsys.readouterr().err
     assert "blame 18, praise 18; 9 without a label" in said
     assert "best micro_f1" in said
+    assert fails(capsys, *fit, "--data.task", "custom") == "data.label_columns"
 
-    files = ["--errors", "errors.csv", "--metrics", "metrics.json", "--data.eval_batch_tokens", "64", *PRECISE]
-    assert (
-        main(
-            ["validate", *BEST, *files, "--data.validation_file", "mine.csv", "--data.label_columns", "[blame,praise]"]
-        )
-        == 0
-    )
     model = LoRAClassifier.load_from_checkpoint(BEST[1])
-    rows = table("mine.csv")
-    answers = model.predict([row["text"] for row in rows])
-    true = [[name for name in model.label_names if row[name] == "1"] for row in rows]
-    wrong = {row["text"]: (names, answer["labels"]) for row, names, answer in zip(rows, true, answers, strict=True)
-             if names != answer["labels"]}  # fmt: skip
+    texts, true = zip(*(json.loads(line).values() for line in Path("mine.jsonl").read_text().splitlines()), strict=True)
+    answers = [answer["labels"] for answer in model.predict(texts)]
+    of_many = ManyAdapters({"own": BEST[1]}).predict(texts)
+    assert [answer["labels"] for answer in of_many] == answers
+
+    files = ["--errors", "errors.csv", "--metrics", "metrics.json", "--data.eval_batch_tokens", "64"]
+    assert main(["validate", *BEST, *LISTS, *files, *PRECISE]) == 0
+    wrong = {text: (sorted(names), found) for text, names, found in zip(texts, true, answers, strict=True)
+             if sorted(names) != found}  # fmt: skip
     assert 0 < len(wrong) < 48
-    listed = table("errors.csv")
-    assert {row["text"]: (json.loads(row["label"]), json.loads(row["prediction"])) for row in listed} == wrong
-    assert [row["probability"] for row in listed] == sorted((row["probability"] for row in listed), reverse=True)
-    found = json.loads(Path("metrics.json").read_text())["splits"]["validation"]
-    assert found["exact_match"] == pytest.approx(1 - len(wrong) / 48)
-    assert found["micro_f1"] == pytest.approx(found["micro"]["f1"])
-    assert [row["support"] for row in found["classes"]] == [24, 24]
-    assert "confusion" not in found
+    rows = table("errors.csv")
+    assert {row["text"]: (json.loads(row["label"]), json.loads(row["prediction"])) for row in rows} == wrong
+    chances = [float(row["probability"]) for row in rows]
+    assert chances == sorted(chances, reverse=True)
+    metrics = json.loads(Path("metrics.json").read_text())["splits"]["validation"]
+    assert metrics["exact_match"] == pytest.approx(1 - len(wrong) / 48)
+    assert metrics["micro_f1"] == pytest.approx(metrics["micro"]["f1"])
+    assert [row["support"] for row in metrics["classes"]] == [24, 24]
+    assert "confusion" not in metrics
 
     for output in ("out.jsonl", "out.csv", "out.parquet"):
         assert main(["predict", *BEST, "--input", "mine.csv", "--output", output, *PRECISE]) == 0
     lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert [line["labels"] for line in lines] == [answer["labels"] for answer in answers]
+    assert [line["labels"] for line in lines] == answers
     assert pq.read_table("out.parquet").to_pylist() == lines
     cells = table("out.csv")
-    assert [json.loads(row["labels"]) for row in cells] == [line["labels"] for line in lines]
+    assert [json.loads(row["labels"]) for row in cells] == answers
     assert float(cells[0]["probabilities.praise"]) == lines[0]["probabilities"]["praise"]
-    many = ManyAdapters({"own": BEST[1]}).predict([row["text"] for row in rows[:3]])
-    assert [answer["labels"] for answer in many] == [answer["labels"] for answer in answers[:3]]
-
-    assert (
-        fails(capsys, *own, "--run_name", "own", "--data.label_columns", "[blame]", "--data.task", "custom")
-        == "data.label_columns"
-    )
 
 
 def test_joint_trials_are_trials_alone(own, monkeypatch):
     monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda folder: folder)
-    study = [*own[1:3], *own[3:9], "--data.validation_file", "mine.jsonl", *PRECISE, "--trainer.max_epochs", "2"]
-    study += ["--model.dropout", "0", "--ranks", "1", "2", "--seeds", "1"]
+    files = ["--data.task", "multilabel", "--data.train_file", "mine.jsonl", *LISTS]
+    study = [*own, *files, "--model.dropout", "0", "--ranks", "1", "2", "--seeds", "1"]
     for pack in ("1", "2"):
         assert main(["ablate", *study, "--pack", pack, "--output", pack]) == 0
     for trial in ("r1-s0", "r2-s0"):
