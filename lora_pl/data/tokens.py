@@ -154,8 +154,10 @@ def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
     """SHA-256, 32 hexadecimal digits, over all that the tokens depend on."""
     rules = [tokenizer_definition(tokenizer), vocabulary_fingerprint(tokenizer)]
     settings = [CACHE_FORMAT, version("tokenizers"), version("transformers"), max_length, len(examples.texts)]
+    labels = np.asarray(examples.labels, np.float32)
+    settings += labels.shape[1:]  # one label's column is no class ids
     digest = hashlib.sha256(json.dumps([*settings, len(examples), *rules], sort_keys=True).encode())
-    digest.update(np.asarray(examples.labels, np.float32).tobytes())
+    digest.update(labels.tobytes())
     for column in examples.texts:
         # lengths keep "a", "bc" apart from "ab", "c"
         digest.update(np.asarray([len(text) for text in column], np.int64).tobytes())

@@ -95,6 +95,15 @@ def test_a_list_of_class_labels_on_the_hub(tmp_path, monkeypatch):
     assert SentenceDataModule(**own, label_columns=["x"]).read("train").labels == [(1,), (0,)]
 
 
+def test_the_cache_tells_a_column_from_class_ids(tiny_encoder):
+    Path("x.csv").write_text("text,label\ngood,0\nbad,1\n")
+    own = {"encoder": tiny_encoder(), "validation_file": "x.csv", "cache_dir": "cache"}
+    for given in ({"task": "custom"}, {"label_columns": ["label"]}, {"task": "custom"}):
+        data = data_of("x.csv", **{**own, **given})
+        data.setup("fit")
+        assert data.labels("train").tolist() == ([0, 1] if "task" in given else [[0], [1]])
+
+
 def test_draws_keep_the_shares_of_sets_that_are_not_rare():
     sets = np.repeat([[1, 0, 0], [1, 1, 0], [0, 0, 0]], [60, 30, 20], axis=0)
     rare = [[0, 1, 0], [0, 0, 1], *[[0, 1, 1]] * (RARE - 2)]
