@@ -273,7 +273,7 @@ class SentenceDataModule(LightningDataModule):
         say(said)
         say(f"  {self._named_task.distribution(tokens.labels)}")
         counts = self._named_task.counts(tokens.labels)
-        if absent := [name for name, count in zip(self.label_names, counts, strict=True) if not count]:
+        if absent := [name for name, count in zip(self.label_names, counts, strict=False) if not count]:
             say(f"  no sentence of {', '.join(absent[:MAX_SHOWN])}{', ...' * (len(absent) > MAX_SHOWN)}")
         count = self.hparams["train_sentences"]
         return self._drawn(tokens, count) if split == TRAIN and count else tokens

@@ -24,6 +24,7 @@ ROWS, BYTES = 256, 1 << 24
 """Rows that are decoded at a time, and bytes that are passed on at a time, unless a single row is longer."""
 ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Nothing that reserves memory for later."""
+NO_TEXT = "; lists are read as labels alone, by --data.task multilabel"
 
 
 def parquet_batches(path: Path, columns: Sequence[str], lists: Collection[str] = ()) -> Iterator[Any]:
@@ -100,7 +101,7 @@ def _type(type: Any, where: str, is_list: bool = False) -> Any:
         return pa.list_(_type(type.value_type, where))
     plain = type.value_type if pa.types.is_dictionary(type) else type
     if pa.types.is_nested(plain) or "binary" in str(plain):
-        hint = "; lists are read as labels alone, by --data.task multilabel" if is_listed else ""
+        hint = NO_TEXT if is_listed else ""
         raise UserError("data.row", f"{where}: expected texts, got {plain}{hint}")
     return plain
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
-from lora_pl.data.parquet import parquet_batches
+from lora_pl.data.parquet import NO_TEXT, parquet_batches
 from lora_pl.errors import UserError
 
 STDIN = "-"
@@ -210,7 +210,7 @@ def cell_text(value: Any, where: str, is_list: bool = False) -> str:
     if is_list and isinstance(value, list):
         value = json.dumps(value, ensure_ascii=False, default=str)
     if isinstance(value, dict | list | bytes):
-        hint = "; lists are read as labels alone, by --data.task multilabel" * isinstance(value, list)
+        hint = NO_TEXT if isinstance(value, list) else ""
         raise UserError("data.row", f"{where}: expected a text, got {type(value).__name__}{hint}")
     text = "" if value is None or value != value else str(value)
     if not text.isascii() and not text.isprintable():

@@ -296,12 +296,12 @@ class MultiLabel(Classes):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             expected = 'a list of labels, such as ["a", "b"], or [] for none'
             raise UserError("data.label", f"{where}: expected {expected}, got {text[:40]!r}")
-        return [label_text(name) for name in names]
+        return [name if name in self.labels else label_text(name) for name in names]
 
     def parse(self, text: str, where: str) -> tuple[float, ...]:
         """0 or 1 for each class; a name that is listed twice counts once."""
         ids = {self.class_id(name, where) for name in self.names_in(text, where)}
-        return tuple(float(id in ids) for id in range(self.outputs))
+        return tuple(1.0 if id in ids else 0.0 for id in range(self.outputs))
 
     def counts(self, labels: NDArray[np.float32]) -> NDArray[np.int64]:
         """Of rows, (sentences, classes)."""

@@ -237,7 +237,7 @@ def _with_labels(settings: dict[str, Any], outputs: int) -> dict[str, Any]:
     task = get_task(settings.get("task", CUSTOM))
     if task.name == CUSTOM and outputs == 1:
         raise UserError(
-            "import.task", "the head gives one number, so it was trained on scores; give --task stsb (or multilabel)"
+            "import.task", "the head gives one number; give --task stsb for scores, or multilabel for one label"
         )
     names = settings.get("label_names")
     if names is None:

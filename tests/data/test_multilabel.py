@@ -1,5 +1,6 @@
 """Several labels per text, from lists and from columns of 0 and 1."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -20,14 +21,15 @@ def write(ending: str, labels=LABELS) -> str:
     """A file of a text and a list in each row."""
     path = Path(f"mine{ending}")
     lists = [json.dumps(names) for names in labels]
-    quoted = ['"' + text.replace('"', '""') + '"' for text in lists]
     if ending == ".parquet":
         pq.write_table(pa.table({"text": ["good"] * len(labels), "label": labels}), path)
     elif ending == ".jsonl":
         path.write_text("".join(f'{{"text": "good", "label": {text}}}\n' for text in lists))
+    elif ending == ".tsv":
+        path.write_text("\n".join(["text\tlabel", *(f"good\t{text}" for text in lists)]))
     else:
-        cells = [f"good,{text}" for text in quoted] if ending == ".csv" else [f"good\t{text}" for text in lists]
-        path.write_text("\n".join(["text,label".replace(",", "," if ending == ".csv" else "\t"), *cells]) + "\n")
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *(("good", text) for text in lists)])
     return str(path)
 
 
@@ -45,15 +47,15 @@ def test_every_format_gives_the_same(ending):
 @pytest.mark.parametrize("type", [pa.large_list(pa.string()), pa.list_(pa.dictionary(pa.int8(), pa.string()))])
 def test_lists_of_other_programs(type):
     pq.write_table(pa.table({"text": ["good"] * 4, "label": pa.array(LABELS, type)}), "x.parquet")
-    assert data_of("x.parquet").read("train").labels == ROWS
+    assert data_of("x.parquet", label_names=["a", "b", "c"]).read("train").labels == ROWS
 
 
 def test_columns_of_0_and_1():
-    Path("x.csv").write_text("text,b,a\ngood,1,0\ngood,True,1.0\n")
-    data = data_of("x.csv", label_columns=["a", "b"])
-    assert data.label_names == ["a", "b"]
+    Path("x.csv").write_text("text,b, a\ngood,1,0\ngood,True,1.0\n")
+    data = data_of("x.csv", label_columns=[" a", "b"])
+    assert data.label_names == [" a", "b"]
     assert data.read("train").labels == [(0, 1), (1, 1)]
-    renamed = data_of("x.csv", label_columns=["a", "b"], label_names=["toxic", "mild"])
+    renamed = data_of("x.csv", label_columns=[" a", "b"], label_names=["toxic", "mild"])
     assert (renamed.label_names, renamed.read("train").labels) == (["toxic", "mild"], [(0, 1), (1, 1)])
 
 

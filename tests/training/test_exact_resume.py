@@ -66,12 +66,9 @@ class StopAt(Callback):
 def fit(folder: Path, encoder: str, source: Path, resume: Path | None = None, extra=(), lora=None, own=None, **options):
     seed_everything(3)
     best, last, logger, draws = BestCheckpoint(folder), EveryLast(folder), Points(), Draws()
-    files = {
-        f"{split}_file": str(source / f"{name}.tsv") for split, name in (("train", "train"), ("validation", "dev"))
-    }
-    data = SentenceDataModule(
-        encoder=encoder, batch_size=7, seed=3, **({**own, **files} if own else {"source": str(source)})
-    )
+    files = {"train_file": str(source / "train.tsv"), "validation_file": str(source / "dev.tsv")}
+    given = {**files, **own} if own else {"source": str(source)}
+    data = SentenceDataModule(encoder=encoder, batch_size=7, seed=3, **given)
     model = LoRAClassifier(encoder=encoder, task=data.task.name, label_names=data.label_names, lora=lora or {},
                            learning_rate=3e-3, schedule="linear", warmup_ratio=0.2)  # fmt: skip
     stopping = EarlyStopping("val/loss", patience=100)
