@@ -24,7 +24,7 @@ STDIN = "-"
 FREE, RATIO, ROW = 1 << 28, 200, 64
 """A Parquet file may stand for 256 MiB and 200 times its size: its texts, and 64 bytes per row."""
 
-NAMED_BY = "text_column, text_pair_column and label_column name others"
+NAMED_BY = "text_column, text_pair_column, label_column and label_columns name others"
 
 Cells = tuple[str, ...]
 Row = tuple[str, Cells]

@@ -295,7 +295,8 @@ class MultiLabel(Classes):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             expected = 'a list of labels, such as ["a", "b"], or [] for none'
-            raise UserError("data.label", f"{where}: expected {expected}, got {text[:40]!r}")
+            hint = "; a column of 0 and 1 per label goes into --data.label_columns" if text in ("0", "1") else ""
+            raise UserError("data.label", f"{where}: expected {expected}, got {text[:40]!r}{hint}")
         return [name if name in self.labels else label_text(name) for name in names]
 
     def parse(self, text: str, where: str) -> tuple[float, ...]:

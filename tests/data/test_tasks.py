@@ -155,6 +155,11 @@ def test_a_cell_that_is_no_list_of_the_labels(cell):
     assert len(str(error.value)) < 200
 
 
+def test_a_flag_is_no_list_of_labels():
+    with pytest.raises(UserError, match="--data.label_columns$"):
+        MULTILABEL.parse("1", "x.csv, line 2")
+
+
 def test_labels_in_a_list_are_a_set():
     assert MULTILABEL.parse('["good", " good", "1.0", 2]', "here") == (0, 1, 1)
 
