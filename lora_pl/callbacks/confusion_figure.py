@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl.callbacks.confusion_image import Pixels, confusion_image
-from lora_pl.model.class_scores import MOST_SHOWN, ClassScores
+from lora_pl.model.class_scores import MOST_SHOWN, ConfusionScores
 from lora_pl.model.metrics import suffix
 from lora_pl.model.module import TaskModule
 from lora_pl.storage.write_whole import recover, write_whole
@@ -19,7 +19,8 @@ from lora_pl.storage.write_whole import recover, write_whole
 class ConfusionFigure(Callback):
     """Draws the confusion matrix of each validation that is the best so far: `val/confusion` and `confusion.png`.
 
-    Of classifications with at most 50 classes, where matplotlib is installed (the extra `ablation`).
+    Of classifications with one label per text and at most 50 classes, where matplotlib is installed (the extra
+    `ablation`).
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,7 +38,9 @@ class ConfusionFigure(Callback):
         assert isinstance(pl_module, TaskModule)
         for number, (split, metrics) in enumerate(pl_module.stage_metrics()[0].evaluated("val").items()):
             scores, broken = metrics.class_scores(), metrics.broken  # of all processes
-            if scores is not None and not broken and len(scores.support) <= MOST_SHOWN and trainer.is_global_zero:
+            if not isinstance(scores, ConfusionScores) or len(scores.support) > MOST_SHOWN:
+                continue
+            if not broken and trainer.is_global_zero:
                 image = confusion_image(scores, pl_module.task.labels, _title(split, trainer.global_step, scores))
                 _show(trainer, image, _path(best, number, split))
 
@@ -67,5 +70,5 @@ def _path(best: ModelCheckpoint, number: int, split: str) -> Path:
     return Path(str(best.dirpath)) / f"confusion{suffix(number, split)}.png"
 
 
-def _title(split: str, step: int, scores: ClassScores) -> str:
+def _title(split: str, step: int, scores: ConfusionScores) -> str:
     return f"{split}, step {step:,}\naccuracy {scores.accuracy:.3f}, macro F1 {scores.macro.f1:.3f}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_pl.model.class_scores import ClassScores
+from lora_pl.model.class_scores import ConfusionScores
 from lora_pl.printable import printable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ DPI = 120
 Pixels = NDArray[np.uint8]
 
 
-def confusion_image(scores: ClassScores, labels: Sequence[str], title: str) -> Pixels:
+def confusion_image(scores: ConfusionScores, labels: Sequence[str], title: str) -> Pixels:
     """(height, width, 4): a row per true class, shaded by its shares; counts and shares in the cells."""
     import matplotlib.figure
     from matplotlib.backends.backend_agg import FigureCanvasAgg

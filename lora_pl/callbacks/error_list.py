@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.tasks import Prediction, Task
+from lora_pl.data.tasks import Task
 from lora_pl.data.texts import as_text, named
 from lora_pl.errors import UserError
 from lora_pl.model.parts import Rows, write_rows
@@ -25,7 +25,8 @@ KEY = "errors"
 class ErrorList(Callback):
     """Writes the misclassified sentences of a validation to a file, the most confident errors first.
 
-    A row has the texts, the label, the prediction and its probability, and names the split where there are several.
+    A row has the texts, the label, the prediction and its probability, and names the split where there are several. Of
+    several labels per text, the probability is that of the surest wrong decision about one of them.
     For a regression it has all sentences, with label, prediction and their difference, the largest first.
 
     Args:
@@ -88,17 +89,10 @@ class ErrorList(Callback):
         places = [place for some, _ in self._logits[number] for place in some]
         logits = torch.cat([some for _, some in self._logits[number]])
         labels = torch.tensor([examples.labels[place] for place in places])
-        wrong = (task.decisions(logits) != task.targets(labels)) | (not task.labels)
+        wrong = task.differ(task.decisions(logits), task.targets(labels)) | (not task.labels)
         return [
             split
             | named(as_text([column[places[index]] for column in examples.texts]))
-            | _answer(task, examples.labels[places[index]], prediction)
+            | task.error(examples.labels[places[index]], prediction)
             for index, prediction in zip(wrong.nonzero().flatten(), task.predictions(logits[wrong]), strict=True)
         ]
-
-
-def _answer(task: Task, label: float, prediction: Prediction) -> dict[str, Any]:
-    if not task.labels:
-        score = prediction["score"]
-        return {"label": label, "prediction": score, "difference": abs(score - label)}
-    return {"label": task.labels[int(label)], "prediction": prediction["label"], "probability": prediction["score"]}

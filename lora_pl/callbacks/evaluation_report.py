@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_pl.errors import UserError
-from lora_pl.model.class_scores import MOST_SHOWN, ClassScores, Scores
+from lora_pl.model.class_scores import MOST_SHOWN, ClassScores, ConfusionScores, Scores
 from lora_pl.model.module import TaskModule
 from lora_pl.printable import printable
 from lora_pl.reporting import make_console
@@ -70,19 +70,19 @@ def _table(split: str, labels: tuple[str, ...], scores: ClassScores) -> Table:
             values = (values[id] for values in scores.by_class)
             table.add_row(Text(printable(label)), f"{scores.support[id]:,}", *(f"{value:.4f}" for value in values))
         table.add_section()
-    total = f"{scores.total:,}"
-    table.add_row("macro", total, *(f"{value:.4f}" for value in scores.macro))
-    table.add_row("accuracy", total, "", "", f"{scores.accuracy:.4f}")
+    for name, mean in scores.means.items():
+        table.add_row(name, f"{scores.support.sum():,}", *(f"{value:.4f}" for value in mean))
+    table.add_row(scores.accuracy_name, f"{scores.total:,}", "", "", f"{scores.accuracy:.4f}")
     return table
 
 
 def _of_classes(labels: tuple[str, ...], scores: ClassScores) -> dict[str, Any]:
-    """The same for a file, with the confusion matrix: a row per true class."""
+    """The same for a file, with the confusion matrix of a classification: a row per true class."""
     rows = zip(labels, scores.support.tolist(), *(values.tolist() for values in scores.by_class), strict=True)
     return {
-        "macro": scores.macro._asdict(),
+        **{name: mean._asdict() for name, mean in scores.means.items()},
         "classes": [dict(zip(("label", "support", *Scores._fields), row, strict=True)) for row in rows],
-        "confusion": scores.confusion.tolist(),
+        **({"confusion": scores.confusion.tolist()} if isinstance(scores, ConfusionScores) else {}),
     }
 
 

@@ -40,9 +40,9 @@ def early_value(args: Sequence[str], key: str) -> str | None:
 def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     """Parser defaults by key (`model.lora.r`, `data.source`, ...) from the hyper-parameters of a checkpoint.
 
-    `--data.source` in `args` replaces the run's own files, and one of `VALIDATES` the run's way to validate. Options of
-    the data that are not `known` are named and left out: another version's, or those of a data module of the user's
-    own.
+    `--data.source` in `args` replaces the run's own files, one of `VALIDATES` the run's way to validate, and
+    `--data.label_column` its `label_columns`. Options of the data that are not `known` are named and left out: another
+    version's, or those of a data module of the user's own.
 
     Raises:
         UserError: `model.encoder`: the checkpoint names an encoder inside another package, and `args` give none.
@@ -61,6 +61,8 @@ def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], know
         data |= dict.fromkeys(("train_file", "validation_file"))
     if any(option_value(args, f"--data.{name}") is not None for name in VALIDATES):
         data |= dict.fromkeys((*VALIDATES, "fold"))
+    if option_value(args, "--data.label_column") is not None:
+        data["label_columns"] = None
     seed = checkpoint.get(DATA_KEY, {}).get("seed")
     defaults = {} if seed is None else {"seed_everything": seed}
     defaults |= {f"model.{key}": value for key, value in model.items() if key not in FROM_DATA}

@@ -20,7 +20,7 @@ OPTIONS = {
     "model.warmup_ratio": "share of the steps that warm up [0.0]",
     "model.start_from": "checkpoint whose adapter training starts from",
     "data.source": "hub, sample, the folder of a GLUE download, hub:NAME [hub]",
-    "data.task": "a GLUE task or custom, for files of your own",
+    "data.task": "a GLUE task; custom or multilabel, for files of your own",
     "data.train_file": "CSV, TSV, JSON lines or Parquet, instead of a source",
     "data.validation_file": "such a file to measure on",
     "data.validation_share": "or the share of the training sentences to measure on",

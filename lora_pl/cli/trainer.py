@@ -53,7 +53,7 @@ OF_TRAINING = r"model\.(?!(encoder|base_dtype)$).+|data\.(task|label_names|train
 UNUSED = {
     "validate": rf"{OF_TRAINING}|trainer\.(?!({DEVICES}|callbacks|profiler|plugins|limit_val_batches)$).+",
     "test": rf"{OF_TRAINING}|trainer\.(?!({DEVICES}|callbacks|profiler|plugins|limit_test_batches)$).+",
-    "predict": rf"{OF_TRAINING}|trainer\.(?!({DEVICES})$).+|data\.(source|validation_file|label_column)",
+    "predict": rf"{OF_TRAINING}|trainer\.(?!({DEVICES})$).+|data\.(source|validation_file|label_columns?)",
     "ablate": "run_name|resume|force",
 }
 """Options that a verb reads, as a run's own configuration has them, and does not use."""

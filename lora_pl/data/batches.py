@@ -33,7 +33,7 @@ class Batch:
     token_type_ids: Tensor
     """As input_ids: 1 on a pair's second text if the tokenizer has token types"""
     labels: Tensor
-    """(batch,), fp32: class ids or scores; empty where there are none"""
+    """(batch,), fp32: class ids or scores; (batch, classes) for several labels per text; empty where there are none"""
     lengths: tuple[int, ...]
     """(batch,): tokens per sentence."""
     attention_mask: Tensor | None = None

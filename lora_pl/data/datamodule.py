@@ -28,7 +28,7 @@ from lora_pl.data.held_out import HeldOut
 from lora_pl.data.hub import PREFIX, HubDataset, absolute
 from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
-from lora_pl.data.tasks import CUSTOM, MAX_SHOWN, Task, get_task, task_name
+from lora_pl.data.tasks import MAX_SHOWN, OWN_TASKS, Classes, Task, get_task, task_name
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import architecture_of
@@ -53,8 +53,8 @@ class SentenceDataModule(LightningDataModule):
     Sentences are tokenized once and cached without padding; training draws random batches.
 
     Args:
-        task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli) or custom; by default sst2, or custom
-            with own files or hub:NAME.
+        task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli), custom, or multilabel (several labels
+            per text); by default sst2, or custom with own files or hub:NAME.
         source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), a folder of a
             GLUE download (train.tsv, dev.tsv), or hub:NAME (hub:NAME:CONFIGURATION): a data set on the hub, or a
             folder in the hub's layout.
@@ -65,7 +65,8 @@ class SentenceDataModule(LightningDataModule):
         fold: Which one, from 0.
         text_column: The text's column in own files and hub:NAME; by default the task's, `text` for custom.
         text_pair_column: The second text's column for a task on pairs.
-        label_column: The label's column; by default `label`.
+        label_column: The label's column; by default `label`. For multilabel it has lists, in CSV and TSV as JSON.
+        label_columns: For multilabel, instead of it: a column of 0 and 1 for each class, in the order of the classes.
         label_names: The classes in the order of their ids; by default the task's, or those in the training split.
         encoder: Gives the tokenizer: a hub name, a folder, or package://NAME/PATH.
         train_sentences: Training sentences to use, drawn by the seed; by default all.
@@ -93,6 +94,7 @@ class SentenceDataModule(LightningDataModule):
         text_column: str | None = None,
         text_pair_column: str | None = None,
         label_column: str | None = None,
+        label_columns: list[str] | None = None,
         label_names: list[str] | None = None,
         encoder: str = EMBEDDED,
         train_sentences: int | None = None,
@@ -123,6 +125,7 @@ class SentenceDataModule(LightningDataModule):
         self.held_out = HeldOut.of(self.hparams)
         self.task: Task = get_task(task_name(task, self.own is not None))
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
+        _require_label_columns(self.task, label_columns, label_names)
         self.source, self.encoder, self.seed = source, encoder, seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
         self._tokens: dict[str, Tokens] = {}
@@ -135,14 +138,16 @@ class SentenceDataModule(LightningDataModule):
     @cached_property
     def label_names(self) -> list[str]:
         """The classes in the order of their ids; none for a regression."""
-        given: list[str] | None = self.hparams["label_names"]
-        if given is not None or self.task.name != CUSTOM:
+        names, columns = self.hparams["label_names"], self.hparams["label_columns"]
+        given: list[str] | None = columns if names is None else names
+        if given is not None or self.task.name not in OWN_TASKS:
             return list(self.task.labels) if given is None else given
         if self.own is None:
             raise UserError(
-                "data.train_file", "expected a file, or --data.source hub:NAME, for the task custom; got none"
+                "data.train_file",
+                f"expected a file, or --data.source hub:NAME, for the task {self.task.name}; got none",
             )
-        return list(self.own.classes(self._label_column))
+        return list(self.own.classes(OWN_TASKS[self.task.name], self._label_column))
 
     @property
     def pairs(self) -> bool:
@@ -227,7 +232,7 @@ class SentenceDataModule(LightningDataModule):
         return [] if self.source in (HUB, SAMPLE) else [self.source]
 
     def labels(self, split: str) -> NDArray[np.float32]:
-        """The labels of a split that is set up."""
+        """The labels of a split that is set up; see `Tokens`."""
         return self._tokens[split].labels
 
     def largest_share(self, split: str) -> float:
@@ -239,7 +244,8 @@ class SentenceDataModule(LightningDataModule):
         """The texts and labels of a split that there is."""
         if self.own is None:
             return read_split(self.source, self.task, split)
-        return self.own.read(split, self._named_task, self.text_columns, self._label_column)
+        flags = self.hparams["label_columns"] or ()
+        return self.own.read(split, self._named_task, self.text_columns, self._label_column, flags)
 
     @property
     def _named_task(self) -> Task:
@@ -266,8 +272,8 @@ class SentenceDataModule(LightningDataModule):
             said += f"; {examples.blank:,} blank"
         say(said)
         say(f"  {self._named_task.distribution(tokens.labels)}")
-        present = np.unique(tokens.labels)
-        if absent := [name for number, name in enumerate(self.label_names) if number not in present]:
+        counts = self._named_task.counts(tokens.labels)
+        if absent := [name for name, count in zip(self.label_names, counts, strict=False) if not count]:
             say(f"  no sentence of {', '.join(absent[:MAX_SHOWN])}{', ...' * (len(absent) > MAX_SHOWN)}")
         count = self.hparams["train_sentences"]
         return self._drawn(tokens, count) if split == TRAIN and count else tokens
@@ -318,6 +324,18 @@ def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, 
             "data.text_pair_column", f"expected the second sentence's column for the task {task.name}, got none"
         )
     return (text or task.columns[0],) if pair is None else (text or task.columns[0], pair)
+
+
+def _require_label_columns(task: Task, columns: list[str] | None, names: list[str] | None) -> None:
+    if columns is None:
+        return
+    if not isinstance(task, Classes) or not task.takes_lists:
+        raise UserError(
+            "data.label_columns", f"several labels per text are for --data.task multilabel, got {task.name}"
+        )
+    if not columns or len(set(columns)) != len(columns) or len(columns) != len(names or columns):
+        expected = f"one column for each of {', '.join(names)}" if names else "at least one column"
+        raise UserError("data.label_columns", f"expected {expected}, all different, got {columns}")
 
 
 def _absolute(path: str | None) -> str | None:

@@ -73,21 +73,22 @@ class HeldOut:
         first = np.unique(text, return_index=True)[1]
         labels = np.asarray(whole.labels, np.float32)[first] if classes else np.zeros(len(first), np.float32)
         held = np.zeros(len(first), bool)
-        held[self._part(stratified_order(labels, self.seed), len(np.unique(labels)))] = True
+        least = len(np.unique(labels)) if labels.ndim == 1 else 1
+        held[self._part(stratified_order(labels, self.seed), least)] = True
         copies: NDArray[np.bool_] = held[text]
         return copies
 
-    def _part(self, order: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    def _part(self, order: NDArray[np.int64], least: int) -> NDArray[np.int64]:
         total = len(order)
         if self.folds is not None:
             if total < self.folds:
                 raise UserError("data.folds", f"expected at most {total}, one per different sentence, got {self.folds}")
             return np.array_split(order, self.folds)[self.fold or 0]
         count = round((self.share or 0) * total)
-        if not classes <= count <= total - classes:
+        if not least <= count <= total - least:
             raise UserError(
                 "data.validation_share",
                 f"{self.share} of {total} different sentences leaves {count} to validate on and {total - count} to "
-                f"train on; expected at least {classes} in each, one per class",
+                f"train on; expected at least {least} in each{', one per class' * (least > 1)}",
             )
         return order[:count]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lora_pl.data.examples import Examples, classes_of, examples_of
+from lora_pl.data.examples import Examples, classes_of, examples_of, list_columns, listed
 from lora_pl.data.rows import Row, cell_text, require_columns
 from lora_pl.data.sources import TRAIN
-from lora_pl.data.tasks import Task
+from lora_pl.data.tasks import Classes, Task
 from lora_pl.errors import UserError
 
 PREFIX = "hub:"
@@ -58,7 +58,9 @@ class HubDataset:
             raise UserError("data.source", f"{self.source}: no split {' or '.join(wanted)}; {there}{way}")
         return found
 
-    def read(self, split: str, task: Task, text_columns: Sequence[str], label_column: str) -> Examples:
+    def read(
+        self, split: str, task: Task, text_columns: Sequence[str], label_column: str, flags: Sequence[str] = ()
+    ) -> Examples:
         """The texts and labels of a split; the ids of a `ClassLabel` are those of the task's labels.
 
         Raises:
@@ -66,30 +68,33 @@ class HubDataset:
                 `read_examples`.
         """
         name = self.split(split)
-        rows = self._rows(name, [*text_columns, label_column], task.labels)
-        return examples_of(rows, task, f"{self.source}, {name}")
+        columns = [*text_columns, *(flags or [label_column])]
+        rows = self._rows(name, columns, list_columns(task, label_column), () if flags else task.labels)
+        return examples_of(listed(rows, flags, task.labels), task, f"{self.source}, {name}")
 
-    def classes(self, label_column: str) -> tuple[str, ...]:
+    def classes(self, task: Classes, label_column: str) -> tuple[str, ...]:
         """The names of the label's `ClassLabel`; in any other column the distinct labels, as in a file."""
         name = self.split(TRAIN)
         self._require_columns(name, [label_column])
-        rows = self._rows(name, [label_column])
-        return self._names(name, label_column) or classes_of(rows, f"{self.source}, {name}", label_column)
+        rows = self._rows(name, [label_column], list_columns(task, label_column))
+        return self._names(name, label_column) or classes_of(rows, task, f"{self.source}, {name}", label_column)
 
-    def _rows(self, name: str, columns: Sequence[str], labels: Sequence[str] = ()) -> Iterator[Row]:
+    def _rows(
+        self, name: str, columns: Sequence[str], lists: Collection[str], labels: Sequence[str] = ()
+    ) -> Iterator[Row]:
         self._require_columns(name, columns)
         named = bool(self._names(name, columns[-1]))
         table = self._splits[name].select_columns(list(dict.fromkeys(columns)))
         for number, row in enumerate(table, 1):
             where = f"{self.source}, {name}, row {number}"
-            *texts, label = (row[column] for column in columns)
-            if named and label is not None and 0 <= label < len(labels):
-                label = labels[label]
-            yield where, tuple(cell_text(cell, where) for cell in (*texts, label))
+            if named:
+                row[columns[-1]] = _named(row[columns[-1]], labels)
+            yield where, tuple(cell_text(row[column], where, column in lists) for column in columns)
 
     def _names(self, name: str, column: str) -> tuple[str, ...]:
-        """The names of a column's `ClassLabel`; none for another column."""
-        return tuple(getattr(self._splits[name].features[column], "names", None) or ())
+        """The names of a column's `ClassLabel`, or list of them; none for another column."""
+        feature = self._splits[name].features[column]
+        return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
     def _require_columns(self, name: str, columns: Sequence[str]) -> None:
         require_columns(columns, self._splits[name].column_names, f"{self.source}, {name}")
@@ -109,6 +114,13 @@ class HubDataset:
                 f"{self.source} could not be loaded ({' '.join(str(error).split())[:300]}); expected hub:NAME or "
                 "hub:NAME:CONFIGURATION of a data set that can be reached, or hub:FOLDER",
             ) from error
+
+
+def _named(label: Any, labels: Sequence[str]) -> Any:
+    """A `ClassLabel`'s value, or list of them, by name."""
+    if isinstance(label, list):
+        return [_named(item, labels) for item in label]
+    return labels[label] if label is not None and 0 <= label < len(labels) else label
 
 
 def absolute(source: str) -> str:

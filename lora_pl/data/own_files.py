@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lora_pl.data.examples import Examples, discover_labels, read_examples
 from lora_pl.data.sources import TRAIN
-from lora_pl.data.tasks import Task
+from lora_pl.data.tasks import Classes, Task
 from lora_pl.errors import UserError
 
 
@@ -30,17 +30,19 @@ class OwnFiles:
         """The name of `split` there, which is its own."""
         return split
 
-    def read(self, split: str, task: Task, text_columns: Sequence[str], label_column: str) -> Examples:
+    def read(
+        self, split: str, task: Task, text_columns: Sequence[str], label_column: str, flags: Sequence[str] = ()
+    ) -> Examples:
         """The texts and labels of a split.
 
         Raises:
             UserError: `data.train_file`, `data.validation_file`: there is none; see also `read_examples`.
         """
-        return read_examples(self._file(split), task, text_columns, label_column)
+        return read_examples(self._file(split), task, text_columns, label_column, flags=flags)
 
-    def classes(self, label_column: str) -> tuple[str, ...]:
+    def classes(self, task: Classes, label_column: str) -> tuple[str, ...]:
         """The distinct labels in the training file; see `discover_labels`."""
-        return discover_labels(self._file(TRAIN), label_column)
+        return discover_labels(self._file(TRAIN), label_column, task)
 
     def _file(self, split: str) -> str:
         file = self.by_split[split]

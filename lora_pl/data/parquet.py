@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,16 @@ ROWS, BYTES = 256, 1 << 24
 """Rows that are decoded at a time, and bytes that are passed on at a time, unless a single row is longer."""
 ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Nothing that reserves memory for later."""
+NO_TEXT = "; lists are read as labels alone, by --data.task multilabel"
 
 
-def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+def parquet_batches(path: Path, columns: Sequence[str], lists: Collection[str] = ()) -> Iterator[Any]:
     """The rows as Arrow's record batches of `columns`.
+
+    Args:
+        path: The file.
+        columns: The columns to read.
+        lists: Those whose cells may be lists of texts.
 
     Raises:
         UserError: `data.format`: the file can't be decoded, or not within `MEMORY`; `data.column`: a column is missing;
@@ -35,7 +41,7 @@ def parquet_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     """
     import pyarrow as pa
 
-    command = [sys.executable, "-P", "-m", __name__, str(path), json.dumps(columns)]
+    command = [sys.executable, "-P", "-m", __name__, str(path), json.dumps(columns), json.dumps([*lists])]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)}
     whole = False
     with (
@@ -66,7 +72,7 @@ def _error(path: Path, said: bytes) -> UserError:
     return UserError(key, message)
 
 
-def _decode(path: str, columns: Sequence[str]) -> None:
+def _decode(path: str, columns: Sequence[str], lists: Collection[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -74,7 +80,8 @@ def _decode(path: str, columns: Sequence[str]) -> None:
 
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         require_columns(columns, file.schema_arrow.names, path)
-        types = [_plain_type(file.schema_arrow.field(column).type, f"{path}, {column}") for column in columns]
+        stored = {column: file.schema_arrow.field(column).type for column in columns}
+        types = [_type(stored[column], f"{path}, {column}", column in lists) for column in columns]
         schema = pa.schema(list(zip(columns, types, strict=True)))
         with pa.ipc.new_stream(sys.stdout.buffer, schema) as written:
             for batch in file.iter_batches(ROWS, columns=list(dict.fromkeys(columns)), use_threads=False):
@@ -85,24 +92,29 @@ def _decode(path: str, columns: Sequence[str]) -> None:
                     written.write_batch(plain.slice(start, step))
 
 
-def _plain_type(type: Any, where: str) -> Any:
+def _type(type: Any, where: str, is_list: bool = False) -> Any:
     """The type of a column's texts or numbers, without a dictionary, which one row could repeat 16 MiB of."""
     import pyarrow as pa
 
+    is_listed = pa.types.is_list(type) or pa.types.is_large_list(type)
+    if is_list and is_listed:
+        return pa.list_(_type(type.value_type, where))
     plain = type.value_type if pa.types.is_dictionary(type) else type
     if pa.types.is_nested(plain) or "binary" in str(plain):
-        raise UserError("data.row", f"{where}: expected texts, got {plain}")
+        hint = NO_TEXT if is_listed else ""
+        raise UserError("data.row", f"{where}: expected texts, got {plain}{hint}")
     return plain
 
 
 def main() -> None:
-    """Write columns (`argv[2]`, JSON) of the file `argv[1]` to standard output; an error to standard error."""
+    """Write columns (`argv[2]`, JSON; in `argv[3]` those with lists) of the file `argv[1]` to standard output; an error
+    to standard error."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = sys.argv[1]
     try:
-        _decode(path, json.loads(sys.argv[2]))
+        _decode(path, *map(json.loads, sys.argv[2:]))
     except UserError as error:
         key, message = error.key, str(error).removeprefix(f"{error.key}: ")
     except MemoryError:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
 from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
-from lora_pl.data.parquet import parquet_batches
+from lora_pl.data.parquet import NO_TEXT, parquet_batches
 from lora_pl.errors import UserError
 
 STDIN = "-"
 FREE, RATIO, ROW = 1 << 28, 200, 64
 """A Parquet file may stand for 256 MiB and 200 times its size: its texts, and 64 bytes per row."""
 
-NAMED_BY = "text_column, text_pair_column and label_column name others"
+NAMED_BY = "text_column, text_pair_column, label_column and label_columns name others"
 
 Cells = tuple[str, ...]
 Row = tuple[str, Cells]
@@ -31,7 +32,12 @@ Row = tuple[str, Cells]
 
 
 def read_rows(
-    path: str | Path, columns: Sequence[str], header: Sequence[str] = (), once: bool = False, ending: str = ""
+    path: str | Path,
+    columns: Sequence[str],
+    header: Sequence[str] = (),
+    once: bool = False,
+    ending: str = "",
+    lists: Collection[str] = (),
 ) -> Iterator[Row]:
     """The columns of a CSV, TSV, JSON lines or Parquet file, row by row.
 
@@ -44,6 +50,7 @@ def read_rows(
         header: The columns of a CSV or TSV file without a header line.
         once: Whether nobody reads it again, so that it may be a pipe; not of Parquet, which is read from its end.
         ending: Its format: `.csv`, `.tsv`, ...; by default the path's own.
+        lists: The columns in which JSON lines and Parquet may have lists of texts, which are read as JSON.
 
     Raises:
         UserError: `data.missing`, `data.format` (an unknown ending, or not the ending's format), `data.empty`,
@@ -53,14 +60,14 @@ def read_rows(
     path = Path(path).expanduser()
     reader = TABLES.get(ending or path.suffix.lower())
     if str(path) == STDIN and reader not in (None, _parquet):
-        return reader(path, columns, header)
+        return reader(path, columns, header, lists)
     if not path.is_file() and not (once and path.is_fifo() and reader is not _parquet):
         raise UserError("data.missing", f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     if reader is None:
         raise UserError("data.format", f"{path}: expected a name that ends in {', '.join(TABLES)}")
     if path.is_file() and not path.stat().st_size:
         raise UserError("data.empty", f"{path}: the file is empty")
-    return reader(path, columns, header)
+    return reader(path, columns, header, lists)
 
 
 def opened(path: Path) -> io.BufferedReader:
@@ -146,7 +153,11 @@ def _tsv(lines: Iterator[str], name: str) -> Numbered:
 
 
 def _delimited(
-    split: Callable[[Iterator[str], str], Numbered], path: Path, columns: Sequence[str], header: Sequence[str]
+    split: Callable[[Iterator[str], str], Numbered],
+    path: Path,
+    columns: Sequence[str],
+    header: Sequence[str],
+    lists: Collection[str],
 ) -> Iterator[Row]:
     name = source_name(path)
     with opened(path) as file:
@@ -162,38 +173,45 @@ def _delimited(
             yield f"{name}, line {number}", tuple(row[place] for place in places)
 
 
-def _json(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
+def _json(path: Path, columns: Sequence[str], header: Sequence[str], lists: Collection[str]) -> Iterator[Row]:
     name = source_name(path)
     with opened(path) as file:
         if path.suffix.lower() == ".json" and file.peek().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
-            yield from _json_array(file, path, columns)
+            yield from _json_array(file, path, columns, lists)
             return
         for number, line in enumerate(decoded_lines(file, name), 1):
             if line.strip():
                 where = f"{name}, line {number}"
-                yield _json_row(parse_json(line, where), columns, where)
+                yield _json_row(parse_json(line, where), columns, where, lists)
 
 
-def _json_array(file: IO[bytes], path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _json_array(file: IO[bytes], path: Path, columns: Sequence[str], lists: Collection[str]) -> Iterator[Row]:
     try:
         with io.TextIOWrapper(file, encoding="utf-8-sig") as text:
             for number, value in enumerate(array_values(text, str(path)), 1):
-                yield _json_row(value, columns, f"{path}, row {number}")
+                yield _json_row(value, columns, f"{path}, row {number}", lists)
     except UnicodeDecodeError as error:
         raise _not_utf8(error, str(path)) from None
 
 
-def _json_row(values: Any, columns: Sequence[str], where: str) -> Row:
+def _json_row(values: Any, columns: Sequence[str], where: str, lists: Collection[str]) -> Row:
     if not isinstance(values, dict):
         raise UserError("data.format", f"{where}: expected an object per line, such as {{{columns[0]!r}: ...}}")
     require_columns(columns, list(values), where)
-    return where, tuple(cell_text(values[column], where) for column in columns)
+    return where, tuple(cell_text(values[column], where, column in lists) for column in columns)
 
 
-def cell_text(value: Any, where: str) -> str:
-    """The cell as text, empty if missing; a UserError, `data.row` or `data.encoding`, if it is no text."""
+def cell_text(value: Any, where: str, is_list: bool = False) -> str:
+    """The cell as text, empty if missing, a list as JSON where it may be one.
+
+    Raises:
+        UserError: `data.row`, `data.encoding`: it is no text.
+    """
+    if is_list and isinstance(value, list):
+        value = json.dumps(value, ensure_ascii=False, default=str)
     if isinstance(value, dict | list | bytes):
-        raise UserError("data.row", f"{where}: expected a text, got {type(value).__name__}")
+        hint = NO_TEXT if isinstance(value, list) else ""
+        raise UserError("data.row", f"{where}: expected a text, got {type(value).__name__}{hint}")
     text = "" if value is None or value != value else str(value)
     if not text.isascii() and not text.isprintable():
         try:
@@ -203,20 +221,20 @@ def cell_text(value: Any, where: str) -> str:
     return text
 
 
-def _parquet(path: Path, columns: Sequence[str], header: Sequence[str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: Sequence[str], header: Sequence[str], lists: Collection[str]) -> Iterator[Row]:
     left, number = FREE + RATIO * path.stat().st_size, 0
-    for batch in parquet_batches(path, columns):
+    for batch in parquet_batches(path, columns, lists):
         for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             number += 1
             where = f"{path}, row {number}"
-            row = tuple(cell_text(cell, where) for cell in cells)
+            row = tuple(cell_text(cell, where, name in lists) for cell, name in zip(cells, columns, strict=True))
             left -= ROW + sum(map(len, row))
             if left < 0:
                 raise UserError("data.format", f"{where}: the file repeats itself over {RATIO} times; save it as CSV")
             yield where, row
 
 
-TABLES: dict[str, Callable[[Path, Sequence[str], Sequence[str]], Iterator[Row]]] = {
+TABLES: dict[str, Callable[[Path, Sequence[str], Sequence[str], Collection[str]], Iterator[Row]]] = {
     ".csv": partial(_delimited, _csv),
     ".tsv": partial(_delimited, _tsv),
     ".jsonl": _json,

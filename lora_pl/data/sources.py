@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 from lora_pl.data.examples import Examples, parse_label, read_examples
-from lora_pl.data.tasks import CUSTOM, Task
+from lora_pl.data.tasks import OWN_TASKS, Task
 from lora_pl.errors import UserError, first_line
 
 HUB, SAMPLE = "hub", "sample"
@@ -18,10 +18,10 @@ def read_split(source: str, task: Task, split: str) -> Examples:
     Raises:
         UserError: `data.source`: it can't be reached, or does not hold the task; see also `read_examples`.
     """
-    if task.name == CUSTOM:
+    if task.name in OWN_TASKS:
         raise UserError(
             "data.source",
-            "the task custom has no source of its own; give --data.train_file and --data.validation_file, or "
+            f"the task {task.name} has no source of its own; give --data.train_file and --data.validation_file, or "
             "--data.source hub:NAME",
         )
     if source == HUB:

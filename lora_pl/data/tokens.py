@@ -45,7 +45,8 @@ class Tokens:
     second: NDArray[np.int32]
     """(sentences,): tokens of a pair's second text, which come last, by the tokenizer's type ids."""
     labels: NDArray[np.float32]
-    """(sentences,): class ids or scores; empty where there are none."""
+    """(sentences,): class ids or scores; (sentences, classes): 0 or 1, for several labels per text; empty where there
+    are none."""
     cut: int
     """How many sentences were longer than the limit."""
 
@@ -153,8 +154,10 @@ def _key(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_length: int
     """SHA-256, 32 hexadecimal digits, over all that the tokens depend on."""
     rules = [tokenizer_definition(tokenizer), vocabulary_fingerprint(tokenizer)]
     settings = [CACHE_FORMAT, version("tokenizers"), version("transformers"), max_length, len(examples.texts)]
+    labels = np.asarray(examples.labels, np.float32)
+    settings += labels.shape[1:]  # one label's column is no class ids
     digest = hashlib.sha256(json.dumps([*settings, len(examples), *rules], sort_keys=True).encode())
-    digest.update(np.asarray(examples.labels, np.float32).tobytes())
+    digest.update(labels.tobytes())
     for column in examples.texts:
         # lengths keep "a", "bc" apart from "ab", "c"
         digest.update(np.asarray([len(text) for text in column], np.int64).tobytes())

@@ -24,7 +24,7 @@ class Comparison:
     source: str
     largest_logit_change: float
     flipped: int
-    """Sentences whose predicted class differs; 0 for a regression."""
+    """Sentences whose predicted class, or one of several, differs; 0 for a regression."""
     tolerance: float
     reader: str
     """The program that loaded the export."""
@@ -53,7 +53,8 @@ def compare(export: Export, expected: Tensor, got: Tensor, sentences: Sentences,
     """
     expected, got = expected.float(), got.float()
     tolerance = relative * max(1.0, expected.abs().max().item())
-    flipped = 0 if expected.shape[1] == 1 else int((expected.argmax(-1) != got.argmax(-1)).sum())
+    task = export.model.task
+    flipped = int(task.differ(task.decisions(got), task.decisions(expected)).sum()) if task.labels else 0
     largest = (expected - got).abs().max().item()
     comparison = Comparison(
         len(expected), sentences.source, largest, flipped, tolerance, export.reader,

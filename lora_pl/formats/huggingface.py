@@ -43,10 +43,12 @@ class HuggingFaceExport(Export):
     @property
     def usage(self) -> str:
         """By the pipeline."""
+        every = ", top_k=None" * (self.model.task.problem_type == "multi_label_classification")
         example = '{"text": "...", "text_pair": "..."}' if self.model.pairs else '"A fine film."'
         return (
             "from transformers import pipeline\n\n"
-            'classify = pipeline("text-classification", model="{folder}", truncation=True)\n'
+            'classify = pipeline("text-classification", model="{folder}", '
+            f"truncation=True{every})\n"
             f"classify({example})"
         )
 

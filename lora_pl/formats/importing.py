@@ -13,7 +13,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from lora_pl.data.tasks import CUSTOM, get_task
+from lora_pl.data.tasks import CUSTOM, OWN_TASKS, get_task
 from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.loading import build_encoder, load_config
 from lora_pl.encoder.source import require_own_package
@@ -236,10 +236,13 @@ def _with_alpha(source: str, layer: ExternalLayer, options: ImportOptions) -> Ex
 def _with_labels(settings: dict[str, Any], outputs: int) -> dict[str, Any]:
     task = get_task(settings.get("task", CUSTOM))
     if task.name == CUSTOM and outputs == 1:
-        raise UserError("import.task", "the head gives one number, so it was trained on scores; give --task stsb")
+        raise UserError(
+            "import.task", "the head gives one number; give --task stsb for scores, or multilabel for one label"
+        )
     names = settings.get("label_names")
     if names is None:
-        names = list(task.labels) or ([] if outputs == 1 else [f"LABEL_{index}" for index in range(outputs)])
+        is_named = task.name in OWN_TASKS or outputs > 1
+        names = list(task.labels) or ([f"LABEL_{index}" for index in range(outputs)] if is_named else [])
     if (len(names) or 1) != outputs:
         raise UserError(
             "import.label_names", f"the head has {outputs} classes, got {len(names)} names: {', '.join(names)}"

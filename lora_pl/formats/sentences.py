@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.sources import HUB, SAMPLE, read_split
-from lora_pl.data.tasks import get_task
+from lora_pl.data.tasks import Label, get_task
 from lora_pl.data.texts import Text, as_text
 from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED
@@ -21,8 +21,8 @@ class Sentences:
     """Texts (or pairs), their labels if they are of the model's task, and their source."""
 
     texts: tuple[Text, ...]
-    labels: tuple[float, ...]
-    """Class ids or scores; empty if the texts are not of the model's task."""
+    labels: tuple[Label, ...]
+    """Empty if the texts are not of the model's task."""
     source: str
 
 

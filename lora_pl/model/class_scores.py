@@ -1,15 +1,12 @@
-"""Precision, recall and F1 of every class, from one confusion matrix."""
+"""Precision, recall and F1 of every class, from counts; those of a classification from one confusion matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-
-from lora_pl.data.tasks import MetricName
 
 MOST_SHOWN = 50
 """Classes in a table or a figure."""
@@ -38,6 +35,10 @@ class Confusion(Metric):
         """(true, predicted)."""
         return self.counts.cpu()
 
+    def scores(self) -> ConfusionScores:
+        """What follows from it; collective over the processes."""
+        return ConfusionScores(self.compute())
+
 
 class Scores(NamedTuple):
     """Precision, recall and F1, as tensors (classes,) or as numbers."""
@@ -48,44 +49,61 @@ class Scores(NamedTuple):
 
 
 class ClassScores:
-    """What a confusion matrix says of every class, in fp64.
+    """What counts say of every class, in fp64.
 
-    Of class c, with n[t, p] examples of class t that were taken for p:
+    With `right` of the `predicted` decisions for a class right, and `support` labels of it:
 
-        precision = n[c, c] / sum_t n[t, c],  recall = n[c, c] / sum_p n[c, p],
-        F1 = 2 n[c, c] / (sum_t n[t, c] + sum_p n[c, p])
+        precision = right / predicted,  recall = right / support,  F1 = 2 right / (predicted + support)
 
-    0 where the denominator is. A mean over classes (macro) is over those that are among labels or decisions, as
-    scikit-learn's.
+    0 where the denominator is.
 
     Args:
-        confusion: (true, predicted), integers.
+        right: (classes,), integers, as the next two.
+        predicted: (classes,)
+        support: (classes,)
+        right_examples: How many examples are right.
+        examples: Of how many.
+    """
+
+    accuracy_name: ClassVar[str] = "accuracy"
+
+    def __init__(
+        self, right: Tensor, predicted: Tensor, support: Tensor, right_examples: Tensor, examples: Tensor
+    ) -> None:
+        self.right, self.predicted, self.support = right, predicted, support
+        self.total = int(examples)
+        """The number of examples."""
+        self.accuracy = float(right_examples / examples)
+        """The share of them that are right; NaN without examples."""
+        self.by_class = scores_of(right, predicted, support)
+        """(classes,) each."""
+
+    @property
+    def macro(self) -> Scores:
+        """The means over classes, those that are among labels or decisions, as scikit-learn's; NaN without examples."""
+        occurs = self.support + self.predicted > 0
+        return Scores(*(float(values[occurs].mean()) for values in self.by_class))
+
+    @property
+    def means(self) -> dict[str, Scores]:
+        """By name."""
+        return {"macro": self.macro}
+
+
+class ConfusionScores(ClassScores):
+    """Those of a classification.
+
+    Args:
+        confusion: n[t, p] examples of class t that were taken for p, integers.
     """
 
     def __init__(self, confusion: Tensor) -> None:
         self.confusion = confusion.cpu()
-        self.support, self.predicted = self.confusion.sum(1), self.confusion.sum(0)
-        right = self.confusion.diagonal().double()
-        parts = (self.predicted, self.support, (self.predicted + self.support) / 2)
-        self.by_class = Scores(*(right / part.double().clamp_min(0.5) for part in parts))  # 0 / 0.5, not 0 / 0
-        """(classes,) each."""
-
-    @property
-    def total(self) -> int:
-        """The number of examples."""
-        return int(self.confusion.sum())
-
-    @property
-    def accuracy(self) -> float:
-        """NaN without examples."""
-        return float(self.confusion.trace() / self.confusion.sum())
-
-    @property
-    def macro(self) -> Scores:
-        """The means over classes; NaN without examples."""
-        occurs = self.support + self.predicted > 0
-        return Scores(*(float(values[occurs].mean()) for values in self.by_class))
+        right, total = self.confusion.diagonal(), self.confusion.sum()
+        super().__init__(right, self.confusion.sum(0), self.confusion.sum(1), right.sum(), total)
 
 
-OF_CLASSES: dict[MetricName, Callable[[ClassScores], float]] = {"macro_f1": lambda scores: scores.macro.f1}
-"""Metrics from the confusion matrix, which evaluation keeps and training does not."""
+def scores_of(right: Tensor, predicted: Tensor, support: Tensor) -> Scores:
+    """Precision, recall and F1 from counts of any shape, in fp64."""
+    parts = (predicted, support, (predicted + support) / 2)
+    return Scores(*(right.double() / part.double().clamp_min(0.5) for part in parts))  # 0 / 0.5, not 0 / 0

@@ -78,7 +78,7 @@ class LoRAClassifier(TaskModule):
 
     Args:
         encoder: A hub name, a folder, or package://NAME/PATH (a folder inside an installed package).
-        task: A GLUE task, or custom with label_names.
+        task: A GLUE task, or custom or multilabel with label_names.
         label_names: The classes in the order of their ids; by default the task's.
         pairs: Whether an example is two texts; by default the task's.
         max_length: The most tokens of a text; `predict` truncates longer ones.
@@ -93,8 +93,10 @@ class LoRAClassifier(TaskModule):
             or float32 without a trainer. Adapters, head, norms and optimizer are always fp32.
         nonfinite_loss: Whether an inf or NaN loss stops the run or skips the batch.
         class_weights: Weights of the classes in the training loss: a number for each, in the order of their ids, or
-            balanced (n / (classes x the class's count), from the training labels); by default all count the same.
-        label_smoothing: The share of each training label that is spread over all classes, in [0, 1).
+            balanced (n / (classes x the class's count), from the training labels); by default all count the same. For
+            several labels per text they multiply the terms of labels that are there, and balanced is without / with.
+        label_smoothing: The share of each training label that is spread over all classes, in [0, 1); for several labels
+            per text over there and not there.
         monitor: The validation metric that chooses the best checkpoint: one of the task's, or loss (lower is better);
             by default the task's first.
         learning_rate: AdamW's, at the schedule's peak.
@@ -396,8 +398,8 @@ class LoRAClassifier(TaskModule):
             batching: packed or padded; by default what the encoder takes.
 
         Returns:
-            A dict per text: the label, its probability as `score`, and every label's probability; for a regression
-            the `score` alone.
+            A dict per text: the label, its probability as `score`, and every label's probability; for several labels
+            per text the `labels` above 1/2, and every label's probability; for a regression the `score` alone.
 
         Raises:
             UserError: `predict.texts`: one string instead of a list, or pairs for single sentences.

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection, SumMetric
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
-from lora_pl.data.tasks import Classification, MetricName, Task
-from lora_pl.model.class_scores import OF_CLASSES, ClassScores, Confusion
+from lora_pl.data.tasks import MetricName, Task
+from lora_pl.model.class_scores import ClassScores, Confusion
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
+from lora_pl.model.label_scores import LabelCounts
 
 METRICS: dict[MetricName, Callable[[int], Metric]] = {
     "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
@@ -19,6 +20,18 @@ METRICS: dict[MetricName, Callable[[int], Metric]] = {
     "pearson": lambda classes: Correlation(),
     "spearman": lambda classes: Correlation(ranks=True),
 }
+
+COUNTS: dict[str, Callable[[int], Confusion | LabelCounts]] = {
+    "single_label_classification": Confusion,
+    "multi_label_classification": LabelCounts,
+}
+"""What is counted of every class, by the kind of task, in evaluation and not in training."""
+OF_COUNTS: dict[MetricName, Callable[[ClassScores], float]] = {
+    "macro_f1": lambda scores: scores.means["macro"].f1,
+    "micro_f1": lambda scores: scores.means["micro"].f1,
+    "exact_match": lambda scores: scores.accuracy,
+}
+"""Metrics that follow from it."""
 
 STAGES = ("train", "val", "test")
 
@@ -31,25 +44,25 @@ class SplitMetrics(nn.Module):
 
     Args:
         task: Its metrics, and how logits decide.
-        by_class: Whether to count a classification's confusion matrix too, and what follows from it.
+        by_class: Whether to count every class too (a classification's confusion matrix), and what follows from it.
     """
 
     def __init__(self, task: Task, by_class: bool = True) -> None:
         super().__init__()
         self.task = task
         self.metrics = MetricCollection({name: METRICS[name](task.outputs) for name in task.metrics if name in METRICS})
-        counted = by_class and isinstance(task, Classification)
-        self.confusion = Confusion(task.outputs) if counted else None
+        counted = by_class and task.problem_type in COUNTS
+        self.counts = COUNTS[task.problem_type](task.outputs) if counted else None
         self.loss = Mean()
         self.nonfinite = SumMetric(nan_strategy="disable")  # of counts: a check would wait for the device
         self._marked: list[tuple[tuple[int, ...], Tensor]] = []  # so would to look which
 
     def update(self, logits: Tensor, labels: Tensor, loss: Tensor, rows: tuple[int, ...] = ()) -> None:
-        """Add a batch: logits (batch, outputs), labels (batch,), the batch's mean loss, and its rows in the split."""
+        """Add a batch: logits (batch, outputs), the batch's labels and mean loss, and its rows in the split."""
         decisions, targets = self.task.decisions(logits), self.task.targets(labels)
         self.metrics.update(decisions, targets)
-        if self.confusion is not None:
-            self.confusion.update(decisions, targets)
+        if self.counts is not None:
+            self.counts.update(decisions, targets)
         self.loss.update(loss, len(labels))
         broken = (~torch.isfinite(logits)).any(-1)
         self.nonfinite.update(broken.sum())
@@ -65,13 +78,13 @@ class SplitMetrics(nn.Module):
         """The loss and every metric, by name."""
         values = {"loss": self.loss.compute(), **self.metrics.compute()}
         if (scores := self.class_scores()) is not None:
-            derived = {name: OF_CLASSES[name](scores) for name in self.task.metrics if name in OF_CLASSES}
+            derived = {name: OF_COUNTS[name](scores) for name in self.task.metrics if name in OF_COUNTS}
             values |= {name: torch.tensor(value, device=self.loss.device) for name, value in derived.items()}
         return {name: torch.full_like(value, torch.nan) for name, value in values.items()} if self.broken else values
 
     def class_scores(self) -> ClassScores | None:
-        """Those of every class, where a confusion matrix is counted; collective over the processes."""
-        return None if self.confusion is None else ClassScores(self.confusion.compute())
+        """Those of every class, where they are counted; collective over the processes."""
+        return None if self.counts is None else self.counts.scores()
 
     @property
     def broken(self) -> int:
@@ -115,8 +128,8 @@ class SplitMetrics(nn.Module):
         yield "loss", self.loss
         yield "nonfinite", self.nonfinite
         yield from self.metrics.items()
-        if self.confusion is not None:
-            yield "confusion", self.confusion
+        if self.counts is not None:
+            yield "confusion", self.counts
 
 
 class StageMetrics(nn.ModuleDict):

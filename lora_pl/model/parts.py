@@ -147,7 +147,7 @@ def _as_lines(parts: Sequence[Path], path: Path) -> int:
 
 
 def _as_csv(parts: Sequence[Path], path: Path) -> int:
-    """A column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it."""
+    """A column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it; lists as JSON."""
     rows, header = 0, list[str]()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -165,6 +165,7 @@ def _as_csv(parts: Sequence[Path], path: Path) -> int:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     chances = row.pop("probabilities", None)
+    row |= {name: json.dumps(cell, ensure_ascii=False) for name, cell in row.items() if isinstance(cell, list)}
     return row | {f"probabilities.{label}": chance for label, chance in dict(chances or {}).items()}
 
 
@@ -175,7 +176,8 @@ def _as_parquet(parts: Sequence[Path], path: Path) -> int:
 
     def table(part: Path) -> Any:
         try:
-            return pa.Table.from_pylist(list(_read(part)))
+            found = pa.Table.from_pylist(list(_read(part)))
+            return found.cast(pa.schema([(field.name, _of_texts(field.type)) for field in found.schema]))
         except (ValueError, TypeError, pa.ArrowException):
             raise _damaged(part) from None
 
@@ -188,6 +190,13 @@ def _as_parquet(parts: Sequence[Path], path: Path) -> int:
             writer.write_table(found)
             rows += found.num_rows
     return rows
+
+
+def _of_texts(type: Any) -> Any:
+    """The type of a column of lists, all of which may be empty; others as they are."""
+    import pyarrow as pa
+
+    return pa.list_(pa.string()) if pa.types.is_list(type) else type
 
 
 def _read(part: Path) -> Iterator[dict[str, Any]]:

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.sources import TRAIN
-from lora_pl.data.tasks import MAX_SHOWN, Classification, Task
+from lora_pl.data.tasks import MAX_SHOWN, Classes, Task
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
 
@@ -26,7 +25,11 @@ class TrainingLoss(nn.Module):
 
         sum_n sum_c -w_c q_nc log p_nc / sum_n w_{y_n},  q_nc = (1 - e) [c = y_n] + e / classes
 
-    as `torch.nn.functional.cross_entropy` has it.
+    as `torch.nn.functional.cross_entropy` has it. Of several labels per text, the mean over texts and classes of
+
+        -(w_c q_nc log p_nc + (1 - q_nc) log(1 - p_nc)),  q_nc = (1 - e) y_nc + e / 2
+
+    as `binary_cross_entropy_with_logits` has it, with `pos_weight`.
 
     Args:
         task: Gives the loss without the two.
@@ -43,7 +46,7 @@ class TrainingLoss(nn.Module):
         given, self.smoothing = settings["class_weights"], settings["label_smoothing"]
         self.task, self.awaits_data = task, given == BALANCED
         """Whether the weights are to come from the training labels."""
-        if not isinstance(task, Classification):
+        if not isinstance(task, Classes):
             _require_neither(task, settings)
         if not 0 <= self.smoothing < 1:
             raise UserError("model.label_smoothing", f"expected a number in [0, 1), got {self.smoothing}")
@@ -51,38 +54,38 @@ class TrainingLoss(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """() from logits (batch, outputs) and labels (batch,)."""
-        if self.weights is None and not self.smoothing:
+        """() from logits (batch, outputs) and the batch's labels."""
+        if not isinstance(self.task, Classes):
             return self.task.loss(logits, labels)
         weights = None if self.weights is None else self.weights.to(logits.dtype)
-        return F.cross_entropy(logits, self.task.targets(labels), weights, label_smoothing=self.smoothing)
+        return self.task.weighted_loss(logits, labels, weights, self.smoothing)
 
     def take_weights(self, data: object) -> None:
-        """Balanced weights, n / (classes count), from the training labels of data that are set up, as scikit-learn's.
+        """Balanced weights from the training labels of data that are set up; see `Classes.balanced`.
 
         Raises:
-            UserError: `model.class_weights`: a class has no example, or the data are none of `SentenceDataModule`.
+            UserError: `model.class_weights`: a class has no example (or, of several labels per text, every one), or the
+                data are none of `SentenceDataModule`.
         """
-        if not self.awaits_data:
+        if not self.awaits_data or not isinstance(self.task, Classes):
             return
         if not isinstance(data, SentenceDataModule):
             raise UserError("model.class_weights", "balanced needs the labels of a SentenceDataModule; give numbers")
-        counts = _counts(data.labels(TRAIN), self.task)
-        self.weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
+        self.weights = torch.tensor(_balanced(data.labels(TRAIN), self.task), dtype=torch.float32)
         shown = [f"{name} {weight:.4g}" for name, weight in zip(self.task.labels, self.weights.tolist(), strict=True)]
         say(f"class weights: {', '.join(shown[:MAX_SHOWN])}{', ...' if shown[MAX_SHOWN:] else ''}")
 
 
-def _counts(labels: NDArray[np.float32], task: Task) -> NDArray[np.int64]:
-    counts = np.bincount(labels.astype(int), minlength=task.outputs)
-    if not counts.all():
-        absent = [repr(name) for name, count in zip(task.labels, counts, strict=True) if not count][:MAX_SHOWN]
-        raise UserError(
-            "model.class_weights",
-            f"balanced divides by each class's count, but no training sentence is of {', '.join(absent)}; add some, "
-            "leave the class out of --data.label_names, or give a number per class",
-        )
-    return counts
+def _balanced(labels: NDArray[np.float32], task: Classes) -> NDArray[np.float64]:
+    weights = task.balanced(labels)
+    for said, broken in (("no", np.isinf(weights)), ("every", weights == 0)):
+        if named := [repr(name) for name, there in zip(task.labels, broken, strict=True) if there][:MAX_SHOWN]:
+            raise UserError(
+                "model.class_weights",
+                f"balanced weighs by each class's count, but {said} training sentence is of {', '.join(named)}; add "
+                "some, leave the class out of --data.label_names, or give a number per class",
+            )
+    return weights
 
 
 def _weights(given: list[float], task: Task) -> Tensor:

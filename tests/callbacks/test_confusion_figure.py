@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.callbacks import confusion_figure
 from lora_pl.callbacks.confusion_image import confusion_image
-from lora_pl.model.class_scores import ClassScores
+from lora_pl.model.class_scores import ConfusionScores
 
 
 def test_the_best_validation_is_drawn_once(tiny_encoder, glue_folder, monkeypatch):
@@ -39,6 +39,6 @@ def test_many_classes_or_no_matplotlib_no_picture(most, installed, tiny_encoder,
 @pytest.mark.parametrize("labels", [["no", "yes"], ["$x_1", "请求\x1b[2J", "a name " * 9]])
 def test_a_picture_of_any_names(labels):
     counts = torch.diag(torch.arange(len(labels)) * 1000)
-    image = confusion_image(ClassScores(counts), labels, "validation")
+    image = confusion_image(ConfusionScores(counts), labels, "validation")
     assert image.shape[2] == 4
     assert 300 < min(image.shape[:2]) <= max(image.shape[:2]) < 800

@@ -51,6 +51,11 @@ def test_every_format_has_the_rows(rows):
     assert {path.name for path in Path().iterdir()} == {f"errors{ending}" for ending in WRITERS}
 
 
+def test_lists_may_all_be_empty():
+    write_rows("errors.parquet", [{"text": "a", "label": []}])
+    assert str(pq.read_schema("errors.parquet").field("label").type.value_type) == "string"
+
+
 def test_scores_go_by_their_difference(tiny_encoder):
     Path("mine.csv").write_text("text,label\ngood,5\nbad,0.5\nslow,-7\n")
     rows = listed(SentenceDataModule(task="stsb", text_column="text", validation_file="mine.csv", train_file="mine.csv",

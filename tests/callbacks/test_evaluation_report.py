@@ -7,7 +7,7 @@ import torch
 
 from lora_pl.callbacks.evaluation_report import EvaluationReport, _number, _table
 from lora_pl.errors import UserError
-from lora_pl.model.class_scores import ClassScores
+from lora_pl.model.class_scores import ConfusionScores
 from tests.support import run_in_process
 
 
@@ -30,7 +30,7 @@ def test_a_table_and_a_file_of_every_class(verb, checkpoint, tmp_path):
 
 @pytest.mark.parametrize(("classes", "rows"), [(50, 52), (51, 2)])
 def test_of_many_classes_the_table_has_the_means(classes, rows):
-    scores = ClassScores(torch.eye(classes, dtype=torch.long))
+    scores = ConfusionScores(torch.eye(classes, dtype=torch.long))
     assert _table("validation", tuple(map(str, range(classes))), scores).row_count == rows
 
 

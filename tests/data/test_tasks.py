@@ -1,4 +1,5 @@
 import csv
+import json
 import pickle
 import subprocess
 
@@ -8,18 +9,23 @@ import torch
 
 from lora_pl.data.examples import read_examples
 from lora_pl.data.sources import read_glue_file
-from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS, Regression, get_task
+from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS, MULTILABEL_TASK, MultiLabel, Regression, get_task
 from lora_pl.errors import UserError
 from lora_pl.model.metrics import SplitMetrics
 
 CUSTOM = CUSTOM_TASK.customized(["bad", "fair", "good"])
+MULTILABEL = MULTILABEL_TASK.customized(["bad", "fair", "good"])
 TASKS = {**GLUE_TASKS, "custom": CUSTOM, "custom pairs": CUSTOM_TASK.customized(["no", "yes"], pairs=True)}
+TASKS |= {"multilabel": MULTILABEL, "multilabel of one": MULTILABEL_TASK.customized(["bad"])}
 
 
 def labels_of(task):
     """Some labels, every class among them, as a file has them and as numbers."""
     if isinstance(task, Regression):
         return ["0.5", "3", "1.25", "4.75"], [0.5, 3.0, 1.25, 4.75]
+    if isinstance(task, MultiLabel):
+        sets = [task.labels, task.labels[:1], ()]
+        return [json.dumps(names) for names in sets], [tuple(float(n in s) for n in task.labels) for s in sets]
     return [*task.labels, *task.labels[:1]], [*range(len(task.labels)), 0]
 
 
@@ -27,7 +33,16 @@ def perfect_logits(task, labels):
     values = torch.tensor(labels, dtype=torch.float32)
     if isinstance(task, Regression):
         return values[:, None]
+    if isinstance(task, MultiLabel):
+        return 40 * values - 20
     return 20 * torch.nn.functional.one_hot(values.long(), task.outputs).float()
+
+
+def with_ids(task, cell):
+    """A cell with ids for names."""
+    if isinstance(task, MultiLabel):
+        return json.dumps([task.labels.index(name) for name in json.loads(cell)])
+    return str(task.labels.index(cell)) if task.labels else cell
 
 
 @pytest.fixture(params=TASKS)
@@ -38,7 +53,7 @@ def task(request):
 def test_labels_parse_by_name_and_by_id(task):
     cells, labels = labels_of(task)
     assert [task.parse(cell, "here") for cell in cells] == labels
-    assert [task.parse(f"{label:g}", "here") for label in labels] == labels
+    assert [task.parse(with_ids(task, cell), "here") for cell in cells] == labels
     for wrong in ("-1", "9" * 400, "NaN", "", "nonsense")[isinstance(task, Regression) :]:
         with pytest.raises(UserError) as error:
             task.parse(wrong, "mine.csv, row 3")
@@ -71,6 +86,11 @@ def test_predictions_have_the_promised_keys(task):
     for row, label in zip(task.predictions(perfect_logits(task, labels)), labels, strict=True):
         if isinstance(task, Regression):
             assert row == {"score": label}
+            continue
+        if isinstance(task, MultiLabel):
+            assert list(row) == ["labels", "probabilities"]
+            assert row["labels"] == [name for name, there in zip(task.labels, label, strict=True) if there]
+            assert row["probabilities"] == pytest.approx(dict(zip(task.labels, label, strict=True)), abs=1e-8)
             continue
         assert list(row) == ["label", "score", "probabilities"]
         assert list(row["probabilities"]) == list(task.labels)
@@ -112,8 +132,11 @@ def test_the_distribution_counts_every_label(task):
     said = task.distribution(labels)
     if isinstance(task, Regression):
         assert said == "scores 0.5 to 4.75, mean 2.38"
+        assert not len(task.counts(labels))
     else:
-        assert said == ", ".join(f"{name} {2 if id == 0 else 1}" for id, name in enumerate(task.labels))
+        without = "; 1 without a label" if isinstance(task, MultiLabel) else ""
+        assert said == ", ".join(f"{name} {2 if id == 0 else 1}" for id, name in enumerate(task.labels)) + without
+        assert task.counts(labels).tolist() == [2, *[1] * (len(task.labels) - 1)]
 
 
 def test_a_class_without_sentences_and_many_classes_are_counted():
@@ -121,6 +144,32 @@ def test_a_class_without_sentences_and_many_classes_are_counted():
     many = CUSTOM_TASK.customized([f"c{id}" for id in range(50)]).distribution(np.arange(50, dtype=np.float32))
     assert many.startswith("c0 1, c1 1, ")
     assert many.endswith(", ... (50 classes)")
+
+
+@pytest.mark.parametrize(
+    "cell", ['["bad", "worse"]', "bad", "bad, good", '{"bad": 1}', '[["bad"]]', "[null]", "[true]", "[" * 5000]
+)
+def test_a_cell_that_is_no_list_of_the_labels(cell):
+    with pytest.raises(UserError, match=r"^data.label: x.csv, line 2: ") as error:
+        MULTILABEL.parse(cell, "x.csv, line 2")
+    assert len(str(error.value)) < 200
+
+
+def test_a_flag_is_no_list_of_labels():
+    with pytest.raises(UserError, match="--data.label_columns$"):
+        MULTILABEL.parse("1", "x.csv, line 2")
+
+
+def test_labels_in_a_list_are_a_set():
+    assert MULTILABEL.parse('["good", " good", "1.0", 2]', "here") == (0, 1, 1)
+
+
+def test_the_surest_wrong_decision_about_a_label_ranks_an_error():
+    logits = torch.tensor([[3.0, -1.0, 2.0]])
+    (answer,) = MULTILABEL.predictions(logits)
+    found = MULTILABEL.error((1.0, 1.0, 0.0), answer)
+    assert (found["label"], found["prediction"]) == (["bad", "fair"], ["bad", "good"])
+    assert found["probability"] == pytest.approx(torch.tensor(2.0).sigmoid().item())
 
 
 def test_the_example_command_writes_a_line_that_predict_reads(task):
@@ -144,7 +193,7 @@ def test_all_nine_tasks_have_a_row():
 @pytest.mark.parametrize(
     ("name", "labels"),
     [("sst2", ["one"]), ("sst2", ["a", "a"]), ("stsb", ["a"]), ("custom", None), ("custom", ["one"]),
-     ("custom", ["a", "b", "a"])],
+     ("custom", ["a", "b", "a"]), ("multilabel", []), ("multilabel", ["a", "a"])],
 )  # fmt: skip
 def test_labels_that_do_not_fit_the_task(name, labels):
     with pytest.raises(UserError) as error:
@@ -157,7 +206,9 @@ def test_classes_that_are_numbers_are_no_ids():
         CUSTOM_TASK.customized(["1", "2", "3"]).parse("0", "x.csv, line 2")
 
 
-@pytest.mark.parametrize(("name", "near"), [("SST-2", "sst2"), ("mnl", "mnli"), ("qnil", "qnli")])
+@pytest.mark.parametrize(
+    ("name", "near"), [("SST-2", "sst2"), ("mnl", "mnli"), ("qnil", "qnli"), ("Multi-label", "multilabel")]
+)
 def test_an_unknown_task_names_the_nearest(name, near):
     with pytest.raises(UserError, match=near) as error:
         get_task(name)

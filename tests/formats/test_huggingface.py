@@ -49,6 +49,18 @@ def test_no_slower_than_the_base_because_it_is_built_alike(make_model, tmp_path)
     assert exported.num_parameters() == base.num_parameters()
 
 
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["a"]])
+def test_the_pipeline_gives_each_labels_own_probability(names, make_model, tmp_path):
+    from transformers import pipeline
+
+    model = make_model(task="multilabel", label_names=names)
+    export_checkpoint(saved(model, tmp_path), tmp_path / "hf", sentences=Sentences(texts_for(model), (), "the test"))
+    assert "top_k=None" in (tmp_path / "hf" / "README.md").read_text()
+    rows = pipeline("text-classification", model=str(tmp_path / "hf"), top_k=None)(list(texts_for(model)))
+    for row, answer in zip(rows, model.predict(texts_for(model)), strict=True):
+        assert {each["label"]: each["score"] for each in row} == pytest.approx(answer["probabilities"], abs=1e-5)
+
+
 def test_regression_head_and_full_fine_tuning(make_model, tmp_path):
     for index, settings in enumerate(({"task": "stsb"}, {"method": "full"}, {"method": "head"})):
         model = make_model(**settings)

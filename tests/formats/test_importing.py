@@ -50,6 +50,17 @@ def test_a_state_dict_of_loralib(head, before, make_model, tiny_encoder, tmp_pat
     assert found.hparams["lora"]["target_modules"] == ["query", "value"]
 
 
+@pytest.mark.parametrize("names", [["a"], ["a", "b"]])
+def test_a_head_of_several_labels(names, make_model, tiny_encoder, tmp_path):
+    model = make_model(task="multilabel", label_names=names)
+    torch.save(state_of(model, "lora_A", "lora_B", LINEAR), tmp_path / "x.pt")
+    given = {"encoder": tiny_encoder(), "lora_alpha": 16, "task": "multilabel"}
+    for own in ([f"LABEL_{index}" for index in range(len(names))], names):
+        found = load_external(tmp_path / "x.pt", ImportOptions(**given, label_names=own if own is names else None))
+        assert (found.task.problem_type, found.label_names) == ("multi_label_classification", own)
+    assert found.predict(TEXTS) == model.predict(TEXTS)
+
+
 @pytest.mark.parametrize("settings", [{"train_biases": "lora"}, {"train_biases": "all"}, BOTH])
 @pytest.mark.parametrize("before", ["", "module."])
 def test_a_state_dict_of_loralib_with_biases(settings, before, make_model, tiny_encoder, tmp_path):

@@ -3,7 +3,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
 from lora_pl.data.tasks import CUSTOM_TASK, get_task
-from lora_pl.model.class_scores import ClassScores, Confusion
+from lora_pl.model.class_scores import Confusion, ConfusionScores
 from lora_pl.model.metrics import SplitMetrics, StageMetrics
 
 CUSTOM = CUSTOM_TASK.customized(["a", "b", "c", "d"])
@@ -17,7 +17,7 @@ def confusion(labels, decisions, classes=4) -> torch.Tensor:
 
 def test_the_scores_of_an_example_by_hand():
     """a is taken for b once, c for a once; d never occurs, so that it is in no mean."""
-    scores = ClassScores(confusion([0, 0, 0, 1, 2], [0, 0, 1, 1, 0]))
+    scores = ConfusionScores(confusion([0, 0, 0, 1, 2], [0, 0, 1, 1, 0]))
     assert scores.confusion.tolist() == [[2, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert (scores.support.tolist(), scores.total, scores.accuracy) == ([3, 1, 1, 0], 5, pytest.approx(3 / 5))
     assert scores.by_class.precision.tolist() == pytest.approx([2 / 3, 1 / 2, 0, 0])
@@ -27,13 +27,13 @@ def test_the_scores_of_an_example_by_hand():
 
 
 def test_a_class_that_is_only_predicted_counts():
-    assert ClassScores(confusion([0, 0], [0, 3])).macro.f1 == pytest.approx((2 / 3 + 0) / 2)
+    assert ConfusionScores(confusion([0, 0], [0, 3])).macro.f1 == pytest.approx((2 / 3 + 0) / 2)
 
 
 def test_the_scores_are_torchmetrics():
     classes = 7
     labels, decisions = torch.randint(classes, (200,)), torch.randint(classes, (200,))
-    scores = ClassScores(confusion(labels.tolist(), decisions.tolist(), classes))
+    scores = ConfusionScores(confusion(labels.tolist(), decisions.tolist(), classes))
     theirs = (multiclass_precision, multiclass_recall, multiclass_f1_score)
     for own, macro, function in zip(scores.by_class, scores.macro, theirs, strict=True):
         torch.testing.assert_close(own.float(), function(decisions, labels, classes, average="none"))

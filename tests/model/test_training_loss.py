@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lora_pl import LoRAClassifier, SentenceDataModule
-from lora_pl.data.tasks import CUSTOM_TASK, get_task
+from lora_pl.data.tasks import CUSTOM_TASK, MULTILABEL_TASK, get_task
 from lora_pl.errors import UserError
 from lora_pl.model.training_loss import TrainingLoss
 from tests.model.test_classifier import batch_of
@@ -36,7 +36,24 @@ def test_the_formula():
     torch.testing.assert_close(loss_of([2.0, 2.0, 2.0])(logits, LABELS), CUSTOM.loss(logits, LABELS))
 
 
-def labelled(*labels: int) -> SentenceDataModule:
+def test_the_formula_of_several_labels():
+    task, labels = MULTILABEL_TASK.customized(["a", "b", "c"]), torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    weights, e, logits = torch.tensor([0.5, 1, 4]), 0.2, torch.randn(2, 3)
+    q = (1 - e) * labels + e / 2
+    expected = -(weights * q * F.logsigmoid(logits) + (1 - q) * F.logsigmoid(-logits)).mean()
+    torch.testing.assert_close(loss_of(weights.tolist(), e, task)(logits, labels), expected)
+    loss = loss_of("balanced", task=task)
+    loss.take_weights(labelled([1, 0, 1], [0, 1, 1], [1, 0, 0]))
+    assert loss.weights.tolist() == [1 / 2, 2, 1 / 2]
+    for rows, named in (
+        ([1, 0, 1], "no training sentence is of 'b'"),
+        ([1, 1, 1], "every training sentence is of 'a'"),
+    ):
+        with pytest.raises(UserError, match=named):
+            loss_of("balanced", task=task).take_weights(labelled(rows, rows))
+
+
+def labelled(*labels: object) -> SentenceDataModule:
     data = SentenceDataModule(source="sample")
     data._tokens["train"] = SimpleNamespace(labels=np.array(labels, np.float32))
     return data

@@ -63,11 +63,14 @@ class StopAt(Callback):
             signal.raise_signal(self.signum)
 
 
-def fit(folder: Path, encoder: str, source: Path, resume: Path | None = None, extra=(), lora=None, **options):
+def fit(folder: Path, encoder: str, source: Path, resume: Path | None = None, extra=(), lora=None, own=None, **options):
     seed_everything(3)
     best, last, logger, draws = BestCheckpoint(folder), EveryLast(folder), Points(), Draws()
-    data = SentenceDataModule(source=str(source), encoder=encoder, batch_size=7, seed=3)
-    model = LoRAClassifier(encoder=encoder, learning_rate=3e-3, schedule="linear", warmup_ratio=0.2, lora=lora or {})
+    files = {"train_file": str(source / "train.tsv"), "validation_file": str(source / "dev.tsv")}
+    given = {**files, **own} if own else {"source": str(source)}
+    data = SentenceDataModule(encoder=encoder, batch_size=7, seed=3, **given)
+    model = LoRAClassifier(encoder=encoder, task=data.task.name, label_names=data.label_names, lora=lora or {},
+                           learning_rate=3e-3, schedule="linear", warmup_ratio=0.2)  # fmt: skip
     stopping = EarlyStopping("val/loss", patience=100)
     runner = Trainer(
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=logger, log_every_n_steps=2,
@@ -107,6 +110,7 @@ CASES = {
     "accumulated": ({"accumulate_grad_batches": 2}, (4, 7)),
     "validation within the epoch": ({"val_check_interval": 2}, (2, 3)),
     "LoRA+": ({"lora": {"lr_ratio": 8}}, (8,)),
+    "several labels": ({"own": {"task": "multilabel", "text_column": "sentence", "label_columns": ["label"]}}, (5,)),
     "limited": ({"limit_train_batches": 5, "check_val_every_n_epoch": 2}, (4, 5)),
 }
 
