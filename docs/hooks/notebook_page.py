@@ -1,8 +1,12 @@
 """A notebook, with its stored outputs, as a page."""
 
 import json
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+PICTURE = "image/png"
 
 
 def notebook_page(path: Path) -> str:
@@ -11,20 +15,20 @@ def notebook_page(path: Path) -> str:
     return "\n\n".join(block for cell in cells for block in blocks(cell))
 
 
-def blocks(cell: dict[str, Any]) -> list[str]:
-    """The cell, then its outputs."""
+def blocks(cell: dict[str, Any]) -> Iterator[str]:
+    """The cell, then its outputs; texts that follow one another are one."""
     source = "".join(cell["source"])
-    if cell["cell_type"] == "markdown":
-        return [source]
-    return [fenced(source, "python"), *map(shown, cell["outputs"])]
+    yield source if cell["cell_type"] == "markdown" else fenced(source, "python")
+    for is_picture, outputs in groupby(cell.get("outputs", []), lambda output: PICTURE in output.get("data", {})):
+        if is_picture:
+            yield from (f"![](data:{PICTURE};base64,{''.join(output['data'][PICTURE]).strip()})" for output in outputs)
+        else:
+            yield fenced("\n".join("".join(text_of(output)).rstrip() for output in outputs), "text")
 
 
-def shown(output: dict[str, Any]) -> str:
-    """A picture as one, anything else as text."""
-    data = output.get("data", {})
-    if "image/png" in data:
-        return f"![](data:image/png;base64,{''.join(data['image/png']).strip()})"
-    return fenced("".join(output.get("text") or data["text/plain"]).rstrip(), "text")
+def text_of(output: dict[str, Any]) -> list[str]:
+    """What it printed, or how it reads."""
+    return output["text"] if "text" in output else output["data"]["text/plain"]
 
 
 def fenced(text: str, language: str) -> str:

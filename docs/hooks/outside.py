@@ -8,7 +8,6 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
 from notebook_page import notebook_page
 
 ROOT = Path(__file__).resolve().parents[2]
