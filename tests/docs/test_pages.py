@@ -1,4 +1,7 @@
-"""Every command of the pages is one that its program takes; nothing is run. What it needs is said beside it."""
+"""The pages tell the truth: their commands parse, their Python is run by a test, the files that they name are there.
+
+No command is run.
+"""
 
 import re
 from configparser import ConfigParser
@@ -111,6 +114,12 @@ def test_a_block_says_what_it_needs(page):
 @pytest.mark.parametrize("page", sorted({*PAGES} - RUN))
 def test_python_is_run_or_says_what_it_needs(page):
     assert not [block for block in blocks(page, "python") if not block.startswith("# needs ")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page):
+    named = re.findall(r"`((?:lora_pl|tests|docs|benchmarks)/[\w/*.-]+\.\w+)`", PAGES[page])
+    assert not [path for path in named if not [*ROOT.glob(path)]]
 
 
 def test_the_home_page_begins_as_the_readme():
