@@ -43,6 +43,11 @@ COMMANDS = [
     (FIT + "--trainer.strategy fsdp", "trainer.strategy",
      "fsdp shards the model over devices, but checkpoints need whole adapters; take ddp, with a copy of the frozen "
      "encoder on each device"),
+    (FIT + "--data.folds 5", "data.fold", "expected 0 to 4 beside --data.folds 5, got none"),
+    (FIT + "--data.validation_share 0.01", "data.validation_share",
+     "0.01 of 48 different sentences leaves 0 to validate on and 48 to train on; expected at least 2 in each, one per "
+     "class"),
+    (FIT + "--early_stopping_patience 0", "early_stopping_patience", "expected at least 1 validation, got 0"),
     (FIT + "--run_name a/b", "run_name", "expected a name without slashes, got 'a/b'"),
     (FIT + "--save_every_steps 0", "save_every_steps", "expected more than 0, got 0"),
     (FIT + "--resume --ckpt_path x.ckpt", "resume", "expected --resume or --ckpt_path, got both"),

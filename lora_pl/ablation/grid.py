@@ -25,6 +25,8 @@ ARM_NAMES: dict[Method, str] = {"lora": "LoRA", "head": "head alone", "full": "f
 """The arms that need no name of the user's: the study's own method, and the references."""
 WITHOUT_ADAPTERS = {"model.train_biases": "none", "model.train_norms": False}
 """What the references have of the options that go with adapters."""
+OF_ONE = ("early_stopping_patience", "data.validation_share", "data.folds")
+"""Options with which trials train alone: they end apart, or validate on sentences of their own seed."""
 OWN_OF_JOINT = (
     *("model.learning_rate", "model.head_learning_rate", "model.weight_decay", "model.decay_bias"),
     *("model.class_weights", "model.label_smoothing"),
@@ -134,8 +136,8 @@ class Grid:
         own = {**WITHOUT_ADAPTERS, **self.shared, **options}
         by_eva = own.get("model.lora.init") == "eva"  # from each trial's own data
         model = with_options({}, own)["model"]
-        alone = model["method"] != "lora" or by_eva or trains_biases_or_norms(model)
-        return Trial(arm.name, seed, axes, options, alone)
+        apart = by_eva or trains_biases_or_norms(model) or any(own.get(name) is not None for name in OF_ONE)
+        return Trial(arm.name, seed, axes, options, model["method"] != "lora" or apart)
 
     def _points(self, arm: Arm) -> Iterator[Options]:
         adapted = self._method(arm.options) == "lora"

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.table import OK, Row, axes_of, value_order
+from lora_pl.data.held_out import VALIDATES
 from lora_pl.model.monitor import best_of
 
 ARM = "arm"
@@ -20,7 +21,7 @@ TOLD = {
     "model.learning_rate": "learning rate {}",
 }
 """How a value is told; by default after the last part of the option's name."""
-SENTENCES = ("data.task", "data.source", "data.train_file", "data.validation_file")
+SENTENCES = ("data.task", "data.source", "data.train_file", *(f"data.{name}" for name in (*VALIDATES, "fold")))
 """Axes that results are not compared along: theirs are other sentences."""
 T = TypeVar("T")
 

@@ -21,6 +21,7 @@ from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import stored_settings
 from lora_pl.ablation.table import ResultTable, axes_of, options_of
+from lora_pl.data.hub import PREFIX
 from lora_pl.data.tasks import task_name
 from lora_pl.errors import UserError
 from lora_pl.storage.schema import parse_json, require_json
@@ -76,10 +77,11 @@ def _summary(group: Group, settings: dict[str, Any]) -> dict[str, Any]:
     """A row of `summary.json`: a setting with its options, parameters, and mean and deviation over seeds."""
     best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
     options = {**settings, **options_of(group.first)}
+    own = options.get("data.train_file") or str(options.get("data.source")).startswith(PREFIX)
     return {
         "name": group.name,
         "encoder": options.get("model.encoder"),
-        "task": task_name(options.get("data.task"), bool(options.get("data.train_file"))),
+        "task": task_name(options.get("data.task"), bool(own)),
         "train_sentences": options.get("data.train_sentences"),
         **{key: group.first[key] for key in ("arm", "method", "trainable_lora", "trainable_head", "trainable")},
         "options": {key: group.first[key] for key in axes_of([group.first])},
@@ -128,7 +130,7 @@ def _along_axis(same: Sequence[Series], series: Sequence[Series]) -> tuple[str, 
 
 def _sentences(one: Series) -> tuple[str, ...]:
     first = one.groups[0].first
-    return tuple(first[key] for key in SENTENCES if key in first)
+    return tuple(f"fold {first[key]}" if key == "data.fold" else first[key] for key in SENTENCES if key in first)
 
 
 def _curves(folder: Path, series: Series) -> dict[str, Curve]:

@@ -14,6 +14,7 @@ from lora_pl.ablation.grid import Trial, jointly
 from lora_pl.ablation.groups import apart
 from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, options_text, trial_rows
+from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.classifier import LoRAClassifier
@@ -27,6 +28,7 @@ SETTINGS = "settings.json"
 AXES = "axes of "
 """Begins the settings that name an arm's axes; an arm may be added later."""
 ABSENT: dict[str, Any] = {f"model.{name}": value for name, value in defaults(LoRAClassifier.__init__).items()}
+ABSENT |= {f"data.{name}": value for name, value in defaults(SentenceDataModule.__init__).items()}
 ABSENT |= {f"model.lora.{name}": value for name, value in LoRAConfig().to_dict().items()}
 """The values of settings that a study of an earlier version did not store."""
 Unit = tuple[Trial, ...]

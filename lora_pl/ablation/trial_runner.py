@@ -97,10 +97,11 @@ class TrialRunner:
 
     def _run(self, trial: Trial, reports: bool = True) -> Run:
         config = {"seed_everything": trial.seed, **trial.config(self.config), "run_name": trial.name}
-        saving = {key: value for key, value in config.items() if key.startswith("save_every_")}
+        own = ("save_every_steps", "save_every_minutes", "early_stopping_patience")
+        settings = {key: value for key, value in config.items() if key in own}
         return Run(
             trial.name, resume=True, force=True, checkpoints=self.folder, logs=self.folder, config=config,
-            reports=reports, **saving,
+            reports=reports, **settings,
         )  # fmt: skip
 
     def _trainer_options(self, trial: Trial) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from lora_pl.data.own_files import OwnFiles
 from lora_pl.storage.flat import flatten
 
 OF_TRAINER = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "precision")
@@ -22,7 +23,7 @@ class HparamsRecord(Callback):
         if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        unread = {*pl_module.hparams, *(["source"] if getattr(data, "reads_own_files", False) else [])}
+        unread = {*pl_module.hparams, *(["source"] if isinstance(getattr(data, "own", None), OwnFiles) else [])}
         settings = {
             "model": dict(pl_module.hparams),
             "data": {name: value for name, value in (data.hparams if data else {}).items() if name not in unread},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.tasks import Task
 from lora_pl.reporting import say
 
@@ -75,8 +77,20 @@ def _lines(trainer: Trainer, checkpoint: str) -> list[str]:
     lines = [f"checkpoint  {checkpoint}", *(f"merged      {_short(str(folder))}" for folder in exports if folder)]
     if isinstance(trainer.logger, TensorBoardLogger):
         lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
+    return [*lines, f"predict     {_example_command(trainer, checkpoint)}"]
+
+
+def _example_command(trainer: Trainer, checkpoint: str) -> str:
+    """A command that asks the checkpoint about an example of its task, or about the own file that validated it."""
+    data: object = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, SentenceDataModule) and isinstance(data.own, OwnFiles):
+        file = data.own.places[-1]
+        named = zip(("text_column", "text_pair_column"), data.text_columns, strict=False)
+        columns = [f"--data.{option} {shlex.quote(column)}" for option, column in named]
+        given = ["--ckpt_path", shlex.quote(checkpoint), "--input", shlex.quote(_short(file)), *columns]
+        return " ".join(["lora_pl predict", *given])
     task: Task = trainer.lightning_module.task  # type: ignore[assignment]
-    return [*lines, f"predict     {task.example_command(checkpoint)}"]
+    return task.example_command(checkpoint)
 
 
 def _short(path: str) -> str:

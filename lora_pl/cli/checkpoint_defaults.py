@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from lora_pl.data.held_out import VALIDATES
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
@@ -39,8 +40,9 @@ def early_value(args: Sequence[str], key: str) -> str | None:
 def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     """Parser defaults by key (`model.lora.r`, `data.source`, ...) from the hyper-parameters of a checkpoint.
 
-    `--data.source` in `args` replaces the run's own files. Options of the data that are not `known` are named and left
-    out: another version's, or those of a data module of the user's own.
+    `--data.source` in `args` replaces the run's own files, and one of `VALIDATES` the run's way to validate. Options of
+    the data that are not `known` are named and left out: another version's, or those of a data module of the user's
+    own.
 
     Raises:
         UserError: `model.encoder`: the checkpoint names an encoder inside another package, and `args` give none.
@@ -57,6 +59,10 @@ def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], know
     data |= {key: model[key] for key in FROM_DATA if key != "pairs"}
     if option_value(args, "--data.source") is not None:
         data |= dict.fromkeys(("train_file", "validation_file"))
-    defaults = {f"model.{key}": value for key, value in model.items() if key not in FROM_DATA}
+    if any(option_value(args, f"--data.{name}") is not None for name in VALIDATES):
+        data |= dict.fromkeys((*VALIDATES, "fold"))
+    seed = checkpoint.get(DATA_KEY, {}).get("seed")
+    defaults = {} if seed is None else {"seed_everything": seed}
+    defaults |= {f"model.{key}": value for key, value in model.items() if key not in FROM_DATA}
     defaults |= {f"model.lora.{key}": value for key, value in lora.items()}
     return defaults | {f"data.{key}": value for key, value in data.items()}

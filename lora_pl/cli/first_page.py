@@ -19,10 +19,11 @@ OPTIONS = {
     "model.schedule": "constant or linear, to zero [constant]",
     "model.warmup_ratio": "share of the steps that warm up [0.0]",
     "model.start_from": "checkpoint whose adapter training starts from",
-    "data.source": "hub, sample or the folder of a GLUE download [hub]",
+    "data.source": "hub, sample, the folder of a GLUE download, hub:NAME [hub]",
     "data.task": "a GLUE task or custom, for files of your own",
     "data.train_file": "CSV, TSV, JSON lines or Parquet, instead of a source",
     "data.validation_file": "such a file to measure on",
+    "data.validation_share": "or the share of the training sentences to measure on",
     "data.text_column": "the column of the texts",
     "data.text_pair_column": "the column of the second texts, for pairs",
     "data.label_column": "the column of the labels",
@@ -33,6 +34,7 @@ OPTIONS = {
     "ckpt_path": "best.ckpt or last.ckpt of a run",
     "run_name": "names checkpoints/NAME and logs/NAME",
     "resume": "resume the run of that name, if there is one",
+    "early_stopping_patience": "end after so many validations without a new best",
     "seed_everything": "seed of weights, data and dropout [0]",
     "trainer.max_epochs": "epochs to train [3]",
     "trainer.precision": "32-true, bf16-mixed, ...; else the device's fastest",
@@ -43,6 +45,8 @@ OPTIONS = {
     "trainer.limit_val_batches": "batches of validation, to try something out",
     "trainer.limit_test_batches": "batches of the test, to try something out",
     "trainer.callbacks": "EarlyStopping, ...",
+    "errors": "lists misclassified texts: .jsonl, .csv or .parquet",
+    "metrics": "writes all metrics, every class's too: .json",
     "input": "text, CSV, TSV, JSON lines, Parquet; - is stdin [-]",
     "input_format": "of stdin: text, csv, tsv or jsonl",
     "keep_columns": "columns of the input to write beside the answers",
@@ -63,8 +67,9 @@ OPTIONS = {
 TRAINED = ("model.encoder", "model.method", "model.lora.r", "model.lora.lora_alpha", "model.lora.lora_dropout",
            "model.lora.target_modules", "model.lora.variant", "model.learning_rate", "model.schedule",
            "model.warmup_ratio", "model.start_from")  # fmt: skip
-OWN_FILES = ("data.validation_file", "data.text_column", "data.text_pair_column", "data.label_column")
-DATA = ("data.source", "data.task", "data.train_file", *OWN_FILES, "data.max_length", "data.batch_size")
+COLUMNS = ("data.text_column", "data.text_pair_column", "data.label_column")
+DATA = ("data.source", "data.task", "data.train_file", "data.validation_file", "data.validation_share", *COLUMNS,
+        "data.max_length", "data.batch_size")  # fmt: skip
 DEVICE = ("trainer.precision", "trainer.accelerator")
 CKPT = "--ckpt_path checkpoints/NAME/best.ckpt"
 OF_CHECKPOINT = {
@@ -86,17 +91,24 @@ class FirstPage:
     """Of options that this verb describes in its own way."""
 
 
-def _evaluation(verb: str, limit: str) -> FirstPage:
+def _evaluation(verb: str, limit: str, *written: str) -> FirstPage:
     return FirstPage(
         {
             "what is measured": ("ckpt_path", "config", "model.encoder"),
-            "data, by default the run's": ("data.source", *OWN_FILES, "data.max_length", "data.eval_batch_tokens"),
+            "what is written": written,
+            "data, by default the run's": (
+                "data.source",
+                "data.validation_file",
+                *COLUMNS,
+                "data.max_length",
+                "data.eval_batch_tokens",
+            ),
             "trainer": (*DEVICE, "trainer.devices", limit),
         },
         (
             f"lora_pl {verb} {CKPT}",
             f"lora_pl {verb} {CKPT} --data.validation_file held_out.csv",
-            f"lora_pl {verb} {CKPT} --trainer.accelerator cpu",
+            f"lora_pl {verb} {CKPT} --metrics metrics.json",
         ),
         OF_CHECKPOINT,
     )
@@ -107,7 +119,7 @@ PAGES = {
         {
             "what is trained": TRAINED,
             "data": DATA,
-            "run": ("config", "run_name", "resume", "ckpt_path", "seed_everything"),
+            "run": ("config", "run_name", "resume", "ckpt_path", "early_stopping_patience", "seed_everything"),
             "trainer": ("trainer.max_epochs", *DEVICE, "trainer.devices", "trainer.accumulate_grad_batches",
                         "trainer.limit_train_batches", "trainer.callbacks"),
         },
@@ -118,8 +130,8 @@ PAGES = {
             "lora_pl fit --config configs/glue/rte.yaml --run_name rte --resume",
         ),
     ),
-    "validate": _evaluation("validate", "trainer.limit_val_batches"),
-    "test": _evaluation("test", "trainer.limit_test_batches"),
+    "validate": _evaluation("validate", "trainer.limit_val_batches", "metrics", "errors"),
+    "test": _evaluation("test", "trainer.limit_test_batches", "metrics"),
     "predict": FirstPage(
         {
             "who answers": ("ckpt_path", "adapter", "config", "model.encoder"),

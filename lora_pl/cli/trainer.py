@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.callbacks.evaluation_report import EvaluationReport
 from lora_pl.callbacks.progress_bar import ProgressBar
 from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
@@ -37,7 +38,7 @@ LINKED: dict[str, Callable[[SentenceDataModule], Any]] = {
     "pairs": lambda data: data.pairs,
 }
 """The model's settings that the data determine when they have been read."""
-OF_FIT = ("run_name", "resume", "force", "save_every_steps", "save_every_minutes")
+OF_FIT = ("run_name", "resume", "force", "save_every_steps", "save_every_minutes", "early_stopping_patience")
 """Options of `fit` alone; the other verbs ignore them in a configuration, so that a run's own config.yaml serves."""
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
@@ -106,11 +107,15 @@ class ClassifierCLI(LightningCLI):
             add("--force", action="store_true", help="Resume although options differ from the saved run.")
             add("--save_every_steps", type=int | None, help="Optimizer steps between checkpoints.")
             add("--save_every_minutes", type=float | None, default=10, help="Minutes between checkpoints.")
+            add("--early_stopping_patience", type=int | None, help="Validations without a new best that end the run.")
         else:
             for name in OF_FIT:
                 parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
         if self.verb in ("validate", "test"):
             parser.add_argument("--metrics", type=str | None, help="A JSON file for the metrics, every class's too.")
+        if self.verb == "validate":
+            add = parser.add_argument
+            add("--errors", type=str | None, help="Where to list misclassified texts: JSON lines, CSV or Parquet.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
@@ -204,7 +209,8 @@ class ClassifierCLI(LightningCLI):
         options = self._trainer_options()
         shows = shows_bar(options)
         report = EvaluationReport(self._option("metrics"))
-        callbacks = [*as_list(options["callbacks"]), report, *([ProgressBar()] if shows else [])]
+        errors = [ErrorList(path, self.datamodule)] if (path := self._option("errors")) is not None else []
+        callbacks = [*as_list(options["callbacks"]), report, *errors, *([ProgressBar()] if shows else [])]
         return make_trainer({**options, "logger": False, "callbacks": callbacks, "enable_progress_bar": shows})
 
     def fit(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
@@ -213,7 +219,8 @@ class ClassifierCLI(LightningCLI):
 
     def _run(self) -> Run:
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
-        settings = {key: self._option(key) for key in ("ckpt_path", "save_every_steps", "save_every_minutes")}
+        keys = ("ckpt_path", "save_every_steps", "save_every_minutes", "early_stopping_patience")
+        settings = {key: self._option(key) for key in keys}
         resumes = self.resumes and bool(settings["ckpt_path"])  # else parsing found nothing to resume
         return Run(name, resumes, self.forced, **settings, config=self.saved)
 

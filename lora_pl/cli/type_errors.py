@@ -11,6 +11,7 @@ ENTRY = re.compile(r"^(\s*)- (.*?)(?=^\1- |\Z)", re.MULTILINE | re.DOTALL)
 LITERAL = re.compile(r"(?:typing\.)?Literal\[(?P<items>[^\]]*)\]")
 TYPE = re.compile(LITERAL.pattern + r"|<class '(?P<kind>[\w.]+)'>|(?P<other>[\w.]+\[[^\]]*\])")
 MISSING = re.compile(r"(?P<name>\w+): expected --(?P=name), got none")
+A_LIST = "a list such as [a,b]"
 NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S*)")
 
 
@@ -20,7 +21,8 @@ def in_one_line(said: str) -> str:
         telling = [found for _, entry in ENTRY.findall(union["errors"]) if (found := _telling(entry))]
         return telling[0] if telling else f"expected {_types(union['types'])}, got {union['given'].strip()[:100]}"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    plain = re.sub(r"<class '(\w+)'>", r"\1", " ".join(lines[:3]))
+    plain = re.sub(r"Expected a <class '(?:list|tuple)'>", f"expected {A_LIST}", " ".join(lines[:3]))
+    plain = re.sub(r"<class '(\w+)'>", r"\1", plain)
     plain = LITERAL.sub(lambda found: f"one of {', '.join(_items(found['items']))}", plain)
     return plain.replace(". Got value: ", ", got ").replace("Expected a ", "expected ").replace("typing.", "")
 
@@ -42,7 +44,7 @@ def _types(types: str) -> str:
             literals += _items(found["items"])
         elif found["kind"] != "NoneType":
             name = found["other"] or found["kind"].rpartition(".")[2]
-            named.append("a list such as [a,b]" if name.startswith(("list", "tuple")) else name)
+            named.append(A_LIST if name.startswith(("list", "tuple")) else name)
     if literals:
         named.append(f"one of {', '.join(dict.fromkeys(literals))}")
     return " or ".join(named)

@@ -22,9 +22,13 @@ from lora_pl.data.batches import (
     SummedSeedBatches,
     TokenDataset,
 )
-from lora_pl.data.examples import Examples, discover_labels, read_examples
+from lora_pl.data.drawing import stratified_order
+from lora_pl.data.examples import Examples
+from lora_pl.data.held_out import HeldOut
+from lora_pl.data.hub import PREFIX, HubDataset, absolute
+from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
-from lora_pl.data.tasks import CUSTOM, Task, get_task, task_name
+from lora_pl.data.tasks import CUSTOM, MAX_SHOWN, Task, get_task, task_name
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import architecture_of
@@ -44,23 +48,28 @@ ORDERS = {"hashed": RandomBatches, "summed": SummedSeedBatches}
 
 
 class SentenceDataModule(LightningDataModule):
-    """A GLUE task from the hub, a GLUE download or the embedded sample, or one's own files.
+    """A GLUE task from the hub, a GLUE download or the embedded sample; or one's own files, or any data set of the hub.
 
     Sentences are tokenized once and cached without padding; training draws random batches.
 
     Args:
         task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli) or custom; by default sst2, or custom
-            with own files.
-        source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), or a folder of a
-            GLUE download (train.tsv, dev.tsv).
+            with own files or hub:NAME.
+        source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), a folder of a
+            GLUE download (train.tsv, dev.tsv), or hub:NAME (hub:NAME:CONFIGURATION): a data set on the hub, or a
+            folder in the hub's layout.
         train_file: Own training file instead of a source: CSV, TSV, JSON lines or Parquet, by its ending.
         validation_file: Own validation file.
-        text_column: The text's column in own files; by default the task's, `text` for custom.
+        validation_share: The share of the training sentences to validate on instead, drawn by label and seed.
+        folds: Parts of equal size to divide the training sentences into, by label and seed; one of them validates.
+        fold: Which one, from 0.
+        text_column: The text's column in own files and hub:NAME; by default the task's, `text` for custom.
         text_pair_column: The second text's column for a task on pairs.
-        label_column: The label's column in own files.
-        label_names: The classes in the order of their ids; by default the task's, or those in train_file.
+        label_column: The label's column; by default `label`.
+        label_names: The classes in the order of their ids; by default the task's, or those in the training split.
         encoder: Gives the tokenizer: a hub name, a folder, or package://NAME/PATH.
-        train_sentences: Training sentences to use, drawn at random by the seed; by default all.
+        train_sentences: Training sentences to use, drawn by the seed; by default all.
+        train_draw: random, or stratified (with the classes' shares in the whole split).
         max_length: The most tokens of a sentence.
         too_long: cut (and count) longer sentences, or refuse them.
         batch_size: Training sentences per step and process.
@@ -69,7 +78,7 @@ class SentenceDataModule(LightningDataModule):
         eval_batch_tokens: Tokens per batch and process in validation, test and prediction.
         num_workers: Has no effect: batches are made in the training process, which is fastest.
         cache_dir: The folder of tokenized sentences; by default ~/.cache/lora_pl.
-        seed: Of the random batches.
+        seed: Of the random batches, and of the sentences that are drawn.
     """
 
     def __init__(
@@ -78,12 +87,16 @@ class SentenceDataModule(LightningDataModule):
         source: str = HUB,
         train_file: str | None = None,
         validation_file: str | None = None,
+        validation_share: float | None = None,
+        folds: int | None = None,
+        fold: int | None = None,
         text_column: str | None = None,
         text_pair_column: str | None = None,
         label_column: str | None = None,
         label_names: list[str] | None = None,
         encoder: str = EMBEDDED,
         train_sentences: int | None = None,
+        train_draw: Literal["random", "stratified"] = "random",
         max_length: int = 64,
         too_long: Literal["cut", "refuse"] = "cut",
         batch_size: int = 32,
@@ -100,17 +113,24 @@ class SentenceDataModule(LightningDataModule):
         self.hparams.update({key: _absolute(value) for key, value in self.hparams.items() if key in PATHS})
         require_json(dict(self.hparams), arguments(SentenceDataModule.__init__), "data", "")
         # <s>, one token, </s>
-        for name, least in (("max_length", 3), ("batch_size", 1), ("eval_batch_tokens", 1), ("train_sentences", 1)):
-            if self.hparams[name] is not None and self.hparams[name] < least:
-                raise UserError(f"data.{name}", f"expected at least {least}, got {self.hparams[name]}")
-        self.own_files = {TRAIN: train_file, "validation": validation_file}
-        self.reads_own_files = any(self.own_files.values())
-        self.task: Task = get_task(task_name(task, self.reads_own_files))
+        least = {"max_length": 3, "batch_size": 1, "eval_batch_tokens": 1, "train_sentences": 1, "folds": 2, "seed": 0}
+        for name, value in least.items():
+            if self.hparams[name] is not None and self.hparams[name] < value:
+                raise UserError(f"data.{name}", f"expected at least {value}, got {self.hparams[name]}")
+        if not all(name.strip() for name in label_names or []):
+            raise UserError("data.label_names", f"expected a name for every class, got {label_names}")
+        self.own = _own_data(source, train_file, validation_file)
+        self.held_out = HeldOut.of(self.hparams)
+        self.task: Task = get_task(task_name(task, self.own is not None))
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
         self.source, self.encoder, self.seed = source, encoder, seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
         self._tokens: dict[str, Tokens] = {}
         self.start_at(0, 0)
+
+    def __str__(self) -> str:
+        """Short, as an error may quote it; Lightning's would make every loader."""
+        return f"{type(self).__name__}(task={self.task.name!r})"
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -118,7 +138,11 @@ class SentenceDataModule(LightningDataModule):
         given: list[str] | None = self.hparams["label_names"]
         if given is not None or self.task.name != CUSTOM:
             return list(self.task.labels) if given is None else given
-        return list(discover_labels(self._own_file(TRAIN), self._label_column))
+        if self.own is None:
+            raise UserError(
+                "data.train_file", "expected a file, or --data.source hub:NAME, for the task custom; got none"
+            )
+        return list(self.own.classes(self._label_column))
 
     @property
     def pairs(self) -> bool:
@@ -128,7 +152,7 @@ class SentenceDataModule(LightningDataModule):
     @property
     def validation_splits(self) -> list[str]:
         """The labelled splits of `validate` and `test`."""
-        return ["validation"] if self.reads_own_files else list(self.task.validation)
+        return ["validation"] if self.own or self.held_out else list(self.task.validation)
 
     def prepare_data(self) -> None:
         """Read and tokenize the splits into the cache; one process per machine does this."""
@@ -169,7 +193,7 @@ class SentenceDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """As `val_dataloader`."""
-        why = "" if self.reads_own_files else " (the labels of GLUE tests are not public)"
+        why = "" if self.own or self.held_out else " (the labels of GLUE tests are not public)"
         say(f"test: on the labelled {' and '.join(self.validation_splits)} split{why}")
         return self.val_dataloader()
 
@@ -188,10 +212,19 @@ class SentenceDataModule(LightningDataModule):
         return given
 
     def read(self, split: str) -> Examples:
-        """The texts and labels of a split, from its source."""
-        if not self.reads_own_files:
-            return read_split(self.source, self.task, split)
-        return read_examples(self._own_file(split), self._named_task, self.text_columns, self._label_column)
+        """The texts and labels of a split: of its source, or held out of the training split."""
+        if self.held_out is None:
+            return self._stored(split)
+        whole = self._stored(TRAIN)
+        held = self.held_out.mask(whole, classes=bool(self.label_names))
+        return whole.take(~held if split == TRAIN else held)
+
+    @property
+    def places(self) -> list[str]:
+        """The local files or the folder that are read."""
+        if self.own is not None:
+            return self.own.places
+        return [] if self.source in (HUB, SAMPLE) else [self.source]
 
     def labels(self, split: str) -> NDArray[np.float32]:
         """The labels of a split that is set up."""
@@ -202,6 +235,12 @@ class SentenceDataModule(LightningDataModule):
         labels = self.labels(split)
         return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
 
+    def _stored(self, split: str) -> Examples:
+        """The texts and labels of a split that there is."""
+        if self.own is None:
+            return read_split(self.source, self.task, split)
+        return self.own.read(split, self._named_task, self.text_columns, self._label_column)
+
     @property
     def _named_task(self) -> Task:
         return replace(self.task, labels=tuple(self.label_names))
@@ -209,12 +248,6 @@ class SentenceDataModule(LightningDataModule):
     @property
     def _label_column(self) -> str:
         return self.hparams["label_column"] or "label"
-
-    def _own_file(self, split: str) -> str:
-        path = self.own_files[split]
-        if path is None:
-            raise UserError(f"data.{split}_file", "expected a file, as the other split has one, got none")
-        return path
 
     def _tokenized(self, split: str) -> Tokens:
         examples, cache = self.read(split), self.hparams["cache_dir"]
@@ -226,22 +259,36 @@ class SentenceDataModule(LightningDataModule):
                 f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
                 "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
             )
-        said = f"{split}: {len(tokens):,} sentences, {tokens.lengths.mean():.1f} tokens each"
+        said = f"{split}: {len(tokens):,} sentences{self._of(split)}, {tokens.lengths.mean():.1f} tokens each"
         if tokens.cut:
             said += f"; {tokens.cut:,} of {len(tokens):,} sentences were cut at {length} tokens"
         if examples.blank:
             said += f"; {examples.blank:,} blank"
         say(said)
         say(f"  {self._named_task.distribution(tokens.labels)}")
+        present = np.unique(tokens.labels)
+        if absent := [name for number, name in enumerate(self.label_names) if number not in present]:
+            say(f"  no sentence of {', '.join(absent[:MAX_SHOWN])}{', ...' * (len(absent) > MAX_SHOWN)}")
         count = self.hparams["train_sentences"]
         return self._drawn(tokens, count) if split == TRAIN and count else tokens
+
+    def _of(self, split: str) -> str:
+        """Where a split is from, if that is another one."""
+        if self.held_out is not None:
+            return "" if split == TRAIN else f" ({self.held_out.told})"
+        there = self.own.split(split) if self.own else split
+        return "" if there == split else f" (the {there} split of {self.source})"
 
     def _drawn(self, tokens: Tokens, count: int) -> Tokens:
         """`count` training sentences, drawn by the seed, in their order."""
         if count > len(tokens):
             raise UserError("data.train_sentences", f"expected at most {len(tokens)}, the whole split, got {count}")
-        say(f"train: {count:,} of them are used, chosen at random by seed {self.seed}")
-        return tokens.take(np.sort(np.random.default_rng(self.seed).permutation(len(tokens))[:count]))
+        if self.hparams["train_draw"] == "stratified" and self.label_names:
+            order, how = stratified_order(tokens.labels, self.seed), "by label and"
+        else:
+            order, how = np.random.default_rng(self.seed).permutation(len(tokens)), "at random by"
+        say(f"train: {count:,} of them are used, chosen {how} seed {self.seed}")
+        return tokens.take(np.sort(order[:count]))
 
     def _dataset(self, split: str) -> TokenDataset:
         return TokenDataset(self._tokens[split], self.batching, self.tokenizer.pad_token_id, self.fills)
@@ -253,6 +300,13 @@ class SentenceDataModule(LightningDataModule):
 
     def _replicas(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+
+def _own_data(source: str, train_file: str | None, validation_file: str | None) -> OwnFiles | HubDataset | None:
+    """Data whose columns and labels are the user's: files, or a data set that is named; None for GLUE's."""
+    if train_file or validation_file:
+        return OwnFiles(train_file, validation_file)
+    return HubDataset(source) if source.startswith(PREFIX) else None
 
 
 def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, ...]:
@@ -268,4 +322,6 @@ def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, 
 
 def _absolute(path: str | None) -> str | None:
     """An absolute path, as checkpoints store it; hub, sample and None stay as they are."""
-    return path if path in (None, HUB, SAMPLE) else str(Path(path).expanduser().resolve())
+    if path is None or path in (HUB, SAMPLE):
+        return path
+    return absolute(path) if path.startswith(PREFIX) else str(Path(path).expanduser().resolve())

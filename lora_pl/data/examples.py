@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
-from lora_pl.data.rows import read_rows
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_pl.data.rows import Row, read_rows
 from lora_pl.data.tasks import MAX_DIGITS, Task
 from lora_pl.errors import UserError
 
@@ -32,6 +36,11 @@ class Examples:
         """The number of examples with a blank text, which are kept."""
         return sum(any(not text.strip() for text in texts) for texts in zip(*self.texts, strict=True))
 
+    def take(self, chosen: NDArray[np.bool_]) -> Examples:
+        """The examples where `chosen`, (examples,), is true."""
+        texts = tuple(list(compress(column, chosen)) for column in self.texts)
+        return Examples(texts, list(compress(self.labels, chosen)))
+
 
 def read_examples(
     path: str | Path,
@@ -45,15 +54,18 @@ def read_examples(
     Raises:
         UserError: `data.label`: a label is not one of the task's; `data.empty`: the table has no row.
     """
-    texts: tuple[list[str], ...] = tuple([] for _ in text_columns)
-    labels = []
-    for where, (*cells, label) in read_rows(path, [*text_columns, label_column], header):
-        for column, cell in zip(texts, cells, strict=True):
-            column.append(cell)
+    return examples_of(read_rows(path, [*text_columns, label_column], header), task, str(path))
+
+
+def examples_of(rows: Iterable[Row], task: Task, source: str) -> Examples:
+    """The examples in rows of texts with the label as their last cell; see `read_examples`."""
+    texts, labels = [], []
+    for where, (*cells, label) in rows:
+        texts.append(cells)
         labels.append(parse_label(task, label, where))
     if not labels:
-        raise UserError("data.empty", f"{path}: no row in the file")
-    return Examples(texts, labels)
+        raise UserError("data.empty", f"{source}: no row")
+    return Examples(tuple(map(list, zip(*texts, strict=True))), labels)
 
 
 def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
@@ -62,8 +74,13 @@ def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
     Raises:
         UserError: `data.label`: a label is missing or a decimal number, or there are fewer than 2 or over 1,000.
     """
+    return classes_of(read_rows(path, [label_column]), str(path), label_column)
+
+
+def classes_of(rows: Iterable[Row], source: str, label_column: str) -> tuple[str, ...]:
+    """The distinct labels in rows of a label each; see `discover_labels`."""
     distinct: set[str] = set()
-    for where, (cell,) in read_rows(path, [label_column]):
+    for where, (cell,) in rows:
         distinct.add(_class_name(cell, where))
         if len(distinct) > MAX_CLASSES:
             break
@@ -71,7 +88,7 @@ def discover_labels(path: str | Path, label_column: str) -> tuple[str, ...]:
         count = f"over {MAX_CLASSES}" if len(distinct) > MAX_CLASSES else len(distinct)
         raise UserError(
             "data.label",
-            f"{path}: column {label_column!r} has {count} distinct labels; expected 2 to {MAX_CLASSES} classes",
+            f"{source}: column {label_column!r} has {count} distinct labels; expected 2 to {MAX_CLASSES} classes",
         )
     if all(name.isdecimal() and len(name) < MAX_DIGITS for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))

@@ -187,10 +187,11 @@ def _json_row(values: Any, columns: Sequence[str], where: str) -> Row:
     if not isinstance(values, dict):
         raise UserError("data.format", f"{where}: expected an object per line, such as {{{columns[0]!r}: ...}}")
     require_columns(columns, list(values), where)
-    return where, tuple(_text(values[column], where) for column in columns)
+    return where, tuple(cell_text(values[column], where) for column in columns)
 
 
-def _text(value: Any, where: str) -> str:
+def cell_text(value: Any, where: str) -> str:
+    """The cell as text, empty if missing; a UserError, `data.row` or `data.encoding`, if it is no text."""
     if isinstance(value, dict | list | bytes):
         raise UserError("data.row", f"{where}: expected a text, got {type(value).__name__}")
     text = "" if value is None or value != value else str(value)
@@ -208,7 +209,7 @@ def _parquet(path: Path, columns: Sequence[str], header: Sequence[str]) -> Itera
         for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             number += 1
             where = f"{path}, row {number}"
-            row = tuple(_text(cell, where) for cell in cells)
+            row = tuple(cell_text(cell, where) for cell in cells)
             left -= ROW + sum(map(len, row))
             if left < 0:
                 raise UserError("data.format", f"{where}: the file repeats itself over {RATIO} times; save it as CSV")

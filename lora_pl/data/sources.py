@@ -20,7 +20,9 @@ def read_split(source: str, task: Task, split: str) -> Examples:
     """
     if task.name == CUSTOM:
         raise UserError(
-            "data.source", "the task custom has no source; give --data.train_file and --data.validation_file"
+            "data.source",
+            "the task custom has no source of its own; give --data.train_file and --data.validation_file, or "
+            "--data.source hub:NAME",
         )
     if source == HUB:
         return _read_hub(task, split)

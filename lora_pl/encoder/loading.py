@@ -28,8 +28,8 @@ RANGES = {
     **dict.fromkeys(("initializer_range", "layer_norm_eps", "norm_eps"), (0, 1)),
 }
 """Least and most: modules are built before the weights are read, and a file could ask for a billion of them."""
-
-
+_COUNTED: dict[tuple[Any, ...], int] = {}
+"""Parameters by model class, configuration and arguments."""
 _LOADING = threading.RLock()
 """Transformers patches modules of its own and of torch while it loads: one thread at a time."""
 
@@ -186,15 +186,25 @@ def _require_enough_bytes(name: str, kind: Any, config: PretrainedConfig, argume
     files = [path for pattern in ("*.safetensors", "*.bin") for path in Path(local_path(name)).glob(pattern)]
     if not files:
         return
-    with _told(name), torch.device("meta"):
-        model = kind.from_config(config, trust_remote_code=False, **arguments)
-    parameters, held = sum(map(Tensor.numel, model.parameters())), sum(path.stat().st_size for path in files)
+    with _told(name):
+        parameters = _parameters(kind, config.to_json_string(), config, arguments)
+    held = sum(path.stat().st_size for path in files)
     if parameters > held:
         raise UserError(
             "model.encoder",
             f"{name}: config.json describes {parameters:,} parameters, but the weights are {held:,} bytes; expected "
             "the config.json that was saved with these weights",
         )
+
+
+def _parameters(kind: Any, described: str, config: PretrainedConfig, arguments: dict[str, Any]) -> int:
+    """How many a model has, by building it without memory; kept, as a process loads the same encoders again."""
+    key = kind, described, *arguments.items()
+    if key not in _COUNTED:
+        with torch.device("meta"):
+            model = kind.from_config(config, trust_remote_code=False, **arguments)
+        _COUNTED[key] = sum(map(Tensor.numel, model.parameters()))
+    return _COUNTED[key]
 
 
 def _from_pretrained(load: Callable[..., Any], name: str, **kwargs: Any) -> Any:

@@ -31,7 +31,7 @@ def sentences_of(data: SentenceDataModule, count: int) -> Sentences:
     split = data.validation_splits[0]
     examples = data.read(split)
     texts, labels = _rows(examples.texts, count), tuple(examples.labels[: count or None])
-    where = data.own_files["validation"] or data.source
+    where = (data.places or [data.source])[-1]
     return Sentences(texts, labels, f"the {split} split of {data.task.name} ({where})")
 
 
@@ -42,7 +42,8 @@ def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
     """
     settings = {key: value for key, value in checkpoint.get(DATA_KEY, {}).items() if key in EVALUATED}
     settings |= {"label_names": checkpoint["hyper_parameters"]["label_names"]}
-    if any(settings.get(key) not in (None, HUB) for key in ("source", "train_file", "validation_file")):
+    places = [settings.get(key) for key in ("source", "train_file", "validation_file")]
+    if any(place is not None and not place.startswith(HUB) for place in places):
         try:
             return sentences_of(SentenceDataModule(**settings), count)
         except UserError:  # moved or deleted since

@@ -124,6 +124,17 @@ def json_lines(rows: Rows) -> bytes:
     return "".join(json_line(row) + "\n" for row in rows).encode()
 
 
+def write_rows(path: str, rows: Rows) -> None:
+    """Write the rows into a file by its ending, whole or not at all."""
+
+    def fill(beside: Path) -> None:
+        part = beside.with_name(PART.format(0))
+        part.write_bytes(json_lines(rows))
+        WRITERS[Path(path).suffix.lower()]([part] if rows else [], beside)
+
+    write_whole(Path(path), fill)
+
+
 def _as_lines(parts: Sequence[Path], path: Path) -> int:
     rows = 0
     with path.open("wb") as whole:

@@ -15,32 +15,32 @@ from lora_pl.model.parts import WRITERS
 STDOUT = "-"
 
 
-def require_output(output: str, *inputs: str) -> None:
+def require_output(output: str, *inputs: str, key: str = "output") -> None:
     """Check that predictions can be written to `output`, before any is made.
 
     Raises:
-        UserError: `output`: a folder, one of the `inputs` (by another name too), a table into a stream, a file with
-            another ending, or in a folder that is missing or read-only.
+        UserError: `key`: a folder, one of the `inputs` (by another name too) or in one, a table into a stream, a file
+            with another ending, or in a folder that is missing or read-only.
     """
     path = Path(output)
     folder = Path(os.path.realpath(path)).parent
     if output == STDOUT:
         return
     if not output or path.is_dir():
-        raise UserError("output", f"expected a file, got {f'the folder {output}' if output else 'no name'}")
+        raise UserError(key, f"expected a file, got {f'the folder {output}' if output else 'no name'}")
     for given in filter(os.path.exists, inputs):
-        if path.exists() and path.samefile(given):
-            raise UserError("output", f"{output} is {given}, which is read; give another file")
+        if path.exists() and (path.samefile(given) or Path(given).resolve() in path.resolve().parents):
+            raise UserError(key, f"{output} is {'in ' * os.path.isdir(given)}{given}, which is read; give another file")
     ending = path.suffix.lower()
     if is_stream(output):
         if ending in WRITERS and ending != ".jsonl":
-            raise UserError("output", f"{output} is no regular file; a stream gets JSON lines, give another ending")
+            raise UserError(key, f"{output} is no regular file; a stream gets JSON lines, give another ending")
     elif ending not in WRITERS:
-        raise UserError("output", f"{output}: expected a name that ends in {', '.join(WRITERS)}")
+        raise UserError(key, f"{output}: expected a name that ends in {', '.join(WRITERS)}")
     elif not folder.is_dir():
-        raise UserError("output", f"{output}: there is no folder {folder}")
+        raise UserError(key, f"{output}: there is no folder {folder}")
     elif not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError("output", f"{output}: the folder {folder} can't be written to")
+        raise UserError(key, f"{output}: the folder {folder} can't be written to")
 
 
 def is_stream(output: str) -> bool:

@@ -154,10 +154,11 @@ FREE = (
 """Those that matter to training alone, and where and how the base is loaded."""
 EVALUATED = (
     *("task", "source", "train_file", "validation_file", "text_column", "text_pair_column", "label_column"),
+    *("validation_share", "folds", "fold", "seed"),
     *("label_names", "max_length", "too_long", "batching"),
 )
 """The data's settings of a checkpoint that evaluation and prediction use."""
-TRAINED = ("train_sentences", "batch_size", "eval_batch_tokens")
+TRAINED = ("train_sentences", "train_draw", "batch_size", "eval_batch_tokens")
 """Those that training uses too; a checkpoint says nothing of worker processes and folders of this machine."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 
 from lora_pl.callbacks.confusion_figure import ConfusionFigure
 from lora_pl.callbacks.epoch_lines import EpochLines
@@ -24,6 +24,7 @@ from lora_pl.callbacks.throughput import Throughput
 from lora_pl.errors import UserError
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.storage.checkpoint import BEST, LAST, SUFFIX
+from lora_pl.training.early_stopping import PatientStopping
 from lora_pl.training.explained import explained
 from lora_pl.training.resume.conditions import require_resumable
 from lora_pl.training.resume.exact_resume import ExactResume
@@ -60,6 +61,7 @@ class Run:
         config: The configuration to save; by default that of the model, the data and the trainer's options.
         reports: Whether to report parameters, precision, progress and speed, and to stop at gradients that are inf or
             NaN.
+        early_stopping_patience: Validations without a new best after which the run ends; by default it does not.
 
     Raises:
         UserError: `run_name`, the name is no name of a folder.
@@ -77,6 +79,7 @@ class Run:
         ckpt_path: str | Path | None = None,
         config: Configuration | None = None,
         reports: bool = True,
+        early_stopping_patience: int | None = None,
     ) -> None:
         require_name(name)
         self.name, self.resume, self.force = name, resume, force
@@ -84,6 +87,7 @@ class Run:
         self.folder, self.logs = Path(checkpoints) / name, Path(logs)
         self.ckpt_path = Path(ckpt_path) if ckpt_path else None
         self.config, self.reports = config, reports
+        self.early_stopping_patience = early_stopping_patience
 
     @property
     def best_checkpoint(self) -> Path:
@@ -107,7 +111,8 @@ class Run:
             UserError: `run_name`, the run exists and `resume` is false, or another process uses it; `resume`, options,
                 data or processes differ from the saved run, or a feature in use can't be resumed exactly;
                 `checkpoint...`, no checkpoint is whole; `model.start_from`, a new run's start is missing; `trainer...`,
-                an option that does not work here.
+                an option that does not work here; `early_stopping_patience`, it is below 1, or the callbacks have an
+                EarlyStopping too.
         """
         options = settled(trainer_options)
         with run_lock(self.folder) if _saves(options) else nullcontext():
@@ -155,6 +160,7 @@ class Run:
         configuration = partial(self._configuration, options=options)
         own["callbacks"] = [
             *([*first, *self._saving()] if _saves(options) else []),
+            *self._stopping(options),
             *as_list(options.get("callbacks")),
             *(self._reports(options, bool(own["logger"])) if self.reports else []),
             RunConfig(configuration, self.folder if _saves(options) else None),
@@ -167,6 +173,15 @@ class Run:
         best, last = BestCheckpoint(self.folder), LastCheckpoint(self.folder)
         points = SavePoints(best, last, self.save_every_steps, self.save_every_minutes)
         return [ExactResume(self._strict), points, best, last]
+
+    def _stopping(self, options: Mapping[str, Any]) -> list[Callback]:
+        if self.early_stopping_patience is None:
+            return []
+        if any(isinstance(callback, EarlyStopping) for callback in as_list(options.get("callbacks"))):
+            raise UserError(
+                "early_stopping_patience", "the callbacks have an EarlyStopping already; leave one of the two out"
+            )
+        return [PatientStopping(self.early_stopping_patience)]
 
     def _reports(self, options: Mapping[str, Any], logs: bool) -> list[Callback]:
         progress = ProgressBar() if shows_bar(options) else EpochLines()
@@ -186,8 +201,9 @@ class Run:
     ) -> Configuration:
         if self.config is not None:
             return self.config
-        saving = {"save_every_steps": self.save_every_steps, "save_every_minutes": self.save_every_minutes}
-        return {**configuration_of(model, data, options), "run_name": self.name, **saving}
+        own = ("save_every_steps", "save_every_minutes", "early_stopping_patience")
+        settings = {name: getattr(self, name) for name in own}
+        return {**configuration_of(model, data, options), "run_name": self.name, **settings}
 
 
 def _saves(options: Mapping[str, Any]) -> bool:

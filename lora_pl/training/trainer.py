@@ -75,8 +75,8 @@ def make_trainer(options: Mapping[str, Any]) -> Trainer:
 
 
 def shows_bar(options: Mapping[str, Any]) -> bool:
-    """Whether a progress bar is enabled and standard error is a terminal."""
-    return options.get("enable_progress_bar") is not False and sys.stderr.isatty()
+    """Whether a progress bar is enabled, and both standard output, where it is, and standard error are terminals."""
+    return options.get("enable_progress_bar") is not False and sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def ignore_advice() -> None:

@@ -74,6 +74,11 @@ def test_what_trains_more_than_adapters_is_trained_alone():
     assert all(trial.alone for trial in grid(shared).trials())
 
 
+@pytest.mark.parametrize("given", [{"data.validation_share": 0.1}, {"data.folds": 2}, {"early_stopping_patience": 3}])
+def test_what_validates_or_ends_by_itself_is_trained_alone(given):
+    assert all(trial.alone for trial in grid(given).trials())
+
+
 def test_a_task_brings_its_folder_and_its_own_options():
     of_task = {"rte": {RATE: 5e-4, "trainer.max_epochs": 80}}
     found = grid(axes={"data.task": ["rte", "stsb"]}, of_task=of_task, seeds=1).trials()

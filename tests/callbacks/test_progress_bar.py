@@ -3,8 +3,10 @@
 import os
 import termios
 import threading
+from types import SimpleNamespace
 
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
+from lora_pl.training.trainer import shows_bar
 
 
 def on_a_terminal(monkeypatch, function) -> list[str]:
@@ -47,3 +49,15 @@ def test_each_epoch_leaves_a_line_above_the_bar(monkeypatch, tiny_encoder, glue_
     assert bars[-1].startswith("epoch 3/3: 100%")
     assert "accuracy=" in bars[-1]
     assert not [line for line in lines if "Epoch" in line]
+
+
+def test_output_that_goes_elsewhere_has_no_bar(monkeypatch):
+    streams = {name: SimpleNamespace(isatty=lambda: True) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(f"lora_pl.training.trainer.sys.{name}", stream)
+    assert shows_bar({})
+    for stream in streams.values():
+        with monkeypatch.context() as patch:
+            patch.setattr(stream, "isatty", lambda: False)
+            assert not shows_bar({})
+    assert not shows_bar({"enable_progress_bar": False})

@@ -61,7 +61,8 @@ def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
 
 def _defaults() -> dict[str, Any]:
     model, data = (defaults(made.__init__) for made in (LoRAClassifier, SentenceDataModule))
-    return flatten({"model": {**model, "lora": LoRAConfig().to_dict()}, "data": data})
+    own = {"early_stopping_patience": None}
+    return flatten({"model": {**model, "lora": LoRAConfig().to_dict()}, "data": data, **own})
 
 
 def _same(before: Any, now: Any) -> bool:

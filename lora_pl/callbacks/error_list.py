@@ -1,0 +1,104 @@
+"""The sentences that a model gets wrong."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lora_pl.data.batches import Batch
+from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.data.tasks import Prediction, Task
+from lora_pl.data.texts import as_text, named
+from lora_pl.errors import UserError
+from lora_pl.model.parts import Rows, write_rows
+from lora_pl.model.predict_output import is_stream, require_output
+from lora_pl.reporting import say
+
+KEY = "errors"
+
+
+class ErrorList(Callback):
+    """Writes the misclassified sentences of a validation to a file, the most confident errors first.
+
+    A row has the texts, the label, the prediction and its probability, and names the split where there are several.
+    For a regression it has all sentences, with label, prediction and their difference, the largest first.
+
+    Args:
+        path: JSON lines, CSV or Parquet, by its ending.
+        data: What is validated.
+
+    Raises:
+        UserError: `errors`: the file can't be written, is one of the data's own, or there are several processes.
+    """
+
+    def __init__(self, path: str, data: SentenceDataModule) -> None:
+        require_output(path, *data.places, key=KEY)
+        if is_stream(path):
+            raise UserError(KEY, f"{path}: expected a file")
+        self.path, self.data = path, data
+        self._listening: RemovableHandle | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse several processes."""
+        if trainer.world_size > 1:
+            raise UserError(KEY, f"expected one process, got {trainer.world_size}; give --trainer.devices 1")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to the logits."""
+        self._logits: dict[int, list[tuple[tuple[int, ...], Tensor]]] = defaultdict(list)
+        self._listening = pl_module.register_forward_hook(self._note)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Note the split."""
+        self._split = dataloader_idx
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        self._stop_listening()
+        task: Task = pl_module.task  # type: ignore[assignment]
+        rows = [row for split in self._logits for row in self._errors(task, split)]
+        rows.sort(key=lambda row: -row["probability" if task.labels else "difference"])
+        write_rows(self.path, rows)
+        total = sum(len(places) for found in self._logits.values() for places, _ in found)
+        what = "misclassified" if task.labels else "largest difference first"
+        say(f"{len(rows):,} of {total:,} sentences in {self.path}, {what}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Listen no more."""
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.remove()
+
+    def _note(self, module: LightningModule, inputs: tuple[Batch], logits: Tensor) -> None:
+        self._logits[self._split].append((inputs[0].rows, logits.float().cpu()))
+
+    def _errors(self, task: Task, number: int) -> Rows:
+        """The rows of a split, in no order."""
+        names = self.data.validation_splits
+        examples, split = self.data.read(names[number]), {"split": names[number]} if names[1:] else {}
+        places = [place for some, _ in self._logits[number] for place in some]
+        logits = torch.cat([some for _, some in self._logits[number]])
+        labels = torch.tensor([examples.labels[place] for place in places])
+        wrong = (task.decisions(logits) != task.targets(labels)) | (not task.labels)
+        return [
+            split
+            | named(as_text([column[places[index]] for column in examples.texts]))
+            | _answer(task, examples.labels[places[index]], prediction)
+            for index, prediction in zip(wrong.nonzero().flatten(), task.predictions(logits[wrong]), strict=True)
+        ]
+
+
+def _answer(task: Task, label: float, prediction: Prediction) -> dict[str, Any]:
+    if not task.labels:
+        score = prediction["score"]
+        return {"label": label, "prediction": score, "difference": abs(score - label)}
+    return {"label": task.labels[int(label)], "prediction": prediction["label"], "probability": prediction["score"]}

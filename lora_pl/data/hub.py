@@ -1,0 +1,119 @@
+"""Any labelled data set of the hub, or a folder in the hub's layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lora_pl.data.examples import Examples, classes_of, examples_of
+from lora_pl.data.rows import Row, cell_text, require_columns
+from lora_pl.data.sources import TRAIN
+from lora_pl.data.tasks import Task
+from lora_pl.errors import UserError
+
+PREFIX = "hub:"
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+VALIDATION = ("validation", "test")
+"""The first of these splits that there is validates."""
+
+
+class HubDataset:
+    """The splits of `hub:NAME` or `hub:NAME:CONFIGURATION`, read by `datasets`, which runs no code of theirs.
+
+    Args:
+        source: NAME is a data set on the hub, or a folder in the hub's layout (Parquet, CSV or JSON files by split,
+            with or without a README.md that names them).
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.name, _, self.configuration = source.removeprefix(PREFIX).partition(":")
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder; None for a data set on the hub."""
+        path = Path(self.name).expanduser()
+        return path if self.name and path.is_dir() else None
+
+    @property
+    def places(self) -> list[str]:
+        """The local folder, if it is one."""
+        return [str(self.folder)] if self.folder else []
+
+    def split(self, split: str) -> str:
+        """The name of `split` there: test, for a validation split that there is not.
+
+        Raises:
+            UserError: `data.source`: there is none.
+        """
+        names = list(self._splits)
+        wanted = (split,) if split == TRAIN else VALIDATION
+        found = next((name for name in wanted if name in names), None)
+        if found is None:
+            way = "" if split == TRAIN else "; give --data.validation_share 0.1 to take one from the training split"
+            there = f"there are: {', '.join(map(str, names))}"
+            raise UserError("data.source", f"{self.source}: no split {' or '.join(wanted)}; {there}{way}")
+        return found
+
+    def read(self, split: str, task: Task, text_columns: Sequence[str], label_column: str) -> Examples:
+        """The texts and labels of a split; the ids of a `ClassLabel` are those of the task's labels.
+
+        Raises:
+            UserError: `data.source`: see `split`; `data.column`, `data.row`, `data.label`, `data.empty`: see
+                `read_examples`.
+        """
+        name = self.split(split)
+        rows = self._rows(name, [*text_columns, label_column], task.labels)
+        return examples_of(rows, task, f"{self.source}, {name}")
+
+    def classes(self, label_column: str) -> tuple[str, ...]:
+        """The names of the label's `ClassLabel`; in any other column the distinct labels, as in a file."""
+        name = self.split(TRAIN)
+        self._require_columns(name, [label_column])
+        rows = self._rows(name, [label_column])
+        return self._names(name, label_column) or classes_of(rows, f"{self.source}, {name}", label_column)
+
+    def _rows(self, name: str, columns: Sequence[str], labels: Sequence[str] = ()) -> Iterator[Row]:
+        self._require_columns(name, columns)
+        named = bool(self._names(name, columns[-1]))
+        table = self._splits[name].select_columns(list(dict.fromkeys(columns)))
+        for number, row in enumerate(table, 1):
+            where = f"{self.source}, {name}, row {number}"
+            *texts, label = (row[column] for column in columns)
+            if named and label is not None and 0 <= label < len(labels):
+                label = labels[label]
+            yield where, tuple(cell_text(cell, where) for cell in (*texts, label))
+
+    def _names(self, name: str, column: str) -> tuple[str, ...]:
+        """The names of a column's `ClassLabel`; none for another column."""
+        return tuple(getattr(self._splits[name].features[column], "names", None) or ())
+
+    def _require_columns(self, name: str, columns: Sequence[str]) -> None:
+        require_columns(columns, self._splits[name].column_names, f"{self.source}, {name}")
+
+    @cached_property
+    def _splits(self) -> Any:
+        """The tables by split."""
+        from datasets import load_dataset
+
+        if self.folder is None and not REPOSITORY.fullmatch(self.name):
+            raise UserError("data.source", f"{self.source}: no such folder; expected hub:NAME or hub:FOLDER")
+        try:
+            return load_dataset(str(self.folder or self.name), self.configuration or None)
+        except Exception as error:  # the hub's client raises its own and its transport's
+            raise UserError(
+                "data.source",
+                f"{self.source} could not be loaded ({' '.join(str(error).split())[:300]}); expected hub:NAME or "
+                "hub:NAME:CONFIGURATION of a data set that can be reached, or hub:FOLDER",
+            ) from error
+
+
+def absolute(source: str) -> str:
+    """The source with an absolute path, if it is a folder."""
+    data = HubDataset(source)
+    if data.folder is None:
+        return source
+    return f"{PREFIX}{data.folder.resolve()}{data.configuration and f':{data.configuration}'}"

@@ -1,0 +1,50 @@
+"""One's own training and validation files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lora_pl.data.examples import Examples, discover_labels, read_examples
+from lora_pl.data.sources import TRAIN
+from lora_pl.data.tasks import Task
+from lora_pl.errors import UserError
+
+
+class OwnFiles:
+    """A file per split: CSV, TSV, JSON lines or Parquet, by its ending.
+
+    Args:
+        train: The training file.
+        validation: The validation file; either may be missing where it is not read.
+    """
+
+    def __init__(self, train: str | None, validation: str | None) -> None:
+        self.by_split = {TRAIN: train, "validation": validation}
+
+    @property
+    def places(self) -> list[str]:
+        """The files."""
+        return [file for file in self.by_split.values() if file]
+
+    def split(self, split: str) -> str:
+        """The name of `split` there, which is its own."""
+        return split
+
+    def read(self, split: str, task: Task, text_columns: Sequence[str], label_column: str) -> Examples:
+        """The texts and labels of a split.
+
+        Raises:
+            UserError: `data.train_file`, `data.validation_file`: there is none; see also `read_examples`.
+        """
+        return read_examples(self._file(split), task, text_columns, label_column)
+
+    def classes(self, label_column: str) -> tuple[str, ...]:
+        """The distinct labels in the training file; see `discover_labels`."""
+        return discover_labels(self._file(TRAIN), label_column)
+
+    def _file(self, split: str) -> str:
+        file = self.by_split[split]
+        if file is None:
+            ways = "" if split == TRAIN else ", or --data.validation_share 0.1 to take it from the training file"
+            raise UserError(f"data.{split}_file", f"expected a file, as the other split has one{ways}; got none")
+        return file

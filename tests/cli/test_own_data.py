@@ -1,0 +1,63 @@
+"""One's own sentences by the command line, from the split to the errors."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_pl.callbacks.error_list import ErrorList
+from lora_pl.cli.main import main
+from lora_pl.training.resume.exact_resume import RESUME_KEY
+from tests.cli.mistakes import fails
+
+
+@pytest.fixture
+def own(tiny_encoder):
+    words = [("good", "happy"), ("bad", "sad"), ("fine", "happy"), ("dull", "sad")]
+    lines = [f"the film is {word} {'very ' * n},{'a ' * n}plot,{label}" for n in range(1, 7) for word, label in words]
+    Path("my films.csv").write_text("\n".join(["the review,summary,stars", *lines]) + "\n")
+    flags = ["--model.encoder", tiny_encoder(), "--data.train_file", "my films.csv", "--trainer.max_epochs", "1"]
+    return [*flags, "--data.text_column", "the review", "--data.label_column", "stars", "--data.batch_size", "8"]
+
+
+def fit(own: list[str], *flags: str) -> str:
+    assert main(["fit", *own, "--run_name", "own", *flags]) == 0
+    return "checkpoints/own/last.ckpt"
+
+
+def test_a_run_keeps_its_held_out_sentences(own, capsys, monkeypatch):
+    share = ["--data.validation_share", "0.25", "--seed_everything", "5"]
+    checkpoint = fit(own, *share)
+    fingerprint = torch.load(checkpoint, weights_only=True)[RESUME_KEY]["conditions"]["the validation data"]
+    found = []
+    monkeypatch.setattr(ErrorList, "setup", lambda self, *_, stage: found.append(self.data.fingerprints()))
+    arguments = ["validate", "--ckpt_path", checkpoint, "--errors", "errors.jsonl"]
+    assert main(arguments) == 0
+    assert found == [{"validation": fingerprint}]
+    assert main([*arguments, "--data.validation_file", "my films.csv"]) == 0
+    assert " 24 sentences in errors.jsonl" in capsys.readouterr().err
+    again = ["fit", *own, "--run_name", "own", "--resume", *share, "--data.validation_share", "0.5"]
+    assert fails(capsys, *again) == "resume"
+
+
+def test_the_last_line_is_a_command_that_works(own, capsys):
+    fit(own, "--data.validation_share", "0.25", "--data.text_pair_column", "summary")
+    line = capsys.readouterr().err.rpartition("predict     lora_pl ")[2].strip()
+    assert "--data.text_column 'the review' --data.text_pair_column summary" in line
+    assert main([*shlex.split(line), "--output", "x.jsonl"]) == 0
+    rows = [json.loads(text) for text in Path("x.jsonl").read_text().splitlines()]
+    assert len(rows) == 24
+    assert rows[0]["text_pair"] == "a plot"
+
+
+def test_folds_are_an_axis(own, capsys, monkeypatch):
+    monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda folder: folder)
+    study = ["ablate", *own, "--vary", "data.fold", "0", "1", "--data.folds", "2", "--seeds", "1", "--pack", "2"]
+    assert main([*study, "--output", "study", "--early_stopping_patience", "1"]) == 0
+    said = capsys.readouterr().err
+    assert all(f"fold-{fold}-s0: accuracy" in said for fold in (0, 1))
+    held = [torch.load(f"study/trials/fold-{fold}-s0/last.ckpt", weights_only=True) for fold in (0, 1)]
+    first, second = (checkpoint[RESUME_KEY]["conditions"] for checkpoint in held)
+    assert first["the validation data"] == second["the train data"]
