@@ -9,7 +9,6 @@ import pytest
 from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "extending.md"
 INHERITED = {
     "gain": "tests/lora/test_variants.py",
     "ernie": "tests/encoder/test_architectures.py",
@@ -41,9 +40,3 @@ def ran(tmp_path_factory) -> dict[str, int]:
 @pytest.mark.parametrize("row", INHERITED)
 def test_an_example_inherits_the_tests_of_its_table(row, ran):
     assert ran[row] >= 3
-
-
-def test_the_page_names_files_that_exist():
-    named = re.findall(r"`((?:lora_pl|tests|docs)/[\w/]+\.(?:py|md))`", PAGE.read_text(encoding="utf-8"))
-    assert len(named) > 10
-    assert not [path for path in named if not Path(ROOT, path).is_file()]
