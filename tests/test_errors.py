@@ -17,12 +17,14 @@ PACKAGE = Path(lora_pl.__file__).parent
 KEY = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 NOT_LITERAL = {
     ("ablation/grid.py", "axis"),
+    ("callbacks/error_list.py", "KEY"),
     ("cli/parser.py", "key"),
     ("cli/parser.py", "missing['key']"),
     ("data/parquet.py", "key"),
     ("lora/config.py", "field"),
     ("lora/injection.py", "field"),
     ("lora/names.py", "field"),
+    ("model/predict_output.py", "key"),
     ("storage/schema.py", "key"),
     ("training/explained.py", "found[1]"),
     ("training/run_lock.py", "key"),
