@@ -28,7 +28,7 @@ NEEDS = {
 }
 """What a block's comment names if the block has such words in it."""
 RUN = {"docs/python.md", "docs/extending.md", "docs/method.md", "README.md"}
-"""Pages whose Python other tests run; of the README that is the first block."""
+"""Pages whose Python other tests run."""
 
 
 class Made(Exception):

@@ -1,6 +1,5 @@
 """A run by the Python API is the command's run, bit for bit."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -234,16 +233,6 @@ def test_the_same_cell_twice_trains_once(made):
         last = read_checkpoint(run.last_checkpoint)
         assert last["global_step"] == 12
         assert all(torch.equal(last["state_dict"][key], tensor) for key, tensor in model.state_dict().items())
-
-
-def test_the_readmes_snippet_works(monkeypatch):
-    """As it stands, but for fewer sentences and epochs."""
-    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (snippet,) = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "Run(" in part]
-    fit = Run.fit
-    monkeypatch.setattr(Run, "fit", lambda self, *objects, **options: fit(self, *objects, max_steps=2, max_epochs=1))
-    exec(snippet, {})
-    assert Path("checkpoints/notebook/best.ckpt").is_file() or Path("checkpoints/notebook/last.ckpt").is_file()
 
 
 @pytest.mark.parametrize("lora", [{}, {"lora_dropout": 0.1}])
