@@ -16,6 +16,11 @@ import torch
 from tests.support import process_state, run_in_process, tiny_config, tiny_tokenizer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+SLOW = (
+    *("test_ablate.py", "test_round_trips.py", "test_extending.py", "test_onnx.py", "test_formats.py", "test_kills.py"),
+    *("test_tutorials.py", "test_load_checkpoint.py", "test_two_devices.py", "test_distributed.py", "test_support.py"),
+)
+"""Files that take long. They start first, so that at the end no process waits for one of them."""
 
 
 def pytest_configure() -> None:
@@ -39,6 +44,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOW)
     missing = pytest.mark.skip(reason=f"the developers' material is not at {SHARED}")
     for item in items:
         if item.get_closest_marker("shared") and not SHARED.is_dir():

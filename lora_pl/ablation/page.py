@@ -56,7 +56,7 @@ def make_page(
         .render(
             conditions=_conditions(settings, table),
             failed=[_cells(row["trial"], row["error"]) for row in table.rows if row["status"] == FAILED],
-            unit=unit_of(summary["measured"][0]["metric"]),
+            unit=unit_of(next((row["metric"] for row in summary["measured"]), "")),
             results=[*map(_result, summary["measured"]), *map(_result, summary["published"])],
             series=[_compared(one) for one in series],
             figures=figures,

@@ -26,7 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.data import datamodule
-from lora_pl.data.batches import SummedSeedBatches
+from lora_pl.data.batches import SummedSeedBatches, TokenDataset
 from lora_pl.errors import UserError
 from lora_pl.reporting import silence
 from lora_pl.storage.checkpoint import read_checkpoint
@@ -281,9 +281,11 @@ def test_a_callback_whose_state_would_be_lost_is_missed(fit):
 
 
 def test_runs_of_earlier_versions_keep_their_order(fit, monkeypatch):
-    """0.2.0 seeded with seed + epoch; its checkpoints name no order, and hold the loss as torchmetrics' MeanMetric."""
+    """0.2.0 seeded with seed + epoch and filled no rows; its checkpoints say neither, and hold the loss as torchmetrics'
+    MeanMetric."""
     with monkeypatch.context() as patch:
         patch.setitem(datamodule.ORDERS, "hashed", SummedSeedBatches)
+        patch.setattr(datamodule, "TokenDataset", lambda *given: TokenDataset(*given[:3], fills=False))
         whole = fit("whole")
         with pytest.raises(Killed):
             fit("killed", killed=10)
@@ -298,7 +300,7 @@ def test_runs_of_earlier_versions_keep_their_order(fit, monkeypatch):
     resumed = fit.lives("killed", 12)
     a, b = (read_checkpoint(run.last_checkpoint) for run in (whole, resumed))
     assert all(torch.equal(b["state_dict"][key], tensor) for key, tensor in a["state_dict"].items())
-    assert b[RESUME_KEY]["order"] == "summed"
+    assert (b[RESUME_KEY]["order"], b[RESUME_KEY]["fills"]) == ("summed", False)
 
 
 HOLD = """
