@@ -281,8 +281,8 @@ def test_a_callback_whose_state_would_be_lost_is_missed(fit):
 
 
 def test_runs_of_earlier_versions_keep_their_order(fit, monkeypatch):
-    """0.2.0 seeded with seed + epoch and filled no rows; its checkpoints say neither, and hold the loss as torchmetrics'
-    MeanMetric."""
+    """0.2.0 seeded with seed + epoch and filled no rows; its checkpoints say neither, and hold the loss as a
+    MeanMetric of torchmetrics."""
     with monkeypatch.context() as patch:
         patch.setitem(datamodule.ORDERS, "hashed", SummedSeedBatches)
         patch.setattr(datamodule, "TokenDataset", lambda *given: TokenDataset(*given[:3], fills=False))
