@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.cli.main import main
@@ -252,3 +253,13 @@ def test_a_plain_trainer_validates_and_tests(made):
     assert {key.removeprefix("val/"): value for key, value in validated.items()} == pytest.approx(
         {key.removeprefix("test/"): value for key, value in tested.items()}
     )
+
+
+def test_a_logger_of_the_users_has_what_tensorboard_has(made):
+    logger = CSVLogger("csvlogs")
+    run = Run("other")
+    run.fit(*made(), max_epochs=1, logger=logger, log_every_n_steps=1)
+    text = (Path(logger.log_dir) / "metrics.csv").read_text()
+    assert all(name in text for name in ("train/loss", "val/accuracy", "lr/head"))
+    assert read_checkpoint(run.last_checkpoint)["global_step"] == 6
+    assert not Path("logs/other").exists()
