@@ -17,7 +17,7 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say, silence
 from lora_pl.storage.checkpoint import SUFFIX
-from lora_pl.training.run import Run
+from lora_pl.training.run import OPTIONS, Run
 from lora_pl.training.trainer import as_list
 
 
@@ -97,8 +97,7 @@ class TrialRunner:
 
     def _run(self, trial: Trial, reports: bool = True) -> Run:
         config = {"seed_everything": trial.seed, **trial.config(self.config), "run_name": trial.name}
-        own = ("save_every_steps", "save_every_minutes", "early_stopping_patience")
-        settings = {key: value for key, value in config.items() if key in own}
+        settings = {key: value for key, value in config.items() if key in OPTIONS}
         return Run(
             trial.name, resume=True, force=True, checkpoints=self.folder, logs=self.folder, config=config,
             reports=reports, **settings,

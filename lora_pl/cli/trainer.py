@@ -26,7 +26,7 @@ from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.training.resume.same_run import checkpoint_to_resume
-from lora_pl.training.run import Run
+from lora_pl.training.run import OPTIONS, Run
 from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_folder import CHECKPOINTS, require_name, run_name
 from lora_pl.training.run_lock import run_lock
@@ -38,7 +38,7 @@ LINKED: dict[str, Callable[[SentenceDataModule], Any]] = {
     "pairs": lambda data: data.pairs,
 }
 """The model's settings that the data determine when they have been read."""
-OF_FIT = ("run_name", "resume", "force", "save_every_steps", "save_every_minutes", "early_stopping_patience")
+OF_FIT = ("run_name", "resume", "force", *OPTIONS)
 """Options of `fit` alone; the other verbs ignore them in a configuration, so that a run's own config.yaml serves."""
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
@@ -219,8 +219,7 @@ class ClassifierCLI(LightningCLI):
 
     def _run(self) -> Run:
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
-        keys = ("ckpt_path", "save_every_steps", "save_every_minutes", "early_stopping_patience")
-        settings = {key: self._option(key) for key in keys}
+        settings = {key: self._option(key) for key in ("ckpt_path", *OPTIONS)}
         resumes = self.resumes and bool(settings["ckpt_path"])  # else parsing found nothing to resume
         return Run(name, resumes, self.forced, **settings, config=self.saved)
 

@@ -187,7 +187,7 @@ def _require_enough_bytes(name: str, kind: Any, config: PretrainedConfig, argume
     if not files:
         return
     with _told(name):
-        parameters = _parameters(kind, config.to_json_string(), config, arguments)
+        parameters = _parameters(kind, config, arguments)
     held = sum(path.stat().st_size for path in files)
     if parameters > held:
         raise UserError(
@@ -197,9 +197,9 @@ def _require_enough_bytes(name: str, kind: Any, config: PretrainedConfig, argume
         )
 
 
-def _parameters(kind: Any, described: str, config: PretrainedConfig, arguments: dict[str, Any]) -> int:
+def _parameters(kind: Any, config: PretrainedConfig, arguments: dict[str, Any]) -> int:
     """How many a model has, by building it without memory; kept, as a process loads the same encoders again."""
-    key = kind, described, *arguments.items()
+    key = kind, config.to_json_string(), *arguments.items()
     if key not in _COUNTED:
         with torch.device("meta"):
             model = kind.from_config(config, trust_remote_code=False, **arguments)

@@ -129,7 +129,7 @@ class SplitMetrics(nn.Module):
         yield "nonfinite", self.nonfinite
         yield from self.metrics.items()
         if self.counts is not None:
-            yield "confusion", self.counts
+            yield "counts", self.counts
 
 
 class StageMetrics(nn.ModuleDict):

@@ -36,6 +36,9 @@ from lora_pl.training.run_lock import LockedRun, run_lock
 from lora_pl.training.run_log import run_logger
 from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, settled, shows_bar
 
+OPTIONS = ("save_every_steps", "save_every_minutes", "early_stopping_patience")
+"""The arguments of `Run` that a configuration has too, beside its name."""
+
 
 class Run:
     """A named training run with the reports, checkpoints and exact resume of `lora_pl fit`.
@@ -201,8 +204,7 @@ class Run:
     ) -> Configuration:
         if self.config is not None:
             return self.config
-        own = ("save_every_steps", "save_every_minutes", "early_stopping_patience")
-        settings = {name: getattr(self, name) for name in own}
+        settings = {name: getattr(self, name) for name in OPTIONS}
         return {**configuration_of(model, data, options), "run_name": self.name, **settings}
 
 
