@@ -66,6 +66,7 @@ def measure(folder: Path, precision: str, split: str, sentences: int, rounds: in
     peers: dict[str, Predict] = {
         OURS: lora_pl(encoder, dtype, merged=True),
         "lora_pl, adapters apart": lora_pl(encoder, dtype, merged=False),
+        "lora_pl, int8 base, adapters apart": lora_pl(encoder, torch.int8, merged=False),
         "lora_pl, the base without adapters": lora_pl(encoder, dtype, merged=False, method="head"),
         "PEFT, adapters apart, batch 32": peft_unmerged(encoder, dtype, 32),
     }

@@ -32,6 +32,7 @@ DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 PEERS: dict[str, dict[str, Callable[[str], Step]]] = {
     "bf16": {
         OURS: partial(lora_pl_step, dtype="bfloat16"),
+        "lora_pl, int8 base": partial(lora_pl_step, dtype="int8"),
         "lora_pl, padded": partial(lora_pl_step, dtype="bfloat16", batching="padded"),
         "PEFT, bf16 weights": partial(peft_step, dtype="bfloat16", weights=torch.bfloat16),
         "PEFT, fp32 weights, autocast": partial(peft_step, dtype="bfloat16"),

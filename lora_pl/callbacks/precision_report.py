@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lora_pl.errors import UserError
 from lora_pl.lora import lora_layers
+from lora_pl.lora.int8 import Int8Weight
 from lora_pl.reporting import say
 
 
@@ -89,7 +90,7 @@ def computed_type(model: nn.Module) -> torch.dtype:
 
 def _frozen_types(model: nn.Module) -> str:
     weights = (p for m in model.modules() if not isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False))
-    types = {_short(p.dtype) for p in weights if not p.requires_grad}
+    types = {"int8" if isinstance(p, Int8Weight) else _short(p.dtype) for p in weights if not p.requires_grad}
     return " and ".join(sorted(types)) or "no type (none are frozen)"
 
 

@@ -145,7 +145,7 @@ def predict_adapters(
     text_pair_column: str = "text_pair",
     adapter_column: str | None = None,
     encoder: str | None = None,
-    base_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    base_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32",
 ) -> None:
     """Ask several adapters on one base: all of them about every text, or one of them.
 

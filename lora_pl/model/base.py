@@ -13,13 +13,14 @@ from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching, indices_of_like_
 from lora_pl.data.tokens import Tokens, tokenize
 from lora_pl.encoder.architectures import architecture_of, module_names
 from lora_pl.encoder.dropout import use_bulk_dropout
-from lora_pl.encoder.dtype import cast_frozen
+from lora_pl.encoder.dtype import cast_frozen, quantize_frozen
 from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.fingerprint import base_fingerprints
 from lora_pl.encoder.head import ArchitectureHead, HeadKind, LinearHead, new_head
 from lora_pl.encoder.loading import load_encoder, load_tokenizer, max_tokens, pretrained_head_layers
 from lora_pl.encoder.packing import Packing
 from lora_pl.lora import LoRAConfig, inject_lora
+from lora_pl.model.precision import cpu_has_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,8 +51,8 @@ class Base:
         self.reader = FirstTokenFeatures(encoder)
         self.batching: Batching = "packed" if architecture_of(self.config).packed else "padded"
         """packed, or padded if the encoder can't be packed"""
-        self.dtype = torch.float32
-        """Of the frozen weights; norms are fp32."""
+        self.weights = self.dtype = torch.float32
+        """The dtype of the frozen weights, and the one computed in; they differ for int8. Norms are fp32."""
 
     @classmethod
     def load(cls, name: str, dropout: float | None = None, head: HeadKind = "linear") -> Base:
@@ -95,13 +96,17 @@ class Base:
         return adapted
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Convert the frozen weights to `dtype` and compute in it; norms stay fp32.
+        """Convert the frozen weights to `dtype` and compute in it (for int8 see `Int8Weight`); norms stay fp32.
 
         Does nothing for fp32 (rounded weights stay rounded) or if no weight is frozen.
         """
         if dtype != torch.float32 and not all(parameter.requires_grad for parameter in self.encoder.parameters()):
-            cast_frozen(self.encoder, dtype)
-            self.dtype = dtype
+            self.weights = self.dtype = dtype
+            if dtype == torch.int8:
+                self.dtype = torch.bfloat16 if cpu_has_bf16() else torch.float32
+                quantize_frozen(self.encoder, self.dtype)
+            else:
+                cast_frozen(self.encoder, dtype)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast to the frozen weights' dtype if that is 16-bit; otherwise the caller's own setting holds."""

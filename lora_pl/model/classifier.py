@@ -90,7 +90,8 @@ class LoRAClassifier(TaskModule):
         head: linear (on the first token's feature) or architecture (Transformers' head for this encoder).
         dropout: The encoder's, on hidden states and attention, in training; by default its configuration's.
         base_dtype: The frozen weights' dtype; auto is the dtype of the trainer's precision (bfloat16 for bf16-mixed),
-            or float32 without a trainer. Adapters, head, norms and optimizer are always fp32.
+            or float32 without a trainer; int8 quantizes linear layers, on a CPU with AVX512_VNNI. Adapters, head, norms
+            and optimizer are always fp32.
         nonfinite_loss: Whether an inf or NaN loss stops the run or skips the batch.
         class_weights: Weights of the classes in the training loss: a number for each, in the order of their ids, or
             balanced (n / (classes x the class's count), from the training labels); by default all count the same. For
@@ -378,9 +379,12 @@ class LoRAClassifier(TaskModule):
     def merged_for_prediction(self, dtype: torch.dtype = torch.float32) -> Iterator[None]:
         """Within the context, all calls of `predict` share one merge: in fp32, then rounded once to `dtype`.
 
+        For int8 nothing is merged: adapters fit the codes that they were trained beside.
+
         In this thread alone; but the base stays in `dtype` afterwards, so no other thread may use it meanwhile.
         """
-        with torch.inference_mode(False), merged_lora(self.encoder, dtype):  # weights outlive an inference mode
+        merged = nullcontext() if dtype == torch.int8 else merged_lora(self.encoder, dtype)
+        with torch.inference_mode(False), merged:  # weights outlive an inference mode
             self.base.cast(dtype)
             yield
 
@@ -407,7 +411,7 @@ class LoRAClassifier(TaskModule):
         require_list(texts)
         if not texts:
             return []
-        merges = len(texts) >= MERGED_FROM and self.base.dtype == torch.float32
+        merges = len(texts) >= MERGED_FROM and self.base.weights == torch.float32
         with merged_lora(self.encoder) if merges else nullcontext():
             return self.task.predictions(self.logits(texts, batch_tokens, batching))
 

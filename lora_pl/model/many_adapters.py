@@ -50,7 +50,7 @@ class ManyAdapters(nn.Module):
     Args:
         checkpoints: A checkpoint per name.
         encoder: The base, if it has moved; by default the first checkpoint's.
-        base_dtype: float32, bfloat16 or float16: of the base's weights and its computation.
+        base_dtype: float32, bfloat16, float16 or int8: of the base's weights and its computation.
 
     Raises:
         UserError: `checkpoint...`: see `read_model`; `adapter`: a checkpoint has another base, or was trained

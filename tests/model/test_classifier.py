@@ -13,6 +13,7 @@ from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS, LoRAError, lora_layers
+from lora_pl.lora.int8 import Int8Weight, int8_is_fast
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.encoder.test_architectures import KINDS
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
@@ -315,6 +316,41 @@ def test_the_base_is_kept_in_its_type_and_the_rest_in_fp32(
     before = copy.deepcopy(model.state_dict())
     assert len(model.predict(TEXTS * 80)) == 320
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI")
+def test_an_int8_base_answers_as_the_fp32_one_and_is_never_merged(tiny_encoder):
+    exact, eight = (LoRAClassifier(encoder=tiny_encoder(), base_dtype=dtype).eval() for dtype in ("float32", "int8"))
+    for layer in lora_layers(exact).values():
+        torch.nn.init.normal_(layer.adapter.lora_B)
+    eight.load_state_dict(exact.state_dict())
+    many = TEXTS * 80
+    logits = eight.logits(many)
+    assert 0 < (logits - exact.logits(many)).norm() / logits.norm() < 0.05
+    with eight.merged_for_prediction(torch.int8):
+        assert torch.equal(eight.logits(many), logits)
+    assert [answer["score"] for answer in eight.predict(many)] == logits.softmax(-1).amax(-1).tolist()
+
+
+def test_int8_says_what_it_needs(tiny_encoder, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_vnni": False})
+    with pytest.raises(UserError, match="AVX512_VNNI") as error:
+        LoRAClassifier(encoder=tiny_encoder(), base_dtype="int8")
+    assert error.value.key == "model.base_dtype"
+
+
+@pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI")
+def test_an_int8_run_has_its_linear_layers_in_int8(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder(), base_dtype="int8", learning_rate=1e-2)
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    before = copy.deepcopy(model.state_dict())
+    trainer(tmp_path, precision="32-true").fit(model, data)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if "lora_B" in name)
+    linear = [module.weight for module in model.encoder.modules() if isinstance(module, nn.Linear)]
+    assert all(isinstance(weight, Int8Weight) for weight in linear)
+    assert sum(parameter.numel() for parameter in model.parameters()) == sum(
+        parameter.numel() for parameter in LoRAClassifier(encoder=tiny_encoder()).parameters()
+    )
 
 
 def test_full_fine_tuning_keeps_fp32(tiny_encoder, glue_folder, tmp_path):
