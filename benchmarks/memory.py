@@ -19,19 +19,20 @@ from benchmarks.peers import peft_step, random_encoder, status
 from benchmarks.table import print_table
 from benchmarks.training import OURS, SHARED
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
+from lora_pl.encoder.dtype import BaseDtype
 
 Memory = dict[int, float]
 """Resident MiB of a process by the number of finished steps."""
 BATCH = 32
 
 
-def lora_pl_run(encoder: str, steps: int) -> Memory:
+def lora_pl_run(encoder: str, steps: int, base_dtype: BaseDtype = "auto") -> Memory:
     """`lora_pl fit` in bf16-mixed."""
     resident, data = Resident(steps), _sst2(encoder)
     options = {"precision": "bf16-mixed", "limit_val_batches": 0, "enable_progress_bar": False}
     with tempfile.TemporaryDirectory() as folder:
         run = Run("memory", checkpoints=folder, logs=folder)
-        run.fit(LoRAClassifier.for_data(data), data, max_steps=steps, callbacks=[resident], **options)
+        run.fit(LoRAClassifier.for_data(data, base_dtype=base_dtype), data, max_steps=steps, callbacks=[resident], **options)
     return resident.found
 
 
@@ -49,6 +50,7 @@ def peft_run(encoder: str, steps: int, weights: torch.dtype) -> Memory:
 
 RUNS: dict[str, Callable[[str, int], Memory]] = {
     OURS: lora_pl_run,
+    "lora_pl, int8 base": partial(lora_pl_run, base_dtype="int8"),
     "PEFT, bf16 weights": partial(peft_run, weights=torch.bfloat16),
     "PEFT, fp32 weights, autocast": partial(peft_run, weights=torch.float32),
 }
