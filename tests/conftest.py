@@ -13,12 +13,13 @@ import docstring_parser
 import pytest
 import torch
 
-from tests.support import process_state, run_in_process, tiny_config, tiny_tokenizer
+from tests.support import process_state, run_in_process, tiny_config, tiny_tokenizer, write_glue_split
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SLOW = (
     *("test_ablate.py", "test_round_trips.py", "test_extending.py", "test_onnx.py", "test_formats.py", "test_kills.py"),
     *("test_tutorials.py", "test_load_checkpoint.py", "test_two_devices.py", "test_distributed.py", "test_support.py"),
+    "test_commands.py",
 )
 """Files that take long. They start first, so that at the end no process waits for one of them."""
 
@@ -105,6 +106,19 @@ def glue_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def glue_download(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GLUE download: every task's folder."""
+    from lora_pl.data.tasks import GLUE_TASKS
+
+    download = tmp_path_factory.mktemp("glue_data")
+    for task in GLUE_TASKS.values():
+        (download / task.folder).mkdir()
+        for name in ("train.tsv", *task.validation.values()):
+            write_glue_split(download / task.folder / name, task)
+    return download
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tiny_encoder, glue_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """best.ckpt of a tiny run by the command."""
     cwd = tmp_path_factory.mktemp("run")
@@ -112,3 +126,13 @@ def checkpoint(tiny_encoder, glue_folder: Path, tmp_path_factory: pytest.TempPat
     arguments += ["--model.learning_rate", "3e-2", "--model.head_learning_rate", "1e-1", "--run_name", "tiny"]
     run_in_process(["fit", *arguments, "--trainer.max_epochs", "4"], cwd, check=True)
     return cwd / "checkpoints" / "tiny" / "best.ckpt"
+
+
+@pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files without pictures, for tests that look elsewhere: drawing takes as long as a tiny trial."""
+
+    def write(figure, file, **options) -> None:
+        file.write(b"") if hasattr(file, "write") else Path(file).touch()
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", write)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy
@@ -95,6 +96,17 @@ def tiny_tokenizer(kind: str):
         pad_token="<pad>", unk_token="<unk>", model_max_length=38,
         model_input_names=["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
     )  # fmt: skip
+
+
+def write_glue_split(path: Path, task) -> None:
+    """Eight rows in the layout of the task's download."""
+    columns = task.header or (*task.file_columns, task.label_column)
+    labels = [str(index) for index in range(len(task.labels))] or ["0.5", "4.2"]
+    lines = [] if task.header else ["\t".join(columns)]
+    for number, label in enumerate(islice(cycle(labels), 8)):
+        cells = {column: f"{WORDS[number]} {column[-1]}" for column in columns} | {task.label_column: label}
+        lines.append("\t".join(cells[column] for column in columns))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

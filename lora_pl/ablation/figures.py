@@ -28,7 +28,7 @@ BASE_LAW = 36_864
 
 
 def along_axis(series: Sequence[Series], references: Sequence[Group]) -> Figure:
-    """The last epoch's metric along an axis: a dot per run, the mean over seeds with its 95% interval, references."""
+    """The last epoch's metric along an axis: a dot per run, their mean with its 95% interval, references."""
     figure, axes = _figure()
     values = list(dict.fromkeys(group.first[one.axis] for one in series for group in one.groups))
     values = sorted(values, key=value_order) if series[0].axis != ARM else values
@@ -75,7 +75,7 @@ def parameters_by_rank(series: Sequence[Series]) -> Figure:
 
 
 def loss_curves(series: Series, curves: Mapping[str, Curve]) -> Figure:
-    """The smoothed training loss of one series: mean over seeds at each rank; the band is lowest to highest."""
+    """The smoothed training loss of one series: mean over runs at each rank; the band is lowest to highest."""
     import numpy as np
 
     figure, axes = _figure()
@@ -146,7 +146,7 @@ def _draw_series(axes: Axes, series: Series, values: list[str], number: int, cou
     axes.errorbar(
         centres, means, widths, color=color, linestyle=line if series.axis != ARM else "none", linewidth=1.2,
         marker=marker, markersize=7, capsize=5, markerfacecolor="white",
-        label=f"{series.name + ': ' if series.name else ''}mean, 95% interval over seeds",
+        label=f"{series.name + ': ' if series.name else ''}mean, 95% interval",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The finished trials of a table, grouped by what they share but the seed, and set side by side along an axis."""
+"""The finished trials of a table, grouped by what they share but seed and fold, and set side by side along an axis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_pl.ablation.table import OK, Row, axes_of, value_order
 from lora_pl.data.held_out import VALIDATES
 from lora_pl.model.monitor import best_of
 
-ARM = "arm"
+ARM, FOLD = "arm", "data.fold"
 TOLD = {
     **dict.fromkeys((ARM, "data.task", "data.source"), "{}"),
     ALPHA_RULE: "alpha {}",
@@ -21,23 +21,23 @@ TOLD = {
     "model.learning_rate": "learning rate {}",
 }
 """How a value is told; by default after the last part of the option's name."""
-SENTENCES = ("data.task", "data.source", "data.train_file", *(f"data.{name}" for name in (*VALIDATES, "fold")))
+SENTENCES = ("data.task", "data.source", "data.train_file", *(f"data.{name}" for name in VALIDATES))
 """Axes that results are not compared along: theirs are other sentences."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The seeds of one setting."""
+    """The seeds of one setting, and its folds."""
 
     name: str
     """In a series its value there, else all that varies."""
     rows: tuple[Row, ...]
-    """The last epoch's row of each seed."""
+    """The last epoch's row of each seed and fold."""
 
-    def results(self, which: Literal["last", "best"] = "last") -> dict[int, float]:
-        """The metric by seed, at the last epoch or at the seed's best."""
-        return {row["seed"]: row[which] for row in self.rows}
+    def results(self, which: Literal["last", "best"] = "last") -> dict[tuple[int, str | None], float]:
+        """The metric by seed and fold, at the last epoch or at the trial's best."""
+        return {(row["seed"], row.get(FOLD)): row[which] for row in self.rows}
 
     @property
     def first(self) -> Row:
@@ -63,14 +63,14 @@ class Series:
 def groups_of(rows: Sequence[Row]) -> list[Group]:
     """Every setting."""
     last = list({row["trial"]: row for row in rows if row["status"] == OK}.values())  # rows go by epoch
-    names = [ARM, *axes_of(last)]
+    names = _settings(last)
     varied = _varied(last, names)
     return [Group(_said(own[0], varied), tuple(own)) for own in apart(last, lambda row: _values(row, names))]
 
 
 def series_of(groups: Sequence[Group]) -> list[Series]:
     """Each arm's settings along each of its axes, at every point of the others."""
-    names = [ARM, *axes_of([group.first for group in groups])]
+    names = _settings([group.first for group in groups])
     told = _varied([group.first for group in groups], names)
     found = []
     for arm in apart(groups, lambda group: group.first[ARM]):
@@ -86,7 +86,7 @@ def arms_of(groups: Sequence[Group]) -> list[Series]:
     """The arms on each set of sentences, each at the point of its axes with the best mean."""
     found = []
     rows = [group.first for group in groups]
-    where, own_axes = _varied(rows, SENTENCES), _varied(rows, {ARM, *axes_of(rows)} - {*SENTENCES})
+    where, own_axes = _varied(rows, SENTENCES), _varied(rows, {*_settings(rows)} - {*SENTENCES})
     for same in apart(groups, lambda group: _values(group.first, SENTENCES)):
         pick = best_of(same[0].first["metric"])
         best = [pick(own, key=lambda group: group.mean) for own in apart(same, lambda group: group.first[ARM])]
@@ -106,6 +106,11 @@ def apart(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
 def _series(axis: str, name: str, groups: Sequence[Group]) -> Series:
     ordered = sorted(groups, key=lambda group: value_order(group.first[axis]))
     return Series(axis, name, tuple(replace(group, name=_said(group.first, [axis])) for group in ordered))
+
+
+def _settings(rows: Sequence[Row]) -> list[str]:
+    """The arm and the axes; folds are samples of one setting, as seeds are."""
+    return [ARM, *(axis for axis in axes_of(rows) if axis != FOLD)]
 
 
 def _values(row: Row, names: Iterable[str]) -> tuple[str | None, ...]:

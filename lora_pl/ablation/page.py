@@ -96,7 +96,8 @@ def _result(row: dict[str, Any]) -> TableRow:
     """A row of the summary."""
     counts = (f"{row[key]:,}" for key in ("trainable_lora", "trainable_head", "trainable"))
     results = (_percent(row.get(key), row.get(f"{key}_std")) for key in ("last", "best"))
-    return {**_cells(row["name"], *counts, *results, row["seeds"]), "published": row in PUBLISHED}
+    runs = f"{row['seeds']}, {row['folds']} folds each" if row.get("folds") else row["seeds"]
+    return {**_cells(row["name"], *counts, *results, runs), "published": row in PUBLISHED}
 
 
 def _compared(series: Series) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from lora_pl.ablation.figures import along_axis, loss_curves, parameters_by_rank
 from lora_pl.ablation.grid import RANK, file_name
-from lora_pl.ablation.groups import ARM, SENTENCES, Group, Series, apart, arms_of, groups_of, series_of
+from lora_pl.ablation.groups import ARM, FOLD, SENTENCES, Group, Series, apart, arms_of, groups_of, series_of
 from lora_pl.ablation.page import PUBLISHED, make_page
 from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
@@ -74,7 +74,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _summary(group: Group, settings: dict[str, Any]) -> dict[str, Any]:
-    """A row of `summary.json`: a setting with its options, parameters, and mean and deviation over seeds."""
+    """A row of `summary.json`: a setting with its options, parameters, and mean and deviation over its runs."""
     best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
     options = {**settings, **options_of(group.first)}
     own = options.get("data.train_file") or str(options.get("data.source")).startswith(PREFIX)
@@ -87,7 +87,8 @@ def _summary(group: Group, settings: dict[str, Any]) -> dict[str, Any]:
         "options": {key: group.first[key] for key in axes_of([group.first])},
         "metric": group.first["metric"],
         "epochs": group.first["epoch"],
-        "seeds": last.n,
+        "seeds": len({row["seed"] for row in group.rows}),
+        "folds": len({row.get(FOLD) for row in group.rows} - {None}),
         "best": best.mean,
         "best_std": _clean(best.std),
         "last": last.mean,
@@ -107,7 +108,7 @@ def _figures(folder: Path, series: Sequence[Series]) -> dict[str, tuple[Figure, 
     for one in (by_rank or series)[:1]:
         found["loss_curves"] = (
             loss_curves(one, _curves(folder, one)),
-            f"Training loss{f' ({one.name})' if one.name else ''}, exponentially smoothed: mean over seeds "
+            f"Training loss{f' ({one.name})' if one.name else ''}, exponentially smoothed: mean over runs "
             "and, shaded, lowest to highest.",
         )
     return found | (section7_figures(folder, by_rank[0]) if by_rank else {})
@@ -122,7 +123,7 @@ def _along_axis(same: Sequence[Series], series: Sequence[Series]) -> tuple[str, 
     name = file_name(["by", axis.rpartition(".")[2], *sentences])
     caption = (
         f"Validation {first['metric']} after the last epoch{' on ' if sentences else ''}{', '.join(sentences)}. Small "
-        "marks are runs, one per seed; large marks their mean with the t-based 95% interval of the mean."
+        "marks are runs; large marks their mean with the t-based 95% interval of the mean."
     )
     chosen = " Of each arm that has axes, the point with the best mean." if axis == ARM else ""
     return name, (along_axis(same, references), caption + chosen)
@@ -130,7 +131,7 @@ def _along_axis(same: Sequence[Series], series: Sequence[Series]) -> tuple[str, 
 
 def _sentences(one: Series) -> tuple[str, ...]:
     first = one.groups[0].first
-    return tuple(f"fold {first[key]}" if key == "data.fold" else first[key] for key in SENTENCES if key in first)
+    return tuple(first[key] for key in SENTENCES if key in first)
 
 
 def _curves(folder: Path, series: Series) -> dict[str, Curve]:

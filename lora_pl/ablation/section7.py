@@ -197,9 +197,13 @@ def amplification_rows(folder: Path, series: Series) -> list[list[str]]:
 
 
 def _checkpoints(folder: Path, group: Group) -> list[Path]:
-    """The last checkpoint of each seed that has one."""
-    paths = (folder / "trials" / row["trial"] / "last.ckpt" for row in group.rows)
-    return [path for path in paths if path.is_file()]
+    """The last checkpoint of each seed that has one, of its first fold."""
+    found: dict[int, Path] = {}
+    for row in group.rows:
+        path = folder / "trials" / row["trial"] / "last.ckpt"
+        if path.is_file():
+            found.setdefault(row["seed"], path)
+    return list(found.values())
 
 
 def _similarities(pairs: Iterable[tuple[Path, Path]], side: Side) -> list[dict[str, Tensor]]:

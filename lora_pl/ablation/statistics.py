@@ -1,4 +1,4 @@
-"""Means, intervals and paired comparisons over seeds."""
+"""Means, intervals and paired comparisons over runs that differ in their seed, or seed and fold."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
 CONFIDENCE = 0.95
 MOST_LISTED = 3
@@ -27,7 +28,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two groups, compared seed by seed."""
+    """Two groups, compared run by run."""
 
     one: str
     other: str
@@ -40,7 +41,7 @@ class Comparison:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation and the t-based 95% interval of some seeds' results."""
+    """Mean, standard deviation and the t-based 95% interval of some runs' results."""
     from scipy import stats
 
     n, centre = len(values), mean(values)
@@ -50,13 +51,15 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(n, centre, deviation, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n))
 
 
-def compare(groups: Mapping[str, Mapping[int, float]]) -> list[Comparison]:
-    """Paired t-tests of every two groups (result by seed) with at least two seeds in common, corrected by `holm`."""
+def compare(groups: Mapping[str, Mapping[Any, float]]) -> list[Comparison]:
+    """Paired t-tests of every two groups with at least two keys in common, corrected by `holm`.
+
+    A group has its results by what pairs them: the seed, or seed and fold.
+    """
     pairs = []
     for one, other in itertools.combinations(groups, 2):
-        seeds = sorted(groups[one].keys() & groups[other].keys())
-        if len(seeds) > 1:
-            differences = [groups[one][seed] - groups[other][seed] for seed in seeds]
+        differences = [result - groups[other][key] for key, result in groups[one].items() if key in groups[other]]
+        if len(differences) > 1:
             pairs.append((one, other, summarize(differences), _p_value(differences)))
     adjusted = holm([pair[3] for pair in pairs])
     return [Comparison(*pair, adjusted_p=p) for pair, p in zip(pairs, adjusted, strict=True)]
@@ -75,9 +78,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def verdict(comparisons: Sequence[Comparison]) -> str:
     """One sentence: whether any group differs from another by more than the noise."""
     if not comparisons:
-        return "With fewer than two seeds nothing can be said about noise."
-    seeds = min(comparison.difference.n for comparison in comparisons)
-    how = f"paired t-tests over {seeds} seeds, Holm's correction for {len(comparisons)} comparisons"
+        return "With fewer than two seeds or folds nothing can be said about noise."
+    pairs = min(comparison.difference.n for comparison in comparisons)
+    how = f"paired t-tests over {pairs} pairs, Holm's correction for {len(comparisons)} comparisons"
     found = [c for c in comparisons if c.adjusted_p < 1 - CONFIDENCE]
     if not found:
         least = min(comparison.adjusted_p for comparison in comparisons)

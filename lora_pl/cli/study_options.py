@@ -105,28 +105,34 @@ class StudyOptions:
             for task, options in files.items()
         }
 
-    def options(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        """Options of `fit` by full name, from the layout of a configuration or from full names."""
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            name = f"{prefix}{key}"
-            nested = isinstance(value, Mapping) and name not in self._known
-            found |= self.options(value, f"{name}.") if nested else {name: self.value(name, value)}
-        return found
-
-    def value(self, key: str, value: Any) -> Any:
-        """An option's value as `fit` parses it.
+    def options(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of `fit` by full name, each as `fit` parses it, from the layout of a configuration or full names.
 
         Raises:
             UsageError: `vary`, there is no such option; its own key, the value is wrong.
         """
+        named = {key: self._listed(key, value) for key, value in self._named(values).items()}
+        parsed = self.parser.parse_object(with_options({}, named))
+        plain = yaml.safe_load(self.parser.dump(parsed, skip_validation=True, skip_unset=False))
+        return {key: reduce(lambda place, name: place[name], key.split("."), plain) for key in named}
+
+    def value(self, key: str, value: Any) -> Any:
+        """An option's value as `fit` parses it; for errors see `options`."""
+        return self.options({key: value})[key]
+
+    def _named(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            nested = isinstance(value, Mapping) and name not in self._known
+            found |= self._named(value, f"{name}.") if nested else {name: value}
+        return found
+
+    def _listed(self, key: str, value: Any) -> Any:
         if key not in self._known:
             raise UsageError("vary", f"there is no option --{key} to vary{self.parser.nearest(key)}")
-        if key == SHORT_NAMES["targets"] and isinstance(value, str) and not value.startswith("["):
-            value = value.split(",")
-        parsed = self.parser.parse_object(with_options({}, {key: value}))
-        plain = yaml.safe_load(self.parser.dump(parsed, skip_validation=True, skip_unset=False))
-        return reduce(lambda place, name: place[name], key.split("."), plain)
+        names = key == SHORT_NAMES["targets"] and isinstance(value, str) and not value.startswith("[")
+        return value.split(",") if names else value
 
     def _axes(self, values: Any) -> dict[str, list[Any]]:
         if not isinstance(values, Mapping):

@@ -24,7 +24,7 @@ STDIN = "-"
 FREE, RATIO, ROW = 1 << 28, 200, 64
 """A Parquet file may stand for 256 MiB and 200 times its size: its texts, and 64 bytes per row."""
 
-NAMED_BY = "text_column, text_pair_column, label_column and label_columns name others"
+NAMED_BY = "--data.text_column, --data.text_pair_column, --data.label_column or --data.label_columns names another"
 
 Cells = tuple[str, ...]
 Row = tuple[str, Cells]
@@ -105,7 +105,8 @@ def require_columns(columns: Sequence[str], present: Sequence[str], where: str) 
         if column not in present:
             # no control characters of a hostile header in the terminal
             shown = ", ".join(name if name.isprintable() else repr(name) for name in map(str, present))
-            raise UserError("data.column", f"{where}: no column {column!r}; there are: {shown[:500]} ({NAMED_BY})")
+            way = "save it with commas" if len(present) == 1 and ";" in shown else NAMED_BY
+            raise UserError("data.column", f"{where}: no column {column!r}; there are: {shown[:500]} ({way})")
 
 
 def _decoded(data: bytes, where: str, first: bool) -> str:

@@ -72,7 +72,7 @@ class TrainingLoss(nn.Module):
         if not isinstance(data, SentenceDataModule):
             raise UserError("model.class_weights", "balanced needs the labels of a SentenceDataModule; give numbers")
         self.weights = torch.tensor(_balanced(data.labels(TRAIN), self.task), dtype=torch.float32)
-        shown = [f"{name} {weight:.4g}" for name, weight in zip(self.task.labels, self.weights.tolist(), strict=True)]
+        shown = [f"{name}: {weight:.4g}" for name, weight in zip(self.task.labels, self.weights.tolist(), strict=True)]
         say(f"class weights: {', '.join(shown[:MAX_SHOWN])}{', ...' if shown[MAX_SHOWN:] else ''}")
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from lora_pl.ablation.groups import arms_of, groups_of, series_of
+from lora_pl.ablation.statistics import compare
 from lora_pl.ablation.table import OK
 
 RANK, RATE, TASK = "model.lora.r", "model.learning_rate", "data.task"
@@ -59,6 +60,24 @@ def test_nothing_is_compared_with_the_results_on_other_sentences():
     for one in [*series_of(both), *arms_of(both)]:
         assert len({group.first[TASK] for group in one.groups}) == 1
     assert len(series_of(both)) == 2 * 5
+
+
+def test_folds_are_samples_of_a_setting_as_seeds_are():
+    """Of another axis the values are compared fold by fold."""
+    found = [
+        row("LoRA", seed, (1 + int(fold)) * 0.01 * r + seed, **{RANK: str(r), "data.fold": fold})
+        for r in (2, 16)
+        for fold in "012"
+        for seed in (0, 1)
+    ]
+    groups = groups_of(found[1:])  # one is missing
+    assert [group.name for group in groups] == ["r = 2", "r = 16"]
+    assert groups[1].mean == pytest.approx(2 * 0.16 + 0.5)
+    (series,) = series_of(groups)
+    (difference,) = compare({group.name: group.results() for group in series.groups})
+    assert difference.difference.n == 5
+    assert difference.difference.mean == pytest.approx(-0.14 * (1 + 2 + 2 + 3 + 3) / 5)
+    assert arms_of(groups) == []
 
 
 def test_an_arm_stands_at_its_best_point():

@@ -33,6 +33,6 @@ def test_the_verdict_tells_a_difference_from_noise():
     assert verdict(compare(alike)).startswith("None differs from another by more than the noise")
     apart = {"r = 1": alike["r = 1"], "r = 2": {seed: value + 0.05 for seed, value in alike["r = 2"].items()}}
     said = verdict(compare(apart))
-    assert said.startswith("1 of 1 differences are larger than the noise (paired t-tests over 5 seeds")
+    assert said.startswith("1 of 1 differences are larger than the noise (paired t-tests over 5 pairs")
     assert "r = 1 - r = 2: -5.0" in said
-    assert "fewer than two seeds" in verdict([])
+    assert "fewer than two seeds or folds" in verdict([])

@@ -39,16 +39,6 @@ def study(flags, tmp_path_factory) -> Path:
     return folder / "study"
 
 
-@pytest.fixture
-def empty_figures(monkeypatch):
-    """Files without pictures, for tests that look elsewhere: drawing takes as long as a tiny trial."""
-
-    def write(figure, file, **options):
-        file.write(b"") if hasattr(file, "write") else Path(file).touch()
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", write)
-
-
 def rows_of(folder: Path, times: bool = False) -> list[dict]:
     rows = ResultTable(folder).rows
     return rows if times else [{key: value for key, value in row.items() if key not in TIMES} for row in rows]

@@ -1,7 +1,6 @@
 """configs/glue: the paper's settings of the nine tasks, parsed as they are and run on a tiny encoder."""
 
 import functools
-from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,10 @@ import torch
 import yaml
 
 from lora_pl.cli.main import main
-from lora_pl.data.tasks import GLUE_TASKS, Task
+from lora_pl.data.tasks import GLUE_TASKS
 from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.storage.flat import flatten
-from tests.support import WORDS, run_in_process
+from tests.support import run_in_process
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "glue"
 PUBLISHED = {  # learning rate, epochs, effective batch
@@ -22,35 +21,13 @@ PUBLISHED = {  # learning rate, epochs, effective batch
 }  # fmt: skip
 
 
-def write_split(path: Path, task: Task) -> None:
-    """Eight rows in the layout of the task's download."""
-    columns = task.header or (*task.file_columns, task.label_column)
-    labels = [str(index) for index in range(len(task.labels))] or ["0.5", "4.2"]
-    lines = [] if task.header else ["\t".join(columns)]
-    for number, label in enumerate(islice(cycle(labels), 8)):
-        cells = {column: f"{WORDS[number]} {column[-1]}" for column in columns} | {task.label_column: label}
-        lines.append("\t".join(cells[column] for column in columns))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 @pytest.fixture(scope="session")
-def glue(tmp_path_factory) -> Path:
-    """A tiny GLUE download."""
-    folder = tmp_path_factory.mktemp("glue_data")
-    for task in GLUE_TASKS.values():
-        (folder / task.folder).mkdir()
-        for name in ("train.tsv", *task.validation.values()):
-            write_split(folder / task.folder / name, task)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def fit(tiny_encoder, glue):
+def fit(tiny_encoder, glue_download):
     """Run `fit` with a task's configuration, cut to two steps."""
 
     def run(task: str, folder: Path, *flags: str) -> str:
         arguments = ["--config", str(CONFIGS / f"{task}.yaml"), "--model.encoder", tiny_encoder(), "--run_name", task]
-        arguments += ["--data.source", str(glue), "--data.batch_size", "4", "--data.max_length", "16"]
+        arguments += ["--data.source", str(glue_download), "--data.batch_size", "4", "--data.max_length", "16"]
         return run_in_process(["fit", *arguments, "--trainer.max_steps", "2", *flags], folder, check=True).stderr
 
     return run

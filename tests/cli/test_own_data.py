@@ -3,10 +3,12 @@
 import json
 import shlex
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
 
+from lora_pl.ablation.table import ResultTable
 from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.cli.main import main
 from lora_pl.training.resume.exact_resume import RESUME_KEY
@@ -52,8 +54,9 @@ def test_the_last_line_is_a_command_that_works(own, capsys):
     assert rows[0]["text_pair"] == "a plot"
 
 
-def test_folds_are_an_axis(own, capsys, monkeypatch):
-    monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda folder: folder)
+@pytest.mark.usefixtures("empty_figures")
+def test_folds_are_an_axis(own, capsys):
+    """The report has their mean."""
     study = ["ablate", *own, "--vary", "data.fold", "0", "1", "--data.folds", "2", "--seeds", "1", "--pack", "2"]
     assert main([*study, "--output", "study", "--early_stopping_patience", "1"]) == 0
     said = capsys.readouterr().err
@@ -61,3 +64,8 @@ def test_folds_are_an_axis(own, capsys, monkeypatch):
     held = [torch.load(f"study/trials/fold-{fold}-s0/last.ckpt", weights_only=True) for fold in (0, 1)]
     first, second = (checkpoint[RESUME_KEY]["conditions"] for checkpoint in held)
     assert first["the validation data"] == second["the train data"]
+    (row,) = json.loads(Path("study/summary.json").read_text())["measured"]
+    found = [each["last"] for each in ResultTable(Path("study")).rows]
+    assert (row["name"], row["seeds"], row["folds"]) == ("", 1, 2)
+    assert (row["last"], row["last_std"]) == pytest.approx((mean(found), stdev(found)))
+    assert "1, 2 folds each" in Path("study/report.html").read_text()

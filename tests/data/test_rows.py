@@ -56,6 +56,7 @@ def test_quotes_and_lines_within_a_cell(tmp_path):
     ("name", "content", "key", "said"),
     [
         ("x.csv", "id,text\n1\n", "row", "x.csv, line 2"),
+        ("x.csv", "id;text\n1;a\n", "column", "there are: id;text .save it with commas"),
         ("x.csv", "id,text\n1,a\n1,b,c\n", "row", "x.csv, line 3"),
         ("x.csv", 'text\n"open\n' + "x\n" * 9, "format", "x.csv, line 11"),
         ("x.csv", "id\n1\n", "column", "x.csv"),

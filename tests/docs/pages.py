@@ -1,4 +1,4 @@
-"""The pages and their blocks of code."""
+"""The pages, their blocks of code and their commands."""
 
 import re
 import shlex
@@ -9,6 +9,12 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmarks" / "README.md")
 }
+SHELL = re.compile(
+    r"^```sh\n(?P<block>.*?)^```"
+    r"|`(?P<line>(?:echo|lora_pl|pytest|python -m|pip)\s+[^`]*?(?:--?\w[^` ]*\s+[^`]+|report [^`]+|--help))`",
+    re.DOTALL | re.MULTILINE,
+)
+"""A block of shell, or a command within a line: a program, and an option with its value."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -17,15 +23,14 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """Every command of the page, word by word: in blocks of shell, and within a line with an option and its value."""
-    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    within = re.findall(r"`((?:echo|lora_pl|pytest|python -m)\s[^`]*--[^` ]+ [^`]+)`", PAGES[page])
-    lines += [line for code in within if "|" not in (line := code.replace(" \\| ", " && "))]
+    """Every command of the page in its order, word by word: in blocks of shell, and within a line."""
     found: list[list[str]] = []
-    for line in lines:
-        words = shlex.shlex(" ".join(line.split()), posix=True, punctuation_chars="|&")
-        words.whitespace_split = True
-        found.append([])
-        for word in words:
-            found[-1].append(word) if word not in ("|", "&&") else found.append([])
+    for code in SHELL.finditer(PAGES[page]):
+        block = code["block"] or " ".join(code["line"].replace(" \\| ", " | ").split())
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.shlex(line, posix=True, punctuation_chars="|&")
+            words.whitespace_split = True
+            found.append([])
+            for word in words:
+                found[-1].append(word) if word not in ("|", "&&") else found.append([])
     return [command for command in found if command]

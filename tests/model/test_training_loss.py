@@ -63,7 +63,7 @@ def test_balanced_weights_are_scikit_learns(capsys):
     loss = loss_of("balanced")
     loss.take_weights(labelled(0, 0, 0, 1, 2, 2))
     assert loss.weights.tolist() == pytest.approx([6 / (3 * 3), 6 / (3 * 1), 6 / (3 * 2)])
-    assert "class weights: a 0.6667, b 2, c 1" in capsys.readouterr().err
+    assert "class weights: a: 0.6667, b: 2, c: 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", [labelled(0, 0, 2), None])
