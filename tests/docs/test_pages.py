@@ -9,16 +9,21 @@ from functools import cache
 
 import pytest
 
-from lora_pl.cli import export, import_adapter, params
+from lora_pl.cli import export, import_adapter, params, predict_options
 from lora_pl.cli.ablate import AblateCLI
 from lora_pl.cli.parser import Parser
-from lora_pl.cli.predict import PredictCLI, adapters_parser
+from lora_pl.cli.predict import adapters_parser
 from lora_pl.cli.study_options import joined_vary
 from lora_pl.cli.trainer import ClassifierCLI
 from tests.docs.pages import PAGES, ROOT, blocks, commands
 
-CLIS = {"fit": ClassifierCLI, "validate": ClassifierCLI, "test": ClassifierCLI, "predict": PredictCLI}
-MAKERS = {"export": export.make_parser, "import": import_adapter.make_parser, "params": params.make_parser}
+CLIS = {"fit": ClassifierCLI, "validate": ClassifierCLI, "test": ClassifierCLI}
+MAKERS = {
+    "export": export.make_parser,
+    "import": import_adapter.make_parser,
+    "params": params.make_parser,
+    "predict": predict_options.make_parser,
+}
 STARTERS = ("torchrun", "srun", "python")
 """Programs that start others."""
 NEEDS = {
@@ -53,10 +58,10 @@ def parse(verb: str, *given: str) -> None:
     if "--help" in given or given[:1] == ("report",):
         return
     values = ["configs/demo.yaml" if word == "..." else word for word in given if word != "FLAGS"]
-    if verb in MAKERS:
-        MAKERS[verb]().parse_args(values)
-    elif "--adapter" in given:
+    if "--adapter" in given:
         adapters_parser().parse_args(values)
+    elif verb in MAKERS:
+        MAKERS[verb]().parse_args(values)
     elif verb == "ablate":
         parser_of(verb).parse_args(joined_vary(["fit", *values]))
     else:
