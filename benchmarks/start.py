@@ -70,9 +70,8 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for verb in VERBS:
         columns = [median(one[what] for one in found[verb, side]) for what in range(3) for side in sides]
-        print(
-            f"| {verb} | {' | '.join(f'{value:,.2f}' for value in columns[:4])} | {columns[4]:,.0f} | {columns[5]:,.0f} |"
-        )
+        shown = [*(f"{value:,.2f}" for value in columns[:4]), *(f"{value:,.0f}" for value in columns[4:])]
+        print(f"| {verb} | {' | '.join(shown)} |")
 
 
 if __name__ == "__main__":

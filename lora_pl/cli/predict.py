@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -32,9 +32,6 @@ from lora_pl.model.predict_file import predict_file
 from lora_pl.model.predict_output import STDOUT, require_output
 from lora_pl.reporting import say
 from lora_pl.training.resume.stop_signals import RunStopped
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 
 def run(args: list[str]) -> None:
@@ -69,8 +66,8 @@ def predict_checkpoint(args: Sequence[str]) -> None:
         say(f"{written:,} predictions in {options.output}")
 
 
-def _processes(trainer: Any) -> OneProcess | Fabric:
-    """Those of the options; their precision is settled in place."""
+def _processes(trainer: Any) -> Any:
+    """`OneProcess` or a `Fabric`, by the options, whose precision is settled in place."""
     used = {name: trainer[name] for name in ("accelerator", "strategy", "devices", "num_nodes", "precision")}
     trainer.precision = used["precision"] = chosen_precision(used["precision"], used["accelerator"])
     if (alone := OneProcess.of(**used)) is not None:
@@ -96,7 +93,7 @@ def _predict(
     output: str,
     made_from: dict[str, Any],
     bar: bool,
-    fabric: Fabric | OneProcess,
+    fabric: Any,
 ) -> int:
     """Merged in fp32, then rounded once to what the precision computes in."""
 
