@@ -32,7 +32,9 @@ def lora_pl_run(encoder: str, steps: int, base_dtype: BaseDtype = "auto") -> Mem
     options = {"precision": "bf16-mixed", "limit_val_batches": 0, "enable_progress_bar": False}
     with tempfile.TemporaryDirectory() as folder:
         run = Run("memory", checkpoints=folder, logs=folder)
-        run.fit(LoRAClassifier.for_data(data, base_dtype=base_dtype), data, max_steps=steps, callbacks=[resident], **options)
+        run.fit(
+            LoRAClassifier.for_data(data, base_dtype=base_dtype), data, max_steps=steps, callbacks=[resident], **options
+        )
     return resident.found
 
 

@@ -18,10 +18,11 @@ from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
 from lora_pl.lora.state import below, copy_state
-from lora_pl.model.classifier import LoRAClassifier, read_start
+from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
+from lora_pl.model.plain import read_start
 from lora_pl.model.training_loss import TrainingLoss
 from lora_pl.reporting import silence
 from lora_pl.storage.checkpoint import BASE_KEY, START_KEY

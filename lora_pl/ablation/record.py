@@ -20,7 +20,7 @@ from lora_pl.callbacks.hparams_record import write_hparams
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.metrics import SplitMetrics
 from lora_pl.model.parameters import count_parameters
-from lora_pl.storage.checkpoint import LAST, SUFFIX, WholeFileCheckpointIO
+from lora_pl.storage.checkpoint import LAST, SUFFIX, save_checkpoint
 
 CURVE_STEPS = 10
 """Steps per point of a loss curve."""
@@ -194,7 +194,7 @@ class JointRecord(EpochRecord):
             if self.checkpoints:
                 path = self.folder / trial.name / f"{LAST}{SUFFIX}"
                 checkpoint = cast(JointTrials, pl_module).trial_checkpoint(index, data)
-                WholeFileCheckpointIO().save_checkpoint(checkpoint, path)
+                save_checkpoint(checkpoint, path)
 
 
 def _row(monitor: str, trainable: tuple[int, int, int], train_loss: float, val: dict[str, float]) -> Row:

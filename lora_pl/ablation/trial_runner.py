@@ -17,7 +17,8 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say, silence
 from lora_pl.storage.checkpoint import SUFFIX
-from lora_pl.training.run import OPTIONS, Run
+from lora_pl.training.run import Run
+from lora_pl.training.run_options import OPTIONS
 from lora_pl.training.trainer import as_list
 
 

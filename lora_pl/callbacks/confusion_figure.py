@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl.callbacks.confusion_image import Pixels, confusion_image
 from lora_pl.model.class_scores import MOST_SHOWN, ConfusionScores
-from lora_pl.model.metrics import suffix
 from lora_pl.model.module import TaskModule
+from lora_pl.model.monitor import suffix
 from lora_pl.storage.write_whole import recover, write_whole
 
 

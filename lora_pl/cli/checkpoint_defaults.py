@@ -9,9 +9,8 @@ from lora_pl.data.held_out import VALIDATES
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
-from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED, SETTINGS_KEY, TRAINED
+from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED, FROM_DATA, FROM_MODEL, SETTINGS_KEY, TRAINED
 from lora_pl.storage.yaml_file import read_options
-from lora_pl.training.run_config import FROM_DATA, FROM_MODEL
 
 
 def option_value(args: Sequence[str], *options: str) -> str | None:

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from lora_pl import __version__
 from lora_pl.cli.first_page import PAGES, first_page
+from lora_pl.cli.uncollected import uncollected
 from lora_pl.cli.verbs import VERBS, main_page
 from lora_pl.errors import UserError
 from lora_pl.printable import printable
@@ -68,7 +69,9 @@ def _main(given: list[str]) -> int:
 def _run(given: list[str]) -> int:
     verb = f"lora_pl {given[0]}"
     try:
-        import_module(f"lora_pl.cli.{VERBS[given[0]][0]}").run(given)
+        with uncollected():
+            module = import_module(f"lora_pl.cli.{VERBS[given[0]][0]}")
+        module.run(given)
     except SystemExit as done:  # --help and --print_config, and Lightning on Ctrl-C
         if isinstance(done.__context__, KeyboardInterrupt):
             return _fail(verb, "interrupted", 130)
@@ -87,8 +90,6 @@ def _run(given: list[str]) -> int:
 
 def _user_error(error: BaseException | None) -> ValueError | None:
     """The error, or its cause, as one that the user can fix, with a key; None for a bug."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     from lora_pl.lora import LoRAError
 
     while error is not None:
@@ -96,7 +97,7 @@ def _user_error(error: BaseException | None) -> ValueError | None:
             return error
         if isinstance(error, OSError):
             return UserError("file", str(error))
-        if isinstance(error, MisconfigurationException):
+        if type(error).__name__ == "MisconfigurationException":
             return UserError("trainer", str(error))
         error = error.__cause__
     return None

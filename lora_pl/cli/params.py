@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.uncollected import uncollected
 from lora_pl.data.tasks import get_task
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import module_names
@@ -30,9 +31,10 @@ def run(args: list[str]) -> None:
     config = load_config(options.model.encoder)
     lora = LoRAConfig.of(options.model.lora.as_dict())
     in_place = options.model.train_biases, options.model.train_norms
-    counts = {
-        r: counts_at_rank(config, replace(lora, r=r), options.model.head, outputs, *in_place) for r in options.ranks
-    }
+    with uncollected():  # Transformers' models come with the first encoder
+        counts = {
+            r: counts_at_rank(config, replace(lora, r=r), options.model.head, outputs, *in_place) for r in options.ranks
+        }
     console = make_console(stderr=False)
     console.print(_table(counts, options.model.encoder))
     _explain(console, counts, pooler_parameters(config))

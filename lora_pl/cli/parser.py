@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import get_loader, set_loader, set_parsing_settings
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 
 from lora_pl.cli.help_page import help_page
 from lora_pl.cli.type_errors import in_one_line
@@ -37,8 +36,8 @@ def verb_parser(verb: str, function: Callable[..., Any], skip: Collection[str] =
     return parser
 
 
-class Parser(LightningArgumentParser):
-    """`LightningArgumentParser` that raises a `UsageError` where jsonargparse prints its usage and exits."""
+class Parser(ArgumentParser):
+    """jsonargparse's, but it raises a `UsageError` where jsonargparse prints its usage and exits."""
 
     unused = stored = ""
     """Patterns of options: those that the verb's help leaves out, and those whose defaults are a checkpoint's."""

@@ -12,110 +12,88 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from lightning.fabric import Fabric
-from lightning.pytorch.cli import LightningArgumentParser
+import torch
 
 from lora_pl.cli.parser import Parser, verb_parser
-from lora_pl.cli.trainer import ClassifierCLI, config_text, quiet_libraries
-from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.cli.predict_options import make_parser, parsed
+from lora_pl.cli.uncollected import uncollected
 from lora_pl.data.rows import STDIN
+from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.texts import Format, Text, TextStream, as_row, as_text, named, with_kept
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line
-from lora_pl.model.classifier import LoRAClassifier, read_model
 from lora_pl.model.many_adapters import ManyAdapters
+from lora_pl.model.memory import is_out_of_memory
+from lora_pl.model.one_process import OneProcess
 from lora_pl.model.parts import Rows
+from lora_pl.model.plain import PlainClassifier, read_model
+from lora_pl.model.precision import chosen_precision
 from lora_pl.model.predict_file import predict_file
 from lora_pl.model.predict_output import STDOUT, require_output
 from lora_pl.reporting import say
-from lora_pl.training.explained import is_out_of_memory
 from lora_pl.training.resume.stop_signals import RunStopped
-
-PROCESSES = ("accelerator", "strategy", "devices", "num_nodes", "precision")
-"""The options of `--trainer` that `predict` uses."""
 
 
 def run(args: list[str]) -> None:
     """Run `lora_pl predict ARGS`."""
+    if any(arg.partition("=")[0] == "--adapter" for arg in args):
+        options = adapters_parser().parse_args(args[1:]).as_dict()
+        predict_adapters(options.pop("adapter"), **options)
+    else:
+        predict_checkpoint(args)
+
+
+def predict_checkpoint(args: Sequence[str]) -> None:
+    """Write the predictions of one checkpoint, by as many processes as `--trainer.devices` says."""
+    parser = make_parser()
+    options = parsed(parser, args)
+    require_output(options.output, options.input, options.ckpt_path)
+    fabric = _processes(options.trainer)
+    with uncollected():  # Transformers comes with the first encoder
+        made = parser.instantiate_classes(options)
+    data, model, kept, checkpoint = made.data, made.model, options.keep_columns, options.ckpt_path
+    stream = TextStream(options.input, [*data.text_columns, *kept], options.input_format)
+    if kept and not stream.ending:
+        raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
+    stored = read_model(checkpoint)
+    model.on_load_checkpoint(stored)
+    model.load_state_dict(stored["state_dict"])
+    made_from = {"checkpoint": _digest(checkpoint), "options": parser.dump(options, skip_unset=False)}
+    bar = options.trainer.enable_progress_bar is not False
+    # a function of the module and its arguments, which another process can be given
+    written = fabric.launch(partial(_predict, model, data, stream, kept, options.output, made_from, bar))
+    if options.output != STDOUT and fabric.is_global_zero:
+        say(f"{written:,} predictions in {options.output}")
+
+
+def _processes(trainer: Any) -> Any:
+    """`OneProcess` or a `Fabric`, by the options, whose precision is settled in place."""
+    used = {name: trainer[name] for name in ("accelerator", "strategy", "devices", "num_nodes", "precision")}
+    trainer.precision = used["precision"] = chosen_precision(used["precision"], used["accelerator"])
+    if (alone := OneProcess.of(**used)) is not None:
+        return alone
+    from lightning.fabric import Fabric
+
+    from lora_pl.cli.trainer import quiet_libraries
+    from lora_pl.training.trainer import settled
+
     quiet_libraries()
-    if not any(arg.partition("=")[0] == "--adapter" for arg in args):
-        _report_unused(args)
-        PredictCLI(args).predict()
-        return
-    options = adapters_parser().parse_args(args[1:]).as_dict()
-    predict_adapters(options.pop("adapter"), **options)
-
-
-def _report_unused(args: Sequence[str]) -> None:
-    flags = (arg.partition("=")[0].removesuffix("+") for arg in args if arg.startswith("--trainer."))
-    unused = [flag for flag in flags if flag.removeprefix("--trainer.") not in (*PROCESSES, "enable_progress_bar")]
-    if unused:
-        say(f"{', '.join(unused)}: without effect on predict, which needs no Trainer")
-
-
-class PredictCLI(ClassifierCLI):
-    """The command line of one checkpoint: input and output, processes, data and model; there is no Trainer.
-
-    It reads all options of the Trainer, so that a configuration such as configs/demo.yaml serves, and uses those in
-    `PROCESSES`.
-    """
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Input and output."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--input", default=STDIN, help="A text file, CSV, TSV, JSON lines or Parquet; - is stdin.")
-        parser.add_argument(
-            "--input_format", type=Format | None, default=None, help="By default the ending's; text on standard input."
-        )
-        parser.add_argument(
-            "--keep_columns", type=list[str], default=[], help="Columns of the input table to write beside the answers."
-        )
-        parser.add_argument("--output", default=STDOUT, help="By its ending JSON lines, CSV or Parquet; - is stdout.")
-        parser.add_argument(
-            "--adapter", metavar="NAME=CHECKPOINT", help="Several adapters on one base; has options of its own."
-        )
-        parser.set_defaults({"trainer.devices": 1})
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """None."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing: `predict` is called."""
-
-    def predict(self) -> None:
-        """Write the predictions, by as many processes as `--trainer.devices` says."""
-        checkpoint, output = self._option("ckpt_path"), self._option("output")
-        require_output(output, self._option("input"), checkpoint)
-        kept = self._option("keep_columns")
-        stream = TextStream(self._option("input"), [*self.datamodule.text_columns, *kept], self._option("input_format"))
-        if kept and not stream.ending:
-            raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
-        trainer = self._option("trainer")
-        bar = trainer.enable_progress_bar is not False
-        try:
-            fabric = Fabric(**{name: trainer[name] for name in PROCESSES})
-        except (ValueError, TypeError, RuntimeError) as error:  # an unknown accelerator, strategy, ...
-            raise UserError("trainer", first_line(error)) from error
-        stored = read_model(checkpoint)
-        self.model.on_load_checkpoint(stored)
-        self.model.load_state_dict(stored["state_dict"])
-        options = config_text(self._parser(self.verb), self.config[self.verb])
-        made_from = {"checkpoint": _digest(checkpoint), "options": options}
-        # a function of the module and its arguments, which another process can be given
-        written = fabric.launch(partial(_predict, self.model, self.datamodule, stream, kept, output, made_from, bar))
-        if output != STDOUT and fabric.is_global_zero:
-            say(f"{written:,} predictions in {output}")
+    settled(used)  # refuses what shards the model
+    try:
+        return Fabric(**used)
+    except (ValueError, TypeError, RuntimeError) as error:  # an unknown accelerator, strategy, ...
+        raise UserError("trainer", first_line(error)) from error
 
 
 def _predict(
-    model: LoRAClassifier,
-    data: SentenceDataModule,
+    model: PlainClassifier,
+    data: SentenceData,
     stream: TextStream,
     kept: Sequence[str],
     output: str,
     made_from: dict[str, Any],
     bar: bool,
-    fabric: Fabric,
+    fabric: Any,
 ) -> int:
     """Merged in fp32, then rounded once to what the precision computes in."""
 
@@ -131,7 +109,8 @@ def _predict(
         ]
 
     fabric.to_device(model)
-    dtype = resolve_dtype(model.hparams["base_dtype"], str(fabric.strategy.precision.precision))
+    precision = fabric.precision if isinstance(fabric, OneProcess) else str(fabric.strategy.precision.precision)
+    dtype = resolve_dtype(model.hparams["base_dtype"], precision)
     with _stoppable(), _memory(), model.merged_for_prediction(dtype), fabric.autocast():
         return predict_file(stream, output, answers, made_from, fabric, bar)
 
@@ -164,7 +143,8 @@ def predict_adapters(
         raise UserError("output", "adapters differ in their labels, so rows are JSON lines; give another ending")
     checkpoints = _by_name(adapter)
     require_output(output, input, *checkpoints.values())
-    models = ManyAdapters(checkpoints, encoder, base_dtype)
+    with uncollected():
+        models = ManyAdapters(checkpoints, encoder, base_dtype)
     pairs = {name: member.task.pairs for name, member in models.members.items()}
     columns = [text_column, *([text_pair_column] if any(pairs.values()) else [])]
 
@@ -185,10 +165,8 @@ def predict_adapters(
         "options": [input_format, text_column, text_pair_column, adapter_column, encoder, base_dtype],
     }
     stream = TextStream(input, [*columns, *([adapter_column] if adapter_column else [])], input_format)
-    fabric = Fabric(accelerator="cpu", devices=1)
-    fabric.launch()
     with _stoppable():
-        predict_file(stream, output, answers, made_from, fabric)
+        predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
 
 
 def adapters_parser() -> Parser:

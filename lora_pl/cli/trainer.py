@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from argparse import SUPPRESS
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -17,48 +15,52 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.callbacks.evaluation_report import EvaluationReport
 from lora_pl.callbacks.progress_bar import ProgressBar
-from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
+from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.shared_options import (
+    OF_TRAINING,
+    STORED,
+    ignore_options_of_fit,
+    link_model_and_data,
+    refuse_options_of_fit,
+    refuse_start,
+    require_checkpoint,
+    require_seed,
+    take_defaults,
+)
 from lora_pl.cli.type_errors import in_one_line
 from lora_pl.cli.verbs import described
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
-from lora_pl.model.classifier import LoRAClassifier, read_model
+from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.plain import read_model
 from lora_pl.training.resume.same_run import checkpoint_to_resume
-from lora_pl.training.run import OPTIONS, Run
+from lora_pl.training.run import Run
 from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_folder import CHECKPOINTS, require_name, run_name
 from lora_pl.training.run_lock import run_lock
+from lora_pl.training.run_options import OPTIONS
 from lora_pl.training.trainer import TRAINER_DEFAULTS, as_list, ignore_advice, make_trainer, settled, shows_bar
 
-LINKED: dict[str, Callable[[SentenceDataModule], Any]] = {
-    "task": lambda data: data.task.name,
-    "label_names": lambda data: data.label_names,
-    "pairs": lambda data: data.pairs,
-}
-"""The model's settings that the data determine when they have been read."""
-OF_FIT = ("run_name", "resume", "force", *OPTIONS)
-"""Options of `fit` alone; the other verbs ignore them in a configuration, so that a run's own config.yaml serves."""
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
     "fit": {*SKIPPED, "train_dataloaders", "val_dataloaders"},
     "validate": {*SKIPPED, "dataloaders", "verbose"},
     "test": {*SKIPPED, "dataloaders", "verbose"},
-    "predict": {*SKIPPED, "dataloaders", "return_predictions"},
 }
 
 DEVICES = "accelerator|strategy|devices|num_nodes|precision|enable_progress_bar"
-OF_TRAINING = r"model\.(?!(encoder|base_dtype)$).+|data\.(task|label_names|train_.+|batch_size|num_workers)"
 UNUSED = {
     "validate": rf"{OF_TRAINING}|trainer\.(?!({DEVICES}|callbacks|profiler|plugins|limit_val_batches)$).+",
     "test": rf"{OF_TRAINING}|trainer\.(?!({DEVICES}|callbacks|profiler|plugins|limit_test_batches)$).+",
-    "predict": rf"{OF_TRAINING}|trainer\.(?!({DEVICES})$).+|data\.(source|validation_file|label_columns?)",
     "ablate": "run_name|resume|force",
 }
 """Options that a verb reads, as a run's own configuration has them, and does not use."""
-STORED = r"model\..+|data\.(?!(eval_batch_tokens|cache_dir)$).+"
-"""Options whose defaults are a checkpoint's, where a verb needs one."""
+
+
+class TrainerParser(Parser, LightningArgumentParser):
+    """`Parser` with the methods of Lightning's."""
 
 
 def run(args: list[str]) -> None:
@@ -83,7 +85,7 @@ class ClassifierCLI(LightningCLI):
                 save_config_callback=None,
                 trainer_defaults=TRAINER_DEFAULTS,
                 seed_everything_default=0,
-                parser_class=Parser,
+                parser_class=TrainerParser,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 args=args,
@@ -95,11 +97,7 @@ class ClassifierCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The project's own options, and those that model and data share."""
-        parser.link_arguments("model.encoder", "data.encoder")
-        parser.link_arguments("data.max_length", "model.max_length")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
-        for name, of_data in LINKED.items():
-            parser.link_arguments("data", f"model.{name}", compute_fn=of_data, apply_on="instantiate")
+        link_model_and_data(parser)
         if self.verb == "fit":
             add = parser.add_argument
             add("--run_name", type=str | None, help="Names the run's folders; by default configuration and time.")
@@ -109,8 +107,7 @@ class ClassifierCLI(LightningCLI):
             add("--save_every_minutes", type=float | None, default=10, help="Minutes between checkpoints.")
             add("--early_stopping_patience", type=int | None, help="Validations without a new best that end the run.")
         else:
-            for name in OF_FIT:
-                parser.add_argument(f"--{name}", type=Any, help=SUPPRESS)
+            ignore_options_of_fit(parser)
         if self.verb in ("validate", "test"):
             parser.add_argument("--metrics", type=str | None, help="A JSON file for the metrics, every class's too.")
         if self.verb == "validate":
@@ -121,30 +118,26 @@ class ClassifierCLI(LightningCLI):
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
         self._describe(cast(Parser, self._subcommand_parsers[self.verb]))
-        if self.verb != "fit" and (
-            own := [name for name in OF_FIT if any(arg.startswith(f"--{name}") for arg in given)]
-        ):
-            raise UsageError("usage", f"there is no option --{own[0]}; it is one of fit's")
+        if self.verb != "fit":
+            refuse_options_of_fit(given)
         self.config_file = option_value(given, "--config", "-c")
         # from flags only: a saved configuration must not force the next run
         self.resumes, self.forced = self.verb == "fit" and "--resume" in given, "--force" in given
         checkpoint = self._resumed(given) if self.resumes else early_value(given, "ckpt_path")
         if checkpoint is not None:
-            if not self.resumes and option_value(given, "--model.start_from"):
-                raise UsageError("model.start_from", "the weights are those of --ckpt_path; leave one of the two out")
-            stored = read_model(checkpoint)
+            if not self.resumes:
+                refuse_start(given)
             # a resumed run has its whole configuration: in the command, or saved beside its checkpoint
-            if not (self.resumes and Path(checkpoint).with_name(CONFIG).is_file()):
-                verbs = cast(Parser, self._subcommand_parsers[self.verb])
-                verbs.set_defaults(checkpoint_defaults(stored, given, verbs.known_keys()))
+            if self.resumes and Path(checkpoint).with_name(CONFIG).is_file():
+                read_model(checkpoint)
+            else:
+                take_defaults(cast(Parser, self._subcommand_parsers[self.verb]), checkpoint, given)
             # last, as a saved configuration says `ckpt_path: null`
             given = [*self._with_saved_configuration(given, checkpoint), "--ckpt_path", checkpoint]
         self.config = parser.parse_args(given)
-        seed = self._option("seed_everything")
-        if isinstance(seed, int) and not 0 <= seed < 1 << 32:
-            raise UsageError("seed_everything", f"expected 0 to {(1 << 32) - 1}, got {seed}")
-        if self.verb != "fit" and not self._option("ckpt_path"):
-            raise UsageError("ckpt_path", "expected --ckpt_path checkpoints/NAME/best.ckpt, got none")
+        require_seed(self._option("seed_everything"))
+        if self.verb != "fit":
+            require_checkpoint(self._option("ckpt_path"))
 
     def _describe(self, parser: Parser) -> None:
         """What errors and `--help` say of the verb."""

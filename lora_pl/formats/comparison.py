@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
 from lora_pl.formats.sentences import Sentences
-from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.model.metrics import SplitMetrics
+from lora_pl.model.plain import PlainClassifier
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,13 @@ def compare(export: Export, expected: Tensor, got: Tensor, sentences: Sentences,
     return comparison
 
 
-def _metrics(model: LoRAClassifier, logits: Tensor, sentences: Sentences) -> dict[str, float]:
+def _metrics(model: PlainClassifier, logits: Tensor, sentences: Sentences) -> dict[str, float]:
     if not sentences.labels:
         return {}
+    from torchmetrics import Metric  # with all that it imports
+
+    from lora_pl.model.metrics import SplitMetrics
+
     metrics, labels = SplitMetrics(model.task), torch.tensor(sentences.labels)
     for metric in metrics.modules():
         if isinstance(metric, Metric):

@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_pl.data.texts import Text
 from lora_pl.encoder.dtype import DTYPES
 from lora_pl.errors import UserError
-from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.plain import PlainClassifier
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 MergeDtype = Literal["float32", "float64"]
@@ -61,7 +61,7 @@ class Export(ABC):
     relative_tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-5}
     """By dtype: the largest change of a logit, relative to the largest logit, that rounding explains."""
 
-    def __init__(self, model: LoRAClassifier, options: ExportOptions = ExportOptions()) -> None:
+    def __init__(self, model: PlainClassifier, options: ExportOptions = ExportOptions()) -> None:
         self.model, self.options = model, options
         self.dtype, self.merge_dtype = DTYPES[options.dtype], getattr(torch, options.merge_dtype)
         self.require_representable()

@@ -9,7 +9,7 @@ from lora_pl.formats.comparison import Comparison, compare
 from lora_pl.formats.export import Export, ExportOptions
 from lora_pl.formats.model_card import RECORD, write_model_card, write_record
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, sentences_for
-from lora_pl.model.classifier import LoRAClassifier, read_model
+from lora_pl.model.plain import PlainClassifier, read_model
 from lora_pl.storage.write_whole import recover, write_folder_whole
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def export_checkpoint(
         raise UserError("export.parent", f"{output}: there is no folder {output.parent}; make it first")
     checkpoint = read_model(ckpt_path)
     moved = {} if encoder is None else {"encoder": encoder}
-    model = LoRAClassifier.load_from_checkpoint(ckpt_path, base_dtype="float32", **moved)
+    model = PlainClassifier.load_from_checkpoint(ckpt_path, base_dtype="float32", **moved)
     # recorded is how it was trained, not how it was loaded here
     model.hparams["base_dtype"] = checkpoint["hyper_parameters"]["base_dtype"]
     export = FORMATS[format](model, options)

@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +28,8 @@ from lora_pl.formats.state_dicts import read_state_dict
 from lora_pl.formats.stock_model import stock_shapes
 from lora_pl.lora import VARIANTS, LoRAConfig, inject_lora
 from lora_pl.lora.injection import linear_layers
-from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.storage.checkpoint import BASE_KEY, WholeFileCheckpointIO, check_base
+from lora_pl.model.plain import PlainClassifier
+from lora_pl.storage.checkpoint import BASE_KEY, check_base, save_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -59,7 +59,7 @@ class ImportOptions:
         return {name: value for name, value in vars(self).items() if value is not None and name != "lora_alpha"}
 
 
-def import_adapter(source: str | Path, output: str | Path, options: ImportOptions) -> LoRAClassifier:
+def import_adapter(source: str | Path, output: str | Path, options: ImportOptions) -> PlainClassifier:
     """Write a checkpoint of an external adapter, for `validate`, `predict` and `export`; the model.
 
     Args:
@@ -76,11 +76,11 @@ def import_adapter(source: str | Path, output: str | Path, options: ImportOption
     if output.exists():
         raise UserError("import.taken", f"{output} exists already; give another name, or remove it")
     model = load_external(source, options)
-    WholeFileCheckpointIO().save_checkpoint(checkpoint_of(model), output)
+    save_checkpoint(checkpoint_of(model), output)
     return model
 
 
-def load_external(source: str | Path, options: ImportOptions = ImportOptions()) -> LoRAClassifier:
+def load_external(source: str | Path, options: ImportOptions = ImportOptions()) -> PlainClassifier:
     """The model of an external adapter, in fp32 on the CPU, in eval mode; see `import_adapter`."""
     source = Path(source).expanduser()
     if source.suffix in (".zip", ".tar", ".gz", ".tgz"):
@@ -98,7 +98,7 @@ def load_external(source: str | Path, options: ImportOptions = ImportOptions()) 
     raise UserError("adapter.unknown", f"{source}: expected {expected}, got {', '.join(files) or 'neither'}")
 
 
-def _built(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassifier:
+def _built(adapter: ExternalAdapter, options: ImportOptions) -> PlainClassifier:
     settings = {**adapter.settings, **options.given()}
     lora_dropout = settings.pop("lora_dropout", 0.0)
     if settings.get("encoder") is None:
@@ -116,7 +116,7 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassifier:
         lora = replace(lora_config(layers, list(linear_layers(encoder))), lora_dropout=lora_dropout)
         inject_lora(encoder, lora)
     settings |= in_place_settings(adapter, in_place, encoder)
-    model = LoRAClassifier(**_with_labels(settings, head.outputs), lora=lora, head=head.kind)
+    model = PlainClassifier(**_with_labels(settings, head.outputs), lora=lora, head=head.kind)
     if not head.is_whole and not model.base.pretrained:
         raise UserError(
             "adapter.base",
@@ -136,12 +136,12 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> LoRAClassifier:
     return model.eval()
 
 
-def checkpoint_of(model: LoRAClassifier) -> dict[str, Any]:
+def checkpoint_of(model: PlainClassifier) -> dict[str, Any]:
     """The checkpoint that Lightning would save of an untrained model."""
     checkpoint = {
         "epoch": 0,
         "global_step": 0,
-        "pytorch-lightning_version": lightning.__version__,
+        "pytorch-lightning_version": version("lightning"),
         "state_dict": model.state_dict(),
         "hparams_name": None,
         "hyper_parameters": dict(model.hparams),

@@ -16,7 +16,7 @@ from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
 from lora_pl.formats.comparison import Comparison
 from lora_pl.formats.export import Export
 from lora_pl.lora import VARIANTS
-from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.plain import PlainClassifier
 from lora_pl.printable import printable
 from lora_pl.storage.checkpoint import START_KEY
 
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
     return {"lora_pl": __version__, **{name: version(name) for name in PACKAGES}}
 
 
-def _metadata(model: LoRAClassifier) -> str:
+def _metadata(model: PlainClassifier) -> str:
     encoder = model.hparams["encoder"]
     on_hub = not is_folder_name(encoder) and not encoder.startswith(PACKAGE_SCHEME)
     lines = ["---", "pipeline_tag: text-classification", "library_name: transformers"]

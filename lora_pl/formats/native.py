@@ -14,7 +14,7 @@ from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
 from lora_pl.formats.external import parse_safetensors
 from lora_pl.formats.model_card import RECORD
-from lora_pl.model.classifier import LoRAClassifier, model_settings
+from lora_pl.model.plain import PlainClassifier, model_settings
 from lora_pl.storage.archive import require_finite
 from lora_pl.storage.checkpoint import BASE_KEY, SETTINGS_KEY, Fingerprints, check_base, differing
 from lora_pl.storage.schema import parse_json, require_values
@@ -64,7 +64,7 @@ class AdapterExport(Export):
         return read_adapter_folder(folder, base_dtype="float32").logits(texts)
 
 
-def read_adapter_folder(folder: str | Path, **overrides: Any) -> LoRAClassifier:
+def read_adapter_folder(folder: str | Path, **overrides: Any) -> PlainClassifier:
     """The model of an `adapter` export, on the CPU, in eval mode.
 
     Args:
@@ -82,7 +82,7 @@ def read_adapter_folder(folder: str | Path, **overrides: Any) -> LoRAClassifier:
     weights, record = parse_safetensors(paths[0].read_bytes(), source), parse_record(paths[1].read_bytes(), source)
     require_finite(source, weights, "adapter")
     settings = record[SETTINGS_KEY]
-    model = LoRAClassifier.of_file(settings, overrides)
+    model = PlainClassifier.of_file(settings, overrides)
     differing(settings | {name: overrides[name] for name in RENAMED if name in overrides}, model.hparams)
     check_base({BASE_KEY: record["base"]}, model.base.fingerprints)
     model.load_state_dict(weights)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.sources import HUB, SAMPLE, read_split
 from lora_pl.data.tasks import Label, get_task
 from lora_pl.data.texts import Text, as_text
@@ -26,7 +26,7 @@ class Sentences:
     source: str
 
 
-def sentences_of(data: SentenceDataModule, count: int) -> Sentences:
+def sentences_of(data: SentenceData, count: int) -> Sentences:
     """The first `count` sentences of the data's validation split (0: all of it)."""
     split = data.validation_splits[0]
     examples = data.read(split)
@@ -45,7 +45,7 @@ def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
     places = [settings.get(key) for key in ("source", "train_file", "validation_file")]
     if any(place is not None and not place.startswith(HUB) for place in places):
         try:
-            return sentences_of(SentenceDataModule(**settings), count)
+            return sentences_of(SentenceData(**settings), count)
         except UserError:  # moved or deleted since
             pass
     return embedded_sentences(bool(checkpoint["hyper_parameters"]["pairs"]), count)

@@ -12,7 +12,7 @@ from lora_pl.data.texts import Text, as_row
 from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.loading import load_config, load_tokenizer
 from lora_pl.errors import UserError
-from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.plain import PlainClassifier
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ HERE = {"local_files_only": True, "trust_remote_code": False}
 """How Transformers is told to read a folder and nothing else."""
 
 
-def stock_config(model: LoRAClassifier, dtype: torch.dtype) -> PretrainedConfig:
+def stock_config(model: PlainClassifier, dtype: torch.dtype) -> PretrainedConfig:
     """The base's configuration with the model's classes and the settings that make its head read the first token."""
     config = load_config(model.hparams["encoder"])
     config.update(stock_head(config).settings)
@@ -53,7 +53,7 @@ def stock_shapes(config: PretrainedConfig) -> PreTrainedModel:
         return stock_class(config)(config)
 
 
-def save_tokenizer(model: LoRAClassifier, folder: str) -> PreTrainedTokenizerBase:
+def save_tokenizer(model: PlainClassifier, folder: str) -> PreTrainedTokenizerBase:
     """Write and return the base's tokenizer: it cuts where `predict` cuts, and gives what the encoder takes."""
     tokenizer = load_tokenizer(model.hparams["encoder"])
     tokenizer.model_max_length = model.max_length

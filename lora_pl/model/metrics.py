@@ -12,6 +12,7 @@ from lora_pl.data.tasks import MetricName, Task
 from lora_pl.model.class_scores import ClassScores, Confusion
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
 from lora_pl.model.label_scores import LabelCounts
+from lora_pl.model.monitor import suffix
 
 METRICS: dict[MetricName, Callable[[int], Metric]] = {
     "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
@@ -177,17 +178,6 @@ class StageMetrics(nn.ModuleDict):
         """The metrics of the stage's splits by name, of those that had batches."""
         found = {split: self.of(stage, number) for number, split in enumerate(self.splits(stage))}
         return {split: metrics for split, metrics in found.items() if metrics.seen}
-
-
-def reported(task: Task, splits: int | None = None) -> list[str]:
-    """The names of what is logged of a task's validation, without `val/`; by default of all splits that it has."""
-    named = list(enumerate(task.validation))[:splits]
-    return [f"{name}{suffix(number, split)}" for number, split in named for name in (*task.metrics, "loss")]
-
-
-def suffix(number: int, split: str) -> str:
-    """What a further split's names end with."""
-    return f"_{split.removeprefix('validation_')}" if number else ""
 
 
 def _first(rows: list[int], most: int = 5) -> str:

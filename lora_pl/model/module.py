@@ -16,8 +16,8 @@ from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.encoder.source import canonical_name
 from lora_pl.errors import UserError
 from lora_pl.model.base import Base
-from lora_pl.model.metrics import StageMetrics, reported
-from lora_pl.model.monitor import require_monitor
+from lora_pl.model.metrics import StageMetrics
+from lora_pl.model.monitor import reported, require_monitor
 from lora_pl.model.precision import require_precision
 from lora_pl.model.random_stream import take_own_stream
 from lora_pl.model.schedule import make_schedule

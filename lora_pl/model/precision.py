@@ -1,12 +1,31 @@
 """The fastest precision of a device."""
 
+from typing import Any, Literal
+
 import torch
-from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT
 
 from lora_pl.errors import UserError
+from lora_pl.reporting import say
+
+Precision = Literal[
+    64, 32, 16, "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "64", "32", "16", "bf16",
+    "transformer-engine", "transformer-engine-float16",
+]  # fmt: skip
+"""Lightning's names, as its options spell them."""
+SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+"""What Lightning calls them in full."""
 
 
-def default_precision(accelerator: str = "auto") -> _PRECISION_INPUT:
+def chosen_precision(given: Any, accelerator: Any) -> Any:
+    """The given one, else the fastest, which is reported."""
+    if given:
+        return given
+    found = default_precision(str(accelerator or "auto"))
+    say(f"precision {found}, the fastest this device supports; --trainer.precision overrides it")
+    return found
+
+
+def default_precision(accelerator: str = "auto") -> Literal["bf16-mixed", "16-mixed", "32-true"]:
     """bf16-mixed where the GPU or the CPU has bf16 arithmetic, 16-mixed on older GPUs, else 32-true.
 
     Args:

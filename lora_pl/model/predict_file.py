@@ -6,22 +6,29 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from lightning.fabric import Fabric
+from typing import TYPE_CHECKING, Any
 
 from lora_pl.data import texts
 from lora_pl.data.texts import Text, TextStream
 from lora_pl.errors import UserError
+from lora_pl.model.one_process import OneProcess
 from lora_pl.model.parts import Parts, Rows, json_lines
 from lora_pl.model.predict_output import is_stream, opened, require_output
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 Answers = Callable[[Sequence[Text]], Rows]
 """From texts to rows, which need not be as many."""
 
 
 def predict_file(
-    stream: TextStream, output: str, answers: Answers, made_from: Mapping[str, Any], fabric: Fabric, bar: bool = False
+    stream: TextStream,
+    output: str,
+    answers: Answers,
+    made_from: Mapping[str, Any],
+    fabric: Fabric | OneProcess,
+    bar: bool = False,
 ) -> int:
     """Write the rows of all texts in their order.
 
@@ -73,7 +80,7 @@ def _write_stream(rows: Iterable[Rows], output: str) -> int:
     return written
 
 
-def _write_parts(stream: TextStream, parts: Parts, answers: Answers, fabric: Fabric, bar: bool) -> None:
+def _write_parts(stream: TextStream, parts: Parts, answers: Answers, fabric: Fabric | OneProcess, bar: bool) -> None:
     fabric.barrier("parts")
     done, rank, world = set(parts.done()), fabric.global_rank, fabric.world_size
     for shard, chunks in stream.shards(lambda shard: shard % world == rank and shard not in done):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.sources import TRAIN
 from lora_pl.data.tasks import MAX_SHOWN, Classes, Task
 from lora_pl.errors import UserError
@@ -69,7 +69,7 @@ class TrainingLoss(nn.Module):
         """
         if not self.awaits_data or not isinstance(self.task, Classes):
             return
-        if not isinstance(data, SentenceDataModule):
+        if not isinstance(data, SentenceData):
             raise UserError("model.class_weights", "balanced needs the labels of a SentenceDataModule; give numbers")
         self.weights = torch.tensor(_balanced(data.labels(TRAIN), self.task), dtype=torch.float32)
         shown = [f"{name}: {weight:.4g}" for name, weight in zip(self.task.labels, self.weights.tolist(), strict=True)]

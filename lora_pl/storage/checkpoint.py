@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Required
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -19,12 +18,14 @@ from lora_pl.storage.write_whole import write_whole
 
 BEST, LAST, PREVIOUS, SUFFIX = "best", "last", "previous", ".ckpt"
 """The checkpoints of a run by name."""
-HANDED_BACK = ".temp.ckpt"
-"""Lightning's name for a file in a temporary folder of its own (`ddp_spawn`)."""
 BASE_KEY = "lora_pl_base"
 """Where a checkpoint says what it was trained on: `Fingerprints`."""
 START_KEY = "lora_pl_start"
 """Where a checkpoint says what its model started from: `Started`."""
+FROM_DATA = ("task", "label_names", "max_length", "pairs")
+"""The model's settings that the data determine."""
+FROM_MODEL = ("encoder", "seed")
+"""The data's settings that `fit` takes from the model and from `--seed_everything`."""
 SETTINGS_KEY, DATA_KEY = "hyper_parameters", "datamodule_hyper_parameters"
 REQUIRED = (BASE_KEY, "state_dict", SETTINGS_KEY)
 
@@ -230,31 +231,33 @@ def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
             )
 
 
-class WholeFileCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints under a temporary name and renames them, so a crash or a full disk never leaves a partial
-    file; reads with `read_checkpoint`."""
+def save_checkpoint(checkpoint: Mapping[str, Any], path: Path, keep: Path | None = None) -> None:
+    """Write under a temporary name and rename, so that a crash or a full disk never leaves a partial file.
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: dict[str, str] | None = None
-    ) -> None:
-        """Write `checkpoint` to `path`; `storage_options={"keep": OTHER}` renames the previous file to OTHER.
+    Args:
+        checkpoint: The content.
+        path: The file.
+        keep: The name that the previous file is renamed to; by default it is replaced.
 
-        Raises:
-            UserError: `checkpoint.unwritten`: the disk is full or read-only.
-        """
-        keep = (storage_options or {}).get("keep")
-        try:
-            write_whole(Path(path), lambda beside: _save(checkpoint, beside), keep=Path(keep) if keep else None)
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-            raise UserError(
-                "checkpoint.unwritten", f"{path}: could not be written ({error}); the previous file is intact"
-            ) from error
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """The checkpoint on the CPU, or the weights alone that a spawned process hands back."""
-        return read_archive(Path(path)) if Path(path).name == HANDED_BACK else read_checkpoint(path)
+    Raises:
+        UserError: `checkpoint.unwritten`: the disk is full or read-only.
+    """
+    try:
+        write_whole(path, lambda beside: _save(checkpoint, beside), keep=keep)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        raise UserError(
+            "checkpoint.unwritten", f"{path}: could not be written ({error}); the previous file is intact"
+        ) from error
 
 
-def _save(checkpoint: dict[str, Any], path: Path) -> None:
+def __getattr__(name: str) -> Any:
+    if name == "WholeFileCheckpointIO":  # imports Lightning
+        from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
+
+        return WholeFileCheckpointIO
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _save(checkpoint: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         torch.save(checkpoint, file)

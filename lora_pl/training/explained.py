@@ -8,20 +8,19 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import LoRAError
+from lora_pl.model.memory import is_out_of_memory
 from lora_pl.training.resume.stop_signals import RunStopped
 
 RESTORING = {"_restore_modules_and_callbacks", "restore_training_state", "restore_progress"}
 """Lightning's functions, and ours, that read a checkpoint's state into a run."""
 FROM_A_PROCESS = re.compile(r"^lora_pl\.errors\.UserError: ([\w.]+): (.+)", re.MULTILINE)
 """A UserError in the traceback that a spawned process leaves."""
-NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 @contextmanager
@@ -69,8 +68,3 @@ def explained(trainer: Trainer) -> Iterator[None]:
 
 def _restores(error: Exception) -> bool:
     return any(frame.f_code.co_name in RESTORING for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, torch or a device ran out of memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY.search(str(error)) is not None

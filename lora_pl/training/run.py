@@ -34,10 +34,8 @@ from lora_pl.training.run_config import CONFIG, Configuration, RunConfig, config
 from lora_pl.training.run_folder import CHECKPOINTS, LOGS, require_free, require_name
 from lora_pl.training.run_lock import LockedRun, run_lock
 from lora_pl.training.run_log import run_logger
+from lora_pl.training.run_options import OPTIONS
 from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, settled, shows_bar
-
-OPTIONS = ("save_every_steps", "save_every_minutes", "early_stopping_patience")
-"""The arguments of `Run` that a configuration has too, beside its name."""
 
 
 class Run:

@@ -16,15 +16,12 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl import __version__
+from lora_pl.storage.checkpoint import FROM_DATA, FROM_MODEL
 from lora_pl.storage.write_whole import remove_unfinished, write_whole
 
 CONFIG = "config.yaml"
 RUN_KEY = "lora_pl_run"
 """A checkpoint's key of the record: `{"config", "seed", "versions", "git"}`."""
-FROM_DATA = ("task", "label_names", "max_length", "pairs")
-"""The model's settings that the data determine."""
-FROM_MODEL = ("encoder", "seed")
-"""The data's settings that `fit` takes from the model and from `--seed_everything`."""
 
 Configuration = dict[str, Any]
 """Plain values in the layout of `lora_pl fit --config`."""

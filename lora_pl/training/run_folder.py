@@ -8,9 +8,8 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from lightning.fabric.utilities.rank_zero import _get_rank
-
 from lora_pl.errors import UserError
+from lora_pl.reporting import launched_rank
 
 CHECKPOINTS, LOGS = Path("checkpoints"), Path("logs")
 MAX_BYTES = 200
@@ -45,7 +44,7 @@ def require_name(name: str) -> None:
 
 def is_first_process() -> bool:
     """Whether this process names, checks and locks the run, as known before there is a trainer."""
-    return not _get_rank() and not any(int(os.environ.get(name) or 0) for name in FURTHER_RANKS)
+    return not launched_rank() and not any(int(os.environ.get(name) or 0) for name in FURTHER_RANKS)
 
 
 def require_free(folder: Path, checkpoint: Path | None) -> None:

@@ -12,9 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from lora_pl.errors import UserError, first_line
-from lora_pl.model.precision import default_precision
-from lora_pl.reporting import say
-from lora_pl.storage.checkpoint import WholeFileCheckpointIO
+from lora_pl.model.precision import chosen_precision
+from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 
 TRAINER_DEFAULTS = {"max_epochs": 3, "enable_model_summary": False, "log_every_n_steps": 10}
 ADVICE = (
@@ -47,9 +46,7 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
             f"{name} shards the model over devices, but checkpoints need whole adapters; take ddp, with a copy of the "
             "frozen encoder on each device",
         )
-    if not found.get("precision"):
-        found["precision"] = str(default_precision(str(found.get("accelerator") or "auto")))
-        say(f"precision {found['precision']}, the fastest this device supports; --trainer.precision overrides it")
+    found["precision"] = chosen_precision(found.get("precision"), found.get("accelerator"))
     return found
 
 

@@ -1,9 +1,14 @@
 """What the package costs before it does anything: which libraries are imported, by stages of one fresh process."""
 
 import json
+from dataclasses import fields
+from inspect import signature
 
 import pytest
+from lightning.pytorch import Trainer
 
+from lora_pl.cli.predict_options import OF_TRAINER, Processes
+from lora_pl.formats.exporting import export_checkpoint
 from tests.support import run_script
 
 SCRIPT = """
@@ -23,6 +28,25 @@ with contextlib.redirect_stdout(io.StringIO()):
 stages["fit --help all"] = sorted(HEAVY & set(sys.modules))
 print(json.dumps(stages))
 """
+LIGHT = """
+import json, sys
+from lora_pl.cli.main import main
+
+def run(*arguments):
+    code = main(list(arguments))
+    assert code == 0, arguments
+    return sorted(name for name in WATCHED if name in sys.modules)
+
+WATCHED = ("lightning", "torchmetrics", "sklearn", "pandas", "datasets", "tensorboard", "matplotlib", "torchvision")
+checkpoint, texts, adapter = sys.argv[1:]
+found = {"params": run("params", "--ranks", "1")}
+found["predict"] = run("predict", "--ckpt_path", checkpoint, "--input", texts, "--output", "one.jsonl")
+found["predict --adapter"] = run("predict", "--adapter", "a=" + checkpoint, "--input", texts, "--output", "many.jsonl")
+found["import"] = run("import", adapter, "--output", "imported.ckpt")
+import lora_pl.cli.export
+found["export"] = sorted(name for name in WATCHED if name in sys.modules)
+json.dump(found, open("found.json", "w"))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +59,30 @@ def imported(tmp_path_factory) -> dict[str, list[str]]:
 @pytest.mark.parametrize("stage", ["import lora_pl", "--help", "--version", "fti", "fit --help"])
 def test_brings_no_library_of_any_size(stage, imported):
     assert imported[stage] == []
+
+
+@pytest.fixture(scope="module")
+def imported_by_light_verbs(checkpoint, tmp_path_factory) -> dict[str, list[str]]:
+    folder = tmp_path_factory.mktemp("light")
+    export_checkpoint(checkpoint, folder / "adapter", "adapter", sentences=1)
+    (folder / "x.txt").write_text("the film is good\n")
+    done = run_script(LIGHT, [str(checkpoint), "x.txt", "adapter"], folder)
+    assert done.returncode == 0, done.stderr
+    answers = [(folder / name).read_text() for name in ("one.jsonl", "many.jsonl")]
+    assert ['"label"' in answer for answer in answers] == [True, True]
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.parametrize("verb", ["params", "predict", "predict --adapter", "import", "export"])
+def test_a_verb_without_a_trainer_imports_no_lightning(verb, imported_by_light_verbs):
+    """Of `export` the imports: where the sentences have labels, their metrics come by torchmetrics."""
+    assert imported_by_light_verbs[verb] == []
+
+
+def test_the_trainers_options_that_predict_ignores_are_all_the_others():
+    used = {field.name for field in fields(Processes)}
+    assert used | set(OF_TRAINER) == set(signature(Trainer).parameters)
+    assert used.isdisjoint(OF_TRAINER)
 
 
 def test_every_option_of_a_verb_brings_what_parses_it_alone(imported):

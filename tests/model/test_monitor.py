@@ -5,8 +5,7 @@ import pytest
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.data.tasks import CUSTOM_TASK, get_task
 from lora_pl.errors import UserError
-from lora_pl.model.metrics import reported
-from lora_pl.model.monitor import best_of, mode_of
+from lora_pl.model.monitor import best_of, mode_of, reported
 from lora_pl.storage.checkpoint import read_checkpoint
 
 

@@ -11,9 +11,9 @@ from lora_pl.cli.main import main
 from lora_pl.data import texts
 from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
-from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.many_adapters import ManyAdapters
 from lora_pl.model.parts import Parts
+from lora_pl.model.plain import PlainClassifier
 
 TEXTS = [f"the film {number} is good" for number in range(100)]
 
@@ -39,7 +39,7 @@ def rows_of(name: str) -> list[dict]:
 @pytest.mark.parametrize("name", ["y.jsonl", "y.parquet"])
 def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, predict, capsys, monkeypatch):
     assert main([*predict, "whole" + name]) == 0
-    asked, answer = [], LoRAClassifier.predict
+    asked, answer = [], PlainClassifier.predict
 
     def stop(self, batch, *given):
         asked.extend(batch)
@@ -47,7 +47,7 @@ def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, pred
             raise UserError("stopped", "by a test")
         return answer(self, batch, *given)
 
-    monkeypatch.setattr(LoRAClassifier, "predict", stop)
+    monkeypatch.setattr(PlainClassifier, "predict", stop)
     assert main([*predict, name]) == 1
     assert not Path(name).exists()
     assert "48 predictions are in" in capsys.readouterr().err
@@ -59,14 +59,14 @@ def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, pred
 
 
 def test_sigterm_stops_at_once_and_keeps_what_is_whole(predict, capsys, monkeypatch):
-    answer, before = LoRAClassifier.predict, signal.getsignal(signal.SIGTERM)
+    answer, before = PlainClassifier.predict, signal.getsignal(signal.SIGTERM)
 
     def stop(self, batch, *given):
         if TEXTS[30] in batch:
             signal.raise_signal(signal.SIGTERM)
         return answer(self, batch, *given)
 
-    monkeypatch.setattr(LoRAClassifier, "predict", stop)
+    monkeypatch.setattr(PlainClassifier, "predict", stop)
     assert main([*predict, "y.jsonl"]) == 128 + signal.SIGTERM
     assert "24 predictions are in y.jsonl.parts; the same command resumes" in capsys.readouterr().err
     assert {path.name for path in Path("y.jsonl.parts").iterdir()} == {"plan.json", "00000000.jsonl", "00000001.jsonl"}

@@ -9,11 +9,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.rank_zero import _get_rank
-
 from lora_pl.errors import UserError
-from lora_pl.reporting import say
+from lora_pl.reporting import launched_rank, say
 
 
 class RunStopped(UserError):
@@ -27,7 +24,7 @@ class RunStopped(UserError):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__("stopped", message)
         # if another process fails first, Lightning kills the first one at once
-        self.exit_code = 128 + signum if not _get_rank() else 0
+        self.exit_code = 128 + signum if not launched_rank() else 0
 
 
 class StopSignals:
@@ -41,6 +38,8 @@ class StopSignals:
         """Replace the handlers, once; only the main thread can."""
         if self._before:
             return
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
         self.received = 0
         if threading.current_thread() is not threading.main_thread():
             return
@@ -58,7 +57,7 @@ class StopSignals:
         if self.received and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
-        if not _get_rank():  # print is not reentrant
+        if not launched_rank():  # print is not reentrant
             os.write(2, f"{signal.Signals(signum).name}: finishing the step, then saving\n".encode())
 
 

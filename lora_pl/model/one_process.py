@@ -1,0 +1,62 @@
+"""One process on one device, without the imports of Lightning's Fabric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from lora_pl.encoder.dtype import OF_PRECISION
+from lora_pl.model.precision import SHORT
+
+T = TypeVar("T")
+
+
+class OneProcess:
+    """What prediction needs of a `Fabric`, with its names.
+
+    Args:
+        device: The CPU, or a GPU.
+        precision: 32-true, bf16-mixed or 16-mixed.
+    """
+
+    world_size, global_rank, is_global_zero = 1, 0, True
+
+    def __init__(self, device: torch.device, precision: str = "32-true") -> None:
+        self.device, self.precision = device, precision
+
+    @classmethod
+    def of(cls, accelerator: str, strategy: str, devices: Any, num_nodes: int, precision: Any) -> OneProcess | None:
+        """The process that Fabric's options describe; None if they need Fabric."""
+        name = SHORT.get(str(precision), str(precision))
+        device = _device(accelerator)
+        known = name in ("32-true", "bf16-mixed") or (name, device) == ("16-mixed", "cuda")
+        if device is None or not known or strategy != "auto" or devices not in (1, "1") or num_nodes != 1:
+            return None
+        return cls(torch.device(device), name)
+
+    def launch(self, function: Callable[[OneProcess], T]) -> T:
+        """Call it here."""
+        return function(self)
+
+    def to_device(self, module: nn.Module) -> None:
+        """Move the module."""
+        module.to(self.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocast to the precision's dtype."""
+        dtype = OF_PRECISION.get(self.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def barrier(self, name: str) -> None:
+        """Nothing: there is no other process to wait for."""
+
+
+def _device(accelerator: str) -> str | None:
+    """cuda or cpu by Lightning's name of the accelerator; None for any other device."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "cpu" if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()) else None
