@@ -119,3 +119,14 @@ def test_groups_depend_on_the_lengths():
     _, one, other = steps([data[[0, 1, 2, 3, 4]]] * 2 + [data[[5, 6, 7, 8, 9]]])
     assert one.found != other.found
     assert one.waits
+
+
+@pytest.mark.parametrize("rectangle", [True, False])
+def test_every_tensor_of_a_step_is_on_the_rows_device(rectangle, monkeypatch):
+    """On the device `meta`, where operations refuse tensors of another, as a GPU does."""
+    monkeypatch.setattr(attention, "_in_rectangle", lambda packing: rectangle)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # meta knows no autocast
+    model = LoRAClassifier(encoder=EMBEDDED).to("meta").train()
+    batch = TokenDataset(make_tokens([5, 9, 31, 3]), "packed", 1)[[0, 1, 2, 3]].to("meta")
+    model.head(model.base.features(batch)).sum().backward()
+    assert {p.grad.device.type for p in model.parameters() if p.requires_grad} == {"meta"}
