@@ -7,6 +7,7 @@ section's rows, and none of its own that were there. With `--accelerator cpu` th
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,17 @@ from benchmarks import ablation, prediction, training
 from benchmarks.device import CPU, Device
 from benchmarks.peers import lora_pl_step, random_encoder
 from benchmarks.table import print_table
-from benchmarks.training import DTYPES, shape, sst2
+from benchmarks.training import DTYPES, OURS, shape, sst2
 from lora_pl.data.tokens import Tokens
 
+TRAINED = (OURS, "lora_pl, padded", "PEFT, bf16 weights", "PEFT, fp32 weights, autocast", "full fine-tuning")
+PREDICTING = (
+    prediction.OURS,
+    "lora_pl, adapters apart",
+    "PEFT, adapters apart, batch 32",
+    "Transformers' pipeline, batch 32",
+    "Transformers' pipeline, batch 64",
+)
 Options = argparse.Namespace
 START = "spawn"
 """How the processes start: a fork can't use a GPU that its parent has looked at."""
@@ -33,10 +42,9 @@ START = "spawn"
 def training_rows(options: Options, device: Device) -> Iterator[list[str]]:
     """A training step beside peers, by precision and batch size."""
     folder = shape(options.encoder)
-    for size in options.batch_sizes:
-        for precision in options.precisions:
-            rows = training.measure(folder, precision, size, options.rounds, device, memory=True)
-            yield [row.line(folder.name, precision, size) for row in rows]
+    for size, precision in itertools.product(options.batch_sizes, options.precisions):
+        rows = training.measure(folder, precision, size, options.rounds, device, TRAINED, memory=True)
+        yield [row.line(folder.name, precision, size) for row in rows]
 
 
 def joint_rows(options: Options, device: Device) -> Iterator[list[str]]:
@@ -48,11 +56,9 @@ def joint_rows(options: Options, device: Device) -> Iterator[list[str]]:
 
 def prediction_rows(options: Options, device: Device) -> Iterator[list[str]]:
     """Prediction beside peers, by precision and split."""
-    for precision in options.precisions:
-        for split in ("train", "validation"):
-            yield prediction.measure(
-                shape(options.encoder), precision, split, options.sentences, options.rounds, device=device
-            )
+    folder, wanted = shape(options.encoder), PREDICTING.__contains__
+    for precision, split in itertools.product(options.precisions, ("train", "validation")):
+        yield prediction.measure(folder, precision, split, options.sentences, options.rounds, wanted, device)
 
 
 def loss_rows(options: Options, device: Device) -> Iterator[list[str]]:

@@ -164,8 +164,8 @@ def _padded(tokens: Tokens, indices: Sequence[int], pad_token_id: int) -> Batch:
 
 
 def _autocast(dtype: str, device: Device) -> torch.autocast:
-    computed = torch.bfloat16 if dtype == "float32" else getattr(torch, dtype)
-    return torch.autocast(device.name, computed, enabled=dtype != "float32")
+    half = dtype in ("bfloat16", "float16")
+    return torch.autocast(device.name, getattr(torch, dtype) if half else torch.bfloat16, enabled=half)
 
 
 def _update(model: nn.Module, rate: float, dtype: str, device: Device) -> Callable[[Tensor], Tensor]:

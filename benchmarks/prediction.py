@@ -63,21 +63,27 @@ def peft_unmerged(encoder: str, dtype: torch.dtype, batch_size: int, device: Dev
 
 
 def measure(
-    folder: Path, precision: str, split: str, sentences: int, rounds: int, only: str = "", device: Device = CPU
+    folder: Path,
+    precision: str,
+    split: str,
+    sentences: int,
+    rounds: int,
+    wanted: Callable[[str], bool],
+    device: Device = CPU,
 ) -> list[str]:
-    """The rows of one encoder, precision and split of SST-2: its first sentences, all peers in turn."""
+    """The rows of one encoder, precision and split of SST-2: its first sentences, all `wanted` peers in turn."""
     encoder = random_encoder(folder)
     texts = read_split(source(), get_task("sst2"), split).texts[0][:sentences]
     dtype = DTYPES[precision]
-    peers: dict[str, Predict] = {
-        OURS: lora_pl(encoder, dtype, merged=True, device=device),
-        "lora_pl, adapters apart": lora_pl(encoder, dtype, merged=False, device=device),
-        "lora_pl, the base without adapters": lora_pl(encoder, dtype, merged=False, method="head", device=device),
-        "PEFT, adapters apart, batch 32": peft_unmerged(encoder, dtype, 32, device),
+    makers: dict[str, Callable[[], Predict]] = {
+        OURS: partial(lora_pl, encoder, dtype, merged=True, device=device),
+        "lora_pl, adapters apart": partial(lora_pl, encoder, dtype, merged=False, device=device),
+        "lora_pl, the base without adapters": partial(lora_pl, encoder, dtype, False, "head", device),
+        "PEFT, adapters apart, batch 32": partial(peft_unmerged, encoder, dtype, 32, device),
     }
     for size in PIPELINE_BATCHES:
-        peers[f"Transformers' pipeline, batch {size}"] = pipeline(encoder, dtype, size, device)
-    peers = {name: make for name, make in peers.items() if only in name or name == OURS}
+        makers[f"Transformers' pipeline, batch {size}"] = partial(pipeline, encoder, dtype, size, device)
+    peers = {name: make() for name, make in makers.items() if wanted(name) or name == OURS}
     seconds = interleaved(peers, [texts] * (rounds + 1), 1, device)
     ours = seconds[OURS]
     return [
@@ -105,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     cases = itertools.product(args.encoders, args.precisions, args.splits)
     parts = (
-        measure(shape(name), precision, split, args.sentences, args.rounds, args.only)
+        measure(shape(name), precision, split, args.sentences, args.rounds, lambda name: args.only in name)
         for name, precision, split in cases
     )
     print_table(HEADER, parts, args.output)

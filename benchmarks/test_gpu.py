@@ -9,7 +9,6 @@ import pytest
 
 import lora_pl
 from benchmarks import gpu, training
-from benchmarks.training import PEERS
 
 MINI = Path(lora_pl.__file__).parent / "encoder" / "mini"
 SMALL = ["--accelerator", "cpu", "--encoder", str(MINI), "--threads", "1", "--rounds", "1", "--batch_sizes", "2"]
@@ -37,12 +36,12 @@ def _embedded_sentences(monkeypatch, tmp_path):
 def test_every_section_measures_something(tmp_path):
     tables = report(tmp_path, "--precisions", "16-bit")
     steps, losses, joint, predicted = tables.values()
-    assert [(row[1], row[3]) for row in steps] == [("16-bit", name) for name in PEERS["16-bit"]]
+    assert [(row[1], row[3]) for row in steps] == [("16-bit", name) for name in training.PEERS["16-bit"]]
     assert all(float(row[4]) > 0 and float(row[5]) > 0 for row in steps)
     assert [row[0] for row in losses] == ["fp32", "bf16"]
     assert [row[-1] for row in losses] == ["0.0e+00"] * 2, "the CPU beside itself"
     assert [row[2] for row in joint] == ["1", "2"]
-    assert len(predicted) == 2 * 8
+    assert [row[3] for row in predicted] == [*gpu.PREDICTING] * 2
     assert all(float(row[4]) > 0 for row in predicted)
 
 

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,11 +107,17 @@ class Row:
 
 
 def measure(
-    folder: Path, precision: str, batch_size: int, rounds: int, device: Device = CPU, memory: bool = False
+    folder: Path,
+    precision: str,
+    batch_size: int,
+    rounds: int,
+    device: Device = CPU,
+    wanted: Collection[str] | None = None,
+    memory: bool = False,
 ) -> list[Row]:
     """The rows of one encoder, precision and batch size; a GPU is timed over several steps at once.
 
-    `memory`: with each peer's peak, the others being in memory too.
+    `wanted`: the peers, by default all; `memory`: with each peer's peak.
     """
     encoder = random_encoder(folder)
     tokens = sst2(encoder)
@@ -121,6 +127,8 @@ def measure(
     steps: dict[str, Callable[[Sequence[Sequence[int]]], None]] = {}
     peaks: dict[str, float] = {}
     for name, peer in PEERS[precision].items():
+        if wanted and name not in wanted:
+            continue
         make = partial(peer, encoder, device=device)
         if memory:
             step, peaks[name] = step_and_peak(make, tokens, batches[:3], device)
