@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from benchmarks.peers import Step, peak_memory, random_encoder
+from benchmarks.device import CPU, Device
+from benchmarks.peers import Step, peak_memory, random_encoder, step_and_peak
 from benchmarks.table import print_table
 from benchmarks.timing import interleaved
-from benchmarks.training import SHARED, sst2
+from benchmarks.training import shape, sst2
 from lora_pl import LoRAClassifier
 from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.joint import JointTrials
@@ -25,34 +27,42 @@ from lora_pl.data.tokens import Tokens
 RANKS = (1, 2, 4, 8)
 
 
-def packed_step(encoder: str, dtype: str, count: int, batch_size: int) -> Step:
+def packed_step(encoder: str, dtype: str, count: int, batch_size: int, device: Device = CPU) -> Step:
     """`count` trials of the ranks 1, 2, 4, 8, 1, ..., each on `batch_size` sentences of its own."""
     trials = [Trial("LoRA", seed, options={"model.lora.r": RANKS[seed % 4]}) for seed in range(count)]
-    model = JointTrials(LoRAClassifier(encoder=encoder, base_dtype=dtype), trials).train()
+    model = JointTrials(LoRAClassifier(encoder=encoder, base_dtype=dtype), trials).to(device.name).train()
     optimizer = torch.optim.AdamW(model.parameter_groups())
 
-    def step(tokens: Tokens, indices: Sequence[int]) -> float:
+    def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
         parts = [indices[start : start + batch_size] for start in range(0, count * batch_size, batch_size)]
         batches = [make_batch(tokens, part, "packed", model.base.tokenizer.pad_token_id) for part in parts]
-        loss = model.training_step(batches, 0)
+        loss = model.training_step([batch.to(device.name) for batch in batches], 0)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
     return step
 
 
-def measure(folder: Path, dtype: str, counts: Sequence[int], batch_size: int, rounds: int) -> list[str]:
-    """The rows of one encoder and type."""
+def measure(
+    folder: Path, dtype: str, counts: Sequence[int], batch_size: int, rounds: int, device: Device | None = None
+) -> list[str]:
+    """The rows of one encoder and type; without a device each peak is measured in a process of its own."""
     encoder = random_encoder(folder)
     tokens = sst2(encoder)
     draw = np.random.default_rng(0)
     most = batch_size * max(counts)
     batches = [draw.choice(len(tokens), most, replace=False).tolist() for _ in range(rounds + 2)]
-    makers = {str(count): partial(packed_step, encoder, dtype, count, batch_size) for count in counts}
-    peaks = {name: peak_memory(make, tokens, batches[:3]) for name, make in makers.items()}
-    seconds = interleaved({name: partial(make(), tokens) for name, make in makers.items()}, batches, warm_up=2)
+    steps, peaks = {}, {}
+    for count in counts:
+        make, name = partial(packed_step, encoder, dtype, count, batch_size, device or CPU), str(count)
+        if device:
+            step, peaks[name] = step_and_peak(make, tokens, batches[:3], device)
+        else:
+            step, peaks[name] = make(), peak_memory(make, tokens, batches[:3])
+        steps[name] = partial(step, tokens)
+    seconds = interleaved(steps, batches, 2, device or CPU)
     rows = []
     for name, value in seconds.items():
         count = int(name)
@@ -80,7 +90,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     parts = (
-        measure(SHARED / "models" / name, dtype, args.counts, args.batch_size, args.rounds)
+        measure(shape(name), dtype, args.counts, args.batch_size, args.rounds)
         for name, dtype in itertools.product(args.encoders, args.dtypes)
     )
     print_table(HEADER, parts, args.output)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from benchmarks.peers import peft_step, random_encoder, status
+from benchmarks.device import status
+from benchmarks.peers import peft_step, random_encoder
 from benchmarks.table import print_table
 from benchmarks.training import OURS, SHARED
 from lora_pl import LoRAClassifier, Run, SentenceDataModule

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from statistics import median
 
 import torch
 
+from benchmarks.device import Device
 from lora_pl.data.batches import Batch
 from lora_pl.encoder.architectures import architecture_of
 from lora_pl.model.classifier import LoRAClassifier
@@ -42,12 +43,5 @@ def measured_peak(encoder: torch.nn.Module, dtype: torch.dtype, tokens: int, rep
     weight = max(layers, key=lambda layer: layer.weight.numel()).weight
     x = torch.randn(tokens, weight.shape[1], dtype=dtype, device=weight.device)
     w = weight.to(dtype)
-    return tokens * weight.numel() / median(_seconds(x, w) for _ in range(repeats))
-
-
-def _seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
-    started = time.perf_counter()
-    torch.nn.functional.linear(x, weight)
-    if x.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    product = partial(torch.nn.functional.linear, x, w)
+    return tokens * weight.numel() / median(Device(x.device.type).seconds(product) for _ in range(repeats))

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.device import CPU, Device
 from lora_pl.data.batches import Batch, make_batch
 from lora_pl.data.tokens import Tokens
+from lora_pl.encoder.dtype import quantize_frozen
 from lora_pl.encoder.loading import build_encoder, load_config, load_tokenizer
 from lora_pl.model.classifier import LoRAClassifier
 
 PADDED_TO = 64
-Step = Callable[[Tokens, Sequence[int]], float]
+Step = Callable[[Tokens, Sequence[int]], Tensor]
+"""A training step on chosen sentences; the loss."""
 
 
 def random_encoder(folder: Path) -> str:
@@ -33,22 +36,33 @@ def random_encoder(folder: Path) -> str:
     return str(place)
 
 
-def lora_pl_step(encoder: str, dtype: str, method: str = "lora", batching: str = "packed") -> Step:
-    """This package: the classifier's own forward and loss."""
-    model = LoRAClassifier(encoder=encoder, method=method, base_dtype=dtype if method == "lora" else "auto").train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+def lora_pl_step(
+    encoder: str,
+    dtype: str,
+    method: str = "lora",
+    batching: str = "packed",
+    dropout: float | None = None,
+    quantized: bool = False,
+    device: Device = CPU,
+) -> Step:
+    """This package: the classifier's own forward and loss; `quantized` has the base's linear layers in int8."""
+    base_dtype = dtype if method == "lora" and not quantized else "auto"
+    model = LoRAClassifier(encoder=encoder, method=method, base_dtype=base_dtype, dropout=dropout).train()
+    if quantized:
+        quantize_frozen(model.encoder, getattr(torch, dtype))
+    update = _update(model.to(device.name), 1e-4, dtype, device)
 
-    def step(tokens: Tokens, indices: Sequence[int]) -> float:
+    def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
         pad = model.tokenizer.pad_token_id
-        batch = make_batch(tokens, indices, batching, pad).filled(pad)
-        with _autocast(dtype):
+        batch = make_batch(tokens, indices, batching, pad).filled(pad).to(device.name)
+        with _autocast(dtype, device):
             loss = F.cross_entropy(model(batch), batch.labels.long())
-        return _optimize(optimizer, loss)
+        return update(loss)
 
     return step
 
 
-def original_step(encoder: str, dtype: str) -> Step:
+def original_step(encoder: str, dtype: str, device: Device = CPU) -> Step:
     """The original repository's recipe: padded to 64, the update computed beside each frozen layer, weights in fp32."""
     from transformers import AutoModel
 
@@ -58,17 +72,16 @@ def original_step(encoder: str, dtype: str) -> Step:
         layer.attention.self.query = PlainLoRA(layer.attention.self.query)
         layer.attention.self.value = PlainLoRA(layer.attention.self.value)
     head = nn.Linear(model.config.hidden_size, 2)
-    trained = [*(p for p in model.parameters() if p.requires_grad), *head.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    update = _update(nn.ModuleList([model, head]).to(device.name), 1e-4, dtype, device)
 
-    def step(tokens: Tokens, indices: Sequence[int]) -> float:
-        batch = _padded(tokens, indices, model.config.pad_token_id)
+    def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
+        batch = _padded(tokens, indices, model.config.pad_token_id).to(device.name)
         missing = (0, PADDED_TO - batch.input_ids.shape[1])
         ids = F.pad(batch.input_ids, missing, value=model.config.pad_token_id)
-        with _autocast(dtype):
+        with _autocast(dtype, device):
             hidden = model(input_ids=ids, attention_mask=F.pad(batch.attention_mask, missing)).last_hidden_state
             loss = F.cross_entropy(head(hidden[:, 0]).float(), batch.labels.long())
-        return _optimize(optimizer, loss)
+        return update(loss)
 
     return step
 
@@ -86,17 +99,14 @@ class PlainLoRA(nn.Module):
         return self.base(x) + x @ self.A.T @ self.B.T * self.scaling
 
 
-def peft_step(encoder: str, dtype: str, weights: torch.dtype = torch.float32) -> Step:
+def peft_step(encoder: str, dtype: str, weights: torch.dtype = torch.float32, device: Device = CPU) -> Step:
     """PEFT in a plain loop, padded to the batch's longest; `weights` is what the base is loaded in."""
-    model = peft_model(encoder, weights).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    return _transformers_step(model, optimizer, dtype)
+    return _transformers_step(peft_model(encoder, weights), 1e-4, dtype, device)
 
 
-def full_step(encoder: str, dtype: str) -> Step:
+def full_step(encoder: str, dtype: str, device: Device = CPU) -> Step:
     """Full fine-tuning in a plain loop, padded to the batch's longest."""
-    model = _sequence_classifier(encoder, torch.float32).train()
-    return _transformers_step(model, torch.optim.AdamW(model.parameters(), lr=1e-5), dtype)
+    return _transformers_step(_sequence_classifier(encoder, torch.float32), 1e-5, dtype, device)
 
 
 def peft_model(encoder: str, weights: torch.dtype) -> nn.Module:
@@ -116,19 +126,20 @@ def peak_memory(make: Callable[[], Step], tokens: Tokens, batches: Sequence[Sequ
 def _peak_memory(make: Callable[[], Step], tokens: Tokens, batches: Sequence[Sequence[int]]) -> float:
     import peft  # noqa: F401  the libraries of every peer, so that all start alike
 
-    before = status("VmRSS")
+    return step_and_peak(make, tokens, batches, CPU)[1]
+
+
+def step_and_peak(
+    make: Callable[[], Step], tokens: Tokens, batches: Sequence[Sequence[int]], device: Device
+) -> tuple[Step, float]:
+    """A peer's step, and MiB that its steps need at their peak beyond what was in use before it was made."""
+    before = device.used()
     step = make()
     step(tokens, batches[0])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: loading is left out
+    device.forget_peak()  # loading is left out
     for indices in batches:
         step(tokens, indices)
-    return status("VmHWM") - before
-
-
-def status(field: str) -> float:
-    """A line of `/proc/self/status`, in MiB (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
+    return step, device.peak() - before
 
 
 def _sequence_classifier(encoder: str, weights: torch.dtype) -> nn.Module:
@@ -139,13 +150,15 @@ def _sequence_classifier(encoder: str, weights: torch.dtype) -> nn.Module:
     return AutoModelForSequenceClassification.from_pretrained(encoder, dtype=weights, num_labels=2)
 
 
-def _transformers_step(model: nn.Module, optimizer: torch.optim.Optimizer, dtype: str) -> Step:
-    def step(tokens: Tokens, indices: Sequence[int]) -> float:
-        batch = _padded(tokens, indices, model.config.pad_token_id)
+def _transformers_step(model: nn.Module, rate: float, dtype: str, device: Device) -> Step:
+    update = _update(model.train().to(device.name), rate, dtype, device)
+
+    def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
+        batch = _padded(tokens, indices, model.config.pad_token_id).to(device.name)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        with _autocast(dtype):
+        with _autocast(dtype, device):
             loss = model(**inputs, labels=batch.labels.long()).loss
-        return _optimize(optimizer, loss)
+        return update(loss)
 
     return step
 
@@ -154,12 +167,21 @@ def _padded(tokens: Tokens, indices: Sequence[int], pad_token_id: int) -> Batch:
     return make_batch(tokens, indices, "padded", pad_token_id)
 
 
-def _autocast(dtype: str) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+def _autocast(dtype: str, device: Device) -> torch.autocast:
+    half = dtype in ("bfloat16", "float16")
+    return torch.autocast(device.name, getattr(torch, dtype) if half else torch.bfloat16, enabled=half)
 
 
-def _optimize(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+def _update(model: nn.Module, rate: float, dtype: str, device: Device) -> Callable[[Tensor], Tensor]:
+    """AdamW's step on a loss, which is scaled in fp16."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    scaler = torch.amp.GradScaler(device.name, enabled=dtype == "float16")
+
+    def update(loss: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    return update

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from statistics import median
 from typing import TypeVar
+
+from benchmarks.device import CPU, Device
 
 T = TypeVar("T")
 
 
-def interleaved(peers: Mapping[str, Callable[[T], object]], inputs: Iterable[T], warm_up: int) -> dict[str, float]:
+def interleaved(
+    peers: Mapping[str, Callable[[T], object]], inputs: Iterable[T], warm_up: int, device: Device = CPU
+) -> dict[str, float]:
     """Median seconds of each peer over the inputs, after the first `warm_up`.
 
     All peers are given an input before the next one comes. They take turns in going first, since the first one of a
@@ -21,7 +25,5 @@ def interleaved(peers: Mapping[str, Callable[[T], object]], inputs: Iterable[T],
     names = list(peers)
     for turn, given in enumerate(inputs):
         for name in itertools.islice(itertools.cycle(names), turn % len(names), turn % len(names) + len(names)):
-            started = time.perf_counter()
-            peers[name](given)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(device.seconds(partial(peers[name], given)))
     return {name: median(values[warm_up:]) for name, values in seconds.items()}

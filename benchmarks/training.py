@@ -6,7 +6,7 @@ import argparse
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,24 +15,28 @@ from statistics import median
 import numpy as np
 import torch
 
+from benchmarks.device import CPU, Device
 from benchmarks.peak import measured_peak, step_products
-from benchmarks.peers import Step, full_step, lora_pl_step, original_step, peft_step, random_encoder
+from benchmarks.peers import Step, full_step, lora_pl_step, original_step, peft_step, random_encoder, step_and_peak
 from benchmarks.table import print_table
 from benchmarks.timing import interleaved
 from lora_pl.data.batches import make_batch
-from lora_pl.data.sources import read_split
+from lora_pl.data.sources import SAMPLE, read_split
 from lora_pl.data.tasks import get_task
 from lora_pl.data.tokens import Tokens, tokenize_cached
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.model.classifier import LoRAClassifier
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+"""The developers' material: SST-2 and the shapes of encoders."""
 OURS = "lora_pl"
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-PEERS: dict[str, dict[str, Callable[[str], Step]]] = {
+STEPS = 10
+"""Steps between two looks at a GPU's clock, so that it never waits for the next one's launches."""
+DTYPES = {"bf16": "bfloat16", "16-bit": "float16", "fp32": "float32"}
+PEERS: dict[str, dict[str, Callable[..., Step]]] = {
     "bf16": {
         OURS: partial(lora_pl_step, dtype="bfloat16"),
-        "lora_pl, int8 base": partial(lora_pl_step, dtype="int8"),
+        "lora_pl, int8 base": partial(lora_pl_step, dtype="bfloat16", quantized=True),
         "lora_pl, padded": partial(lora_pl_step, dtype="bfloat16", batching="padded"),
         "PEFT, bf16 weights": partial(peft_step, dtype="bfloat16", weights=torch.bfloat16),
         "PEFT, fp32 weights, autocast": partial(peft_step, dtype="bfloat16"),
@@ -40,23 +44,44 @@ PEERS: dict[str, dict[str, Callable[[str], Step]]] = {
         "the original recipe": partial(original_step, dtype="bfloat16"),
         "full fine-tuning": partial(full_step, dtype="bfloat16"),
     },
+    "16-bit": {
+        OURS: partial(lora_pl_step, dtype="float16"),
+        "lora_pl, padded": partial(lora_pl_step, dtype="float16", batching="padded"),
+        "PEFT, fp32 weights, autocast": partial(peft_step, dtype="float16"),
+        "full fine-tuning": partial(full_step, dtype="float16"),
+    },
     "fp32": {
         OURS: partial(lora_pl_step, dtype="float32"),
+        "lora_pl, int8 base": partial(lora_pl_step, dtype="float32", quantized=True),
         "PEFT": partial(peft_step, dtype="float32"),
         "the original recipe": partial(original_step, dtype="float32"),
     },
 }
 
 
+def shape(name: str) -> Path:
+    """The folder of an encoder's configuration: by its name among the shapes, or as it is."""
+    there = SHARED / "models" / name
+    return there if there.is_dir() else Path(name)
+
+
+def source() -> str:
+    """SST-2; without the developers' material the 4,500 sentences inside the package."""
+    there = SHARED / "glue" / "SST-2"
+    return str(there) if there.is_dir() else SAMPLE
+
+
 def sst2(encoder: str) -> Tokens:
-    """SST-2's training sentences, cut at 64 tokens."""
-    examples = read_split(str(SHARED / "glue" / "SST-2"), get_task("sst2"), "train")
+    """The training sentences, cut at 64 tokens."""
+    examples = read_split(source(), get_task("sst2"), "train")
     return tokenize_cached(load_tokenizer(encoder), examples, 64, Path(tempfile.gettempdir()) / "lora_pl_benchmark")
 
 
-def share_of_peak(encoder: str, dtype: str, tokens: Tokens, batches: Sequence[Sequence[int]], seconds: float) -> float:
+def share_of_peak(
+    encoder: str, dtype: str, tokens: Tokens, batches: Sequence[Sequence[int]], seconds: float, device: Device = CPU
+) -> float:
     """What part of a lora_pl step is the time that its linear layers' products would take at the measured peak."""
-    model = LoRAClassifier(encoder=encoder, base_dtype=dtype)
+    model = LoRAClassifier(encoder=encoder, base_dtype=dtype).to(device.name)
     packed = [make_batch(tokens, indices, "packed", 0) for indices in batches]
     products = median(step_products(model, batch) for batch in packed)
     peak = measured_peak(model.encoder, getattr(torch, dtype), int(median(batch.tokens for batch in packed)))
@@ -72,33 +97,58 @@ class Row:
     ratio: float
     """How many times as long a step takes as lora_pl's."""
     share_of_peak: float | None = None
+    peak: float | None = None
+    """MiB, where it was asked for."""
 
     def line(self, *first: object) -> str:
         """As Markdown, after the columns `first`."""
         share = "" if self.share_of_peak is None else f"{self.share_of_peak:.0%}"
         cells = [*first, self.what, f"{self.sentences_per_second:.1f}", f"{self.ratio:.2f}", share]
+        cells += [] if self.peak is None else [f"{self.peak:,.0f}"]
         return f"| {' | '.join(map(str, cells))} |"
 
 
-def measure(folder: Path, precision: str, batch_size: int, rounds: int) -> list[Row]:
-    """The rows of one encoder, precision and batch size."""
+def measure(
+    folder: Path,
+    precision: str,
+    batch_size: int,
+    rounds: int,
+    device: Device = CPU,
+    wanted: Collection[str] | None = None,
+    memory: bool = False,
+) -> list[Row]:
+    """The rows of one encoder, precision and batch size; a GPU is timed over several steps at once.
+
+    `wanted`: the peers, by default all; `memory`: with each peer's peak.
+    """
     encoder = random_encoder(folder)
     tokens = sst2(encoder)
     draw = np.random.default_rng(0)
-    batches = [draw.choice(len(tokens), batch_size, replace=False).tolist() for _ in range(rounds + 2)]
-    makers = {name: partial(make, encoder) for name, make in PEERS[precision].items()}
-    steps = {name: partial(make(), tokens) for name, make in makers.items()}
-    seconds = interleaved(steps, batches, warm_up=2)
-    share = share_of_peak(encoder, DTYPES[precision], tokens, batches, seconds[OURS])
+    together = STEPS if device.is_gpu else 1
+    batches = [draw.choice(len(tokens), batch_size, replace=False).tolist() for _ in range((rounds + 2) * together)]
+    steps: dict[str, Callable[[Sequence[Sequence[int]]], None]] = {}
+    peaks: dict[str, float] = {}
+    for name, peer in PEERS[precision].items():
+        if wanted and name not in wanted:
+            continue
+        make = partial(peer, encoder, device=device)
+        if memory:
+            step, peaks[name] = step_and_peak(make, tokens, batches[:3], device)
+        else:
+            step = make()
+        steps[name] = partial(_run, step, tokens)
+    blocks = [batches[start : start + together] for start in range(0, len(batches), together)]
+    seconds = {name: value / together for name, value in interleaved(steps, blocks, 2, device).items()}
+    share = share_of_peak(encoder, DTYPES[precision], tokens, batches, seconds[OURS], device)
     return [
-        Row(
-            name,
-            batch_size / value,
-            value / seconds[OURS],
-            share if name == OURS else None,
-        )
+        Row(name, batch_size / value, value / seconds[OURS], share if name == OURS else None, peaks.get(name))
         for name, value in seconds.items()
     ]
+
+
+def _run(step: Step, tokens: Tokens, batches: Sequence[Sequence[int]]) -> None:
+    for indices in batches:
+        step(tokens, indices)
 
 
 HEADER = """\
@@ -117,7 +167,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     parts = (
-        [row.line(name, precision, size) for row in measure(SHARED / "models" / name, precision, size, args.rounds)]
+        [row.line(name, precision, size) for row in measure(shape(name), precision, size, args.rounds)]
         for name, precision, size in itertools.product(args.encoders, args.precisions, args.batch_sizes)
     )
     print_table(HEADER, parts, args.output)

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from lora_pl.data.tokens import Tokens
 from lora_pl.errors import UserError
+from lora_pl.lora.transfer import transfer
 
 Batching = Literal["packed", "padded"]
 BATCH_TOKENS = 4096
@@ -40,8 +41,6 @@ class Batch:
     """As input_ids: 1 on tokens, 0 on padding; None in a packed batch."""
     rows: tuple[int, ...] = ()
     """(batch,): which sentences of the dataset these are."""
-    common: bool = False
-    """Whether a packed row has a length, and its attention has shapes, that other batches have too; see `filled`."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -52,22 +51,27 @@ class Batch:
         return sum(self.lengths)
 
     @property
+    def filler(self) -> int:
+        """Tokens at a packed row's end that are no sentence's; see `filled`."""
+        return self.input_ids.shape[1] - self.tokens
+
+    @property
     def segments(self) -> tuple[int, ...]:
         """Tokens per sentence of a packed row, and those of the filler at its end."""
-        filler = self.input_ids.shape[1] - self.tokens
-        return (*self.lengths, filler) if filler else self.lengths
+        return (*self.lengths, self.filler) if self.filler else self.lengths
 
     def filled(self, pad_token_id: int) -> Batch:
-        """A packed row with filler at its end, up to a `common_length`; a padded batch as it is.
+        """A packed row with filler at its end, at least a token, up to a `common_length`; a padded batch as it is.
 
         The filler is a segment that no sentence sees and nothing reads, so that it changes no result beyond rounding.
-        oneDNN compiles a kernel per shape and keeps it, so few shapes are faster and need less memory.
+        A CPU's oneDNN compiles a kernel per shape and keeps it, so few shapes are faster and need less memory; on a
+        GPU a short row's shapes are then those of all batches with its length and its number of sentences.
         """
         if self.attention_mask is not None:
             return self
-        missing = common_length(self.tokens) - self.input_ids.shape[1]
+        missing = common_length(self.tokens + 1) - self.input_ids.shape[1]
         ids, types = F.pad(self.input_ids, (0, missing), value=pad_token_id), F.pad(self.token_type_ids, (0, missing))
-        return replace(self, input_ids=ids, token_type_ids=types, common=True)
+        return replace(self, input_ids=ids, token_type_ids=types)
 
     def padded(self, pad_token_id: int) -> Batch:
         """The same sentences, one per row, padded to the longest."""
@@ -79,14 +83,12 @@ class Batch:
             pad_sequence(part.split(self.lengths), batch_first=True, padding_value=filler)  # type: ignore[no-untyped-call]
             for part, filler in zip(parts, (pad_token_id, 0, 0), strict=True)
         )
-        return replace(self, input_ids=ids, token_type_ids=types, attention_mask=mask, common=False)
+        return replace(self, input_ids=ids, token_type_ids=types, attention_mask=mask)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: transfer(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 

@@ -81,8 +81,11 @@ def packed_attention(
     if _has_kernel(query, dropout):
         q, k, v = (x.view(tokens, heads, size) for x in (q, k, v))
         return _by_kernel(q, k, v, packing, scale, sliding_window)[None], None
-    grouping = packing.grouping(heads, sliding_window)
-    y = _GroupedAttention.apply(q, k, v, grouping, scale, dropout)  # type: ignore[no-untyped-call]
+    if _in_rectangle(packing):
+        y = packing.rectangle(sliding_window, query.dtype).attend(q, k, v, scale, dropout)
+    else:
+        grouping = packing.grouping(heads, sliding_window)
+        y = _GroupedAttention.apply(q, k, v, grouping, scale, dropout)  # type: ignore[no-untyped-call]
     return cast(Tensor, y).view(1, tokens, heads, size), None
 
 
@@ -96,6 +99,11 @@ def take_packing() -> Packing | None:
 def _has_kernel(query: Tensor, dropout: float) -> bool:
     """Whether PyTorch's variable-length kernel takes this: on a GPU, in half precision, without dropout."""
     return query.device.type == "cuda" and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def _in_rectangle(packing: Packing) -> bool:
+    """Whether attention is one launch over padded sentences: on a GPU, where launches cost more than padding."""
+    return packing.device.type == "cuda" and packing.short
 
 
 def _by_kernel(

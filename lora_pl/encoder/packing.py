@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lora_pl.encoder.rectangle import SHORT, Rectangle
+from lora_pl.lora.transfer import transfer
+
 GROUP_COST = 60_000
 """The measured cost of a further group, in entries of the padded attention matrices of all heads."""
 COMMON = 8
@@ -79,18 +82,22 @@ class Packing:
     Args:
         lengths: Tokens per sentence, in the row's order.
         device: Where the row is.
-        common: Whether the lengths of groups are multiples of `COMMON`, which other rows' groups have too.
+        filler: Tokens at the row's end that are no sentence's, a segment of their own. With filler the lengths of
+            groups are multiples of `COMMON`, which other rows' groups have too.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", common: bool = False) -> None:
-        self.lengths = np.asarray(lengths, np.int64)
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", filler: int = 0) -> None:
+        self.lengths = np.asarray([*lengths, filler] if filler else lengths, np.int64)
+        """Tokens per segment: the sentences, then the filler if there is any."""
         self.device = torch.device(device)
-        self._unit = COMMON if common else 1
+        self._own = self.lengths[: len(lengths)]
+        self._unit = COMMON if filler else 1
+        self._rectangles: dict[tuple[int | None, torch.dtype], Rectangle] = {}
         self._groupings: dict[tuple[int, int | None], Grouping] = {}
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sentence."""
+        """Tokens of the longest segment."""
         return int(self.lengths.max())
 
     @property
@@ -99,24 +106,36 @@ class Packing:
 
     @cached_property
     def starts(self) -> Tensor:
-        """(sentences,), int64: each sentence's first token."""
+        """(segments,), int64: each segment's first token."""
         return self._tensor(self._ends - self.lengths)
 
     @cached_property
     def sentences(self) -> Tensor:
-        """(tokens,), int64: each token's sentence."""
+        """(tokens,), int64: each token's segment."""
         return self._tensor(np.repeat(np.arange(len(self.lengths)), self.lengths))
 
     @cached_property
     def cumulative_lengths(self) -> Tensor:
-        """(sentences + 1,), int32: as variable-length attention kernels take them."""
+        """(segments + 1,), int32: as variable-length attention kernels take them."""
         return self._tensor(np.concatenate([[0], self._ends]).astype(np.int32))
 
     @cached_property
     def positions(self) -> Tensor:
-        """(1, tokens), int64: 0, 1, 2, ... in each sentence."""
+        """(1, tokens), int64: 0, 1, 2, ... in each segment."""
         starts = np.repeat(self._ends - self.lengths, self.lengths)
         return self._tensor(np.arange(len(starts)) - starts)[None]
+
+    @property
+    def short(self) -> bool:
+        """Whether no sentence is too long for a `rectangle`."""
+        return int(self._own.max()) <= SHORT
+
+    def rectangle(self, window: int | None, dtype: torch.dtype) -> Rectangle:
+        """The sentences of a `short` row in one rectangle, computed once per window and dtype."""
+        if (window, dtype) not in self._rectangles:
+            tokens = int(self.lengths.sum())
+            self._rectangles[window, dtype] = Rectangle(self._own, tokens, window, dtype, self.device)
+        return self._rectangles[window, dtype]
 
     def grouping(self, heads: int, window: int | None = None) -> Grouping:
         """The groups for attention, computed once per number of heads and window.
@@ -169,7 +188,7 @@ class Packing:
         return self._tensor(np.where(attends, np.float32(0), np.float32(-np.inf)))
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return transfer(torch.from_numpy(array), self.device)
 
 
 def group_bounds(lengths: NDArray[np.int64], heads: int) -> list[int]:

@@ -15,6 +15,7 @@ from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.product import adapted_linear, computed_in
 from lora_pl.lora.routing import Routes, Routing
+from lora_pl.lora.transfer import transfer
 from lora_pl.lora.variants import VARIANTS
 
 
@@ -104,7 +105,7 @@ class BankLinear(nn.Linear):
     def _dropped(self, x: Tensor, used: Mapping[str, Adapter], routing: Routing) -> Tensor:
         """x with entries dropped, each row with its own adapter's probability."""
         chances = [used[name].lora_dropout.p if name in used else 0.0 for name in routing.used]
-        p = torch.tensor([*chances, 0.0], device=x.device)  # the last one is the base's, number -1
+        p = transfer(torch.tensor([*chances, 0.0]), x.device)  # the last one is the base's, number -1
         of_rows = p[routing.of_rows(tuple(x.shape[:-1]), x.device)].view(*x.shape[:-1], 1)
         kept = torch.rand(x.shape, device=x.device) >= of_rows
         return x * kept / (1 - of_rows).to(x.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_pl.lora.errors import LoRAError
+from lora_pl.lora.transfer import transfer
 
 # of a context (a thread, a task): by bank, the innermost routing last
 _ACTIVE: ContextVar[Mapping[Routes, tuple[Routing, ...]]] = ContextVar("active", default={})  # noqa: B039  never changed
@@ -51,14 +52,14 @@ class Routing:
         if key not in self._masks:
             owner = np.repeat([self.used.index(name) for name, _ in columns], [rank for _, rank in columns])
             mask = self._of_rows(shape)[:, None] != owner[None]
-            self._masks[key] = torch.from_numpy(mask).to(device, non_blocking=True) if mask.any() else None
+            self._masks[key] = transfer(torch.from_numpy(mask), device) if mask.any() else None
         return self._masks[key]
 
     def of_rows(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """(rows,): the number in `used` of each row's adapter, -1 for the base alone."""
         key = (shape, device)
         if key not in self._rows:
-            self._rows[key] = torch.from_numpy(self._of_rows(shape)).to(device, non_blocking=True)
+            self._rows[key] = transfer(torch.from_numpy(self._of_rows(shape)), device)
         return self._rows[key]
 
     def _of_rows(self, shape: tuple[int, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -119,7 +119,7 @@ class Base:
         with self.autocast():
             if batch.attention_mask is not None:
                 return self.reader.of_padded(batch.input_ids, batch.token_type_ids, batch.attention_mask).float()
-            packing = Packing(batch.segments, batch.input_ids.device, batch.common)
+            packing = Packing(batch.lengths, batch.input_ids.device, batch.filler)
             features = self.reader.of_packed(batch.input_ids, batch.token_type_ids, packing)
             return features[: len(batch)].float()
 

@@ -2,12 +2,14 @@
 
 import copy
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from lora_pl.encoder import attention
 from lora_pl.encoder.architectures import (
     ARCHITECTURES,
     OTHERS,
@@ -80,8 +82,14 @@ def packed(features, ids):
 def filled(features, ids):
     """As `Batch.filled` makes a row: seven tokens of padding at its end, attention in common shapes."""
     row, types = torch.cat([*ids, torch.ones(7, dtype=torch.int64)])[None], torch.cat([*ids, torch.zeros(7).long()])
-    packing = Packing([*(len(s) for s in ids), 7], common=True)
+    packing = Packing([len(s) for s in ids], filler=7)
     return features.of_packed(row, types[None] % 2, packing)[: len(ids)]
+
+
+def in_rectangle(features, ids):
+    """As on a GPU."""
+    with mock.patch.object(attention, "_in_rectangle", return_value=True):
+        return filled(features, ids)
 
 
 def padded(features, ids):
@@ -110,7 +118,7 @@ def assert_packed_is_padded(kind, lengths, **changes):
     features, encoder = made(kind, **changes)
     ids = sentences(lengths)
     expected, expected_gradients = features_and_gradients(padded, features, encoder, ids)
-    for way in (packed, filled):
+    for way in (packed, filled, in_rectangle):
         got, got_gradients = features_and_gradients(way, features, encoder, ids)
         torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
         for name, gradient in expected_gradients.items():
