@@ -17,7 +17,7 @@ from benchmarks.device import CPU, Device
 from benchmarks.peers import Step, peak_memory, random_encoder, step_and_peak
 from benchmarks.table import print_table
 from benchmarks.timing import interleaved
-from benchmarks.training import shape, sst2
+from benchmarks.training import shape, training_tokens
 from lora_pl import LoRAClassifier
 from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.joint import JointTrials
@@ -50,7 +50,7 @@ def measure(
 ) -> list[str]:
     """The rows of one encoder and type; without a device each peak is measured in a process of its own."""
     encoder = random_encoder(folder)
-    tokens = sst2(encoder)
+    tokens = training_tokens(encoder)
     draw = np.random.default_rng(0)
     most = batch_size * max(counts)
     batches = [draw.choice(len(tokens), most, replace=False).tolist() for _ in range(rounds + 2)]

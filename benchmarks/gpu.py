@@ -23,7 +23,7 @@ from benchmarks import ablation, prediction, training
 from benchmarks.device import CPU, Device
 from benchmarks.peers import lora_pl_step, random_encoder
 from benchmarks.table import print_table
-from benchmarks.training import DTYPES, OURS, shape, sst2
+from benchmarks.training import DTYPES, OURS, shape, training_tokens
 from lora_pl.data.tokens import Tokens
 
 TRAINED = (OURS, "lora_pl, padded", "PEFT, bf16 weights", "PEFT, fp32 weights, autocast", "full fine-tuning")
@@ -64,7 +64,7 @@ def prediction_rows(options: Options, device: Device) -> Iterator[list[str]]:
 def loss_rows(options: Options, device: Device) -> Iterator[list[str]]:
     """The losses of a run without dropout, beside those of the same run on the CPU."""
     encoder = random_encoder(shape(options.encoder))
-    tokens, draw = sst2(encoder), np.random.default_rng(0)
+    tokens, draw = training_tokens(encoder), np.random.default_rng(0)
     batches = [draw.choice(len(tokens), 8, replace=False).tolist() for _ in range(options.steps)]
     for precision in ("fp32", "bf16"):
         there, here = (_losses(encoder, DTYPES[precision], tokens, batches, place) for place in (device, CPU))

@@ -65,16 +65,16 @@ def shape(name: str) -> Path:
     return there if there.is_dir() else Path(name)
 
 
-def source() -> str:
-    """SST-2; without the developers' material the 4,500 sentences inside the package."""
-    there = SHARED / "glue" / "SST-2"
+def source(task: str = "sst2") -> str:
+    """A GLUE task's folder; without the developers' material the 4,500 sentences of SST-2 inside the package."""
+    there = SHARED / "glue" / get_task(task).folder
     return str(there) if there.is_dir() else SAMPLE
 
 
-def sst2(encoder: str) -> Tokens:
-    """The training sentences, cut at 64 tokens."""
-    examples = read_split(source(), get_task("sst2"), "train")
-    return tokenize_cached(load_tokenizer(encoder), examples, 64, Path(tempfile.gettempdir()) / "lora_pl_benchmark")
+def training_tokens(encoder: str, task: str = "sst2", max_length: int = 64) -> Tokens:
+    """A task's training sentences, cut at so many tokens."""
+    examples, cache = read_split(source(task), get_task(task), "train"), Path(tempfile.gettempdir())
+    return tokenize_cached(load_tokenizer(encoder), examples, max_length, cache / "lora_pl_benchmark")
 
 
 def share_of_peak(
@@ -116,13 +116,15 @@ def measure(
     device: Device = CPU,
     wanted: Collection[str] | None = None,
     memory: bool = False,
+    task: str = "sst2",
+    max_length: int = 64,
 ) -> list[Row]:
     """The rows of one encoder, precision and batch size; a GPU is timed over several steps at once.
 
-    `wanted`: the peers, by default all; `memory`: with each peer's peak.
+    `wanted`: the peers, by default all; `memory`: with each peer's peak; `task`, `max_length`: the sentences.
     """
     encoder = random_encoder(folder)
-    tokens = sst2(encoder)
+    tokens = training_tokens(encoder, task, max_length)
     draw = np.random.default_rng(0)
     together = STEPS if device.is_gpu else 1
     batches = [draw.choice(len(tokens), batch_size, replace=False).tolist() for _ in range((rounds + 2) * together)]
@@ -163,11 +165,20 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[8, 32, 128])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="+", metavar="PEER", help="these peers and lora_pl; by default all")
+    parser.add_argument("--task", default="sst2", help="whose training sentences")
+    parser.add_argument("--max_length", type=int, default=64, help="tokens at which they are cut")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
+    options = {
+        "rounds": args.rounds,
+        "wanted": args.only and [OURS, *args.only],
+        "task": args.task,
+        "max_length": args.max_length,
+    }
     parts = (
-        [row.line(name, precision, size) for row in measure(shape(name), precision, size, args.rounds)]
+        [row.line(name, precision, size) for row in measure(shape(name), precision, size, **options)]
         for name, precision, size in itertools.product(args.encoders, args.precisions, args.batch_sizes)
     )
     print_table(HEADER, parts, args.output)

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import profile
 
 from benchmarks.peers import PADDED_TO, Step, lora_pl_step, original_step, peft_step, random_encoder
-from benchmarks.training import SHARED, sst2
+from benchmarks.training import SHARED, training_tokens
 from lora_pl.data.tokens import Tokens
 
 KINDS = {
@@ -87,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     encoder = random_encoder(SHARED / "models" / args.encoder)
-    tokens = sst2(encoder)
+    tokens = training_tokens(encoder)
     generator = np.random.default_rng(0)
     batches = [generator.choice(len(tokens), 32, replace=False).tolist() for _ in range(args.rounds)]
     real = sum(tokens.lengths[indices].sum() for indices in batches)

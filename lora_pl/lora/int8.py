@@ -81,9 +81,10 @@ class Int8Weight(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[Any, Any] | None = None
     ) -> Any:
-        if func in _COPIES:
-            return cls._of(args[0]._forward, args[0]._scale, args[0].dtype)
-        plain = torch.utils._pytree.tree_map_only(Int8Weight, Int8Weight.dequantized, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _COPIES and "device" not in kwargs:
+            return cls._of(args[0]._forward, args[0]._scale, kwargs.get("dtype") or args[0].dtype)
+        plain = torch.utils._pytree.tree_map_only(Int8Weight, Int8Weight.dequantized, (args, kwargs))
         return func(*plain[0], **plain[1])
 
 
@@ -152,4 +153,4 @@ def _matmul(dy: Tensor, weight: Int8Weight) -> Tensor:
 
 
 _PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {F.linear: _linear, Tensor.__matmul__: _matmul, torch.matmul: _matmul}
-_COPIES = {torch.ops.aten.detach.default, torch.ops.aten.clone.default, torch.ops.aten.alias.default}
+_COPIES = {getattr(torch.ops.aten, name).default for name in ("detach", "clone", "alias", "_to_copy")}

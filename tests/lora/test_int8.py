@@ -37,6 +37,16 @@ def test_products_are_those_of_the_weight_to_eight_bits(dtype):
     assert relative_error(codes, weight) < 0.01
 
 
+def test_autocast_computes_in_its_type():
+    _, weight = quantized(dtype=torch.float32)
+    x = torch.randn(5, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = F.linear(x, weight)
+    assert torch.equal(y, F.linear(x.bfloat16(), weight.to(torch.bfloat16)))
+    assert isinstance(weight.to(torch.bfloat16), Int8Weight)
+    assert not isinstance(weight.to("meta"), Int8Weight)
+
+
 def test_what_eight_bits_hold_is_exact():
     codes = torch.randint(-126, 127, (96, 64)).float()
     codes[:, 0], codes[0, :] = 127, 127
