@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lora_pl.reporting import say
@@ -24,6 +26,7 @@ def epoch_name(trainer: Trainer) -> str:
 def epoch_line(trainer: Trainer) -> str:
     """The epoch that has ended, with its loss and the metrics of its validation."""
     # the epoch's other training metrics are logged after the callbacks' hook
-    metrics = {n: v for n, v in trainer.progress_bar_metrics.items() if n == "train/loss" or n.startswith("val/")}
+    metrics: dict[str, Any] = {n: v for n, v in trainer.callback_metrics.items() if n == "train/loss"}
+    metrics |= {n: v for n, v in trainer.progress_bar_metrics.items() if n.startswith("val/")}
     shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     return f"{epoch_name(trainer)}  step {trainer.global_step}  {shown}"

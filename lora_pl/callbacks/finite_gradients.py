@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -25,7 +27,7 @@ class FiniteGradients(Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not gradients or bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())):
+        if not gradients or math.isfinite(torch.stack(torch._foreach_norm(gradients)).sum().item()):
             return
         trained = ((name, p.grad) for name, p in pl_module.named_parameters() if p.grad is not None)
         bad = next((name for name, grad in trained if not torch.isfinite(grad).all()), "the model")

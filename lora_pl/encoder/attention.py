@@ -84,7 +84,7 @@ def packed_attention(
     if _in_rectangle(packing):
         y = packing.rectangle(sliding_window, query.dtype).attend(q, k, v, scale, dropout)
     else:
-        grouping = packing.grouping(heads, sliding_window)
+        grouping = packing.grouping(heads, sliding_window, query.dtype)
         y = _GroupedAttention.apply(q, k, v, grouping, scale, dropout)  # type: ignore[no-untyped-call]
     return cast(Tensor, y).view(1, tokens, heads, size), None
 
@@ -133,35 +133,41 @@ class _GroupedAttention(torch.autograd.Function):
         q, k, v = (x.index_select(0, grouping.pad) for x in (query, key, value))
         probabilities = q.new_empty(grouping.scores)
         for group in grouping.groups:
-            scores = torch.bmm(group.vectors_of(q), group.vectors_of(k).transpose(1, 2)).mul_(scale)
-            if group.bias is not None:
-                scores.view(group.sentences, -1, group.longest, group.longest).add_(group.bias.to(scores.dtype))
+            keys = group.vectors_of(k).transpose(1, 2)
+            scores = torch.baddbmm(group.bias, group.vectors_of(q), keys, alpha=scale)
             torch.softmax(scores, -1, out=group.scores_of(probabilities))
-        dropped, mask = drop(probabilities, dropout) if dropout else (probabilities, None)
+        kept, mask, ctx.rest = drop(probabilities, dropout) if dropout else (probabilities, None, 1.0)
         y = torch.empty_like(q)
         for group in grouping.groups:
-            torch.bmm(group.scores_of(dropped), group.vectors_of(v), out=group.vectors_of(y))
-        ctx.save_for_backward(q, k, v, probabilities, dropped, mask)
+            _product(group.scores_of(kept), group.vectors_of(v), ctx.rest, out=group.vectors_of(y))
+        ctx.save_for_backward(q, k, v, probabilities, kept, mask)
         ctx.grouping, ctx.scale, ctx.dropout = grouping, scale, dropout
         return y.index_select(0, grouping.unpad)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, probabilities, dropped, mask = ctx.saved_tensors
+        q, k, v, probabilities, kept, mask = ctx.saved_tensors
         grouping: Grouping = ctx.grouping
         # what attends from padding is not part of the result
         dy = grad.index_select(0, grouping.pad).index_fill_(0, grouping.padding, 0)
-        dq, dk, dv = (torch.empty_like(q) for _ in range(3))
+        gradients = q.new_empty(3, *q.shape)
+        dq, dk, dv = gradients.unbind()
         dp = torch.empty_like(probabilities)
         for group in grouping.groups:
-            torch.bmm(group.scores_of(dropped).transpose(1, 2), group.vectors_of(dy), out=group.vectors_of(dv))
-            torch.bmm(group.vectors_of(dy), group.vectors_of(v).transpose(1, 2), out=group.scores_of(dp))
+            d_group = group.vectors_of(dy)
+            _product(group.scores_of(kept).transpose(1, 2), d_group, ctx.rest, out=group.vectors_of(dv))
+            _product(d_group, group.vectors_of(v).transpose(1, 2), ctx.rest, out=group.scores_of(dp))
         if mask is not None:
             dp = drop_again(dp, mask, ctx.dropout)
         for group in grouping.groups:
             p = group.scores_of(probabilities)
-            ds = torch._softmax_backward_data(group.scores_of(dp), p, -1, p.dtype).mul_(ctx.scale)
-            torch.bmm(ds, group.vectors_of(k), out=group.vectors_of(dq))
-            torch.bmm(ds.transpose(1, 2), group.vectors_of(q), out=group.vectors_of(dk))
-        return *(x.index_select(0, grouping.unpad) for x in (dq, dk, dv)), None, None, None
+            ds = torch._softmax_backward_data(group.scores_of(dp), p, -1, p.dtype)
+            _product(ds, group.vectors_of(k), ctx.scale, out=group.vectors_of(dq))
+            _product(ds.transpose(1, 2), group.vectors_of(q), ctx.scale, out=group.vectors_of(dk))
+        return *gradients.index_select(1, grouping.unpad).unbind(), None, None, None
+
+
+def _product(a: Tensor, b: Tensor, scale: float, out: Tensor) -> None:
+    """out = scale * a b, for batches of matrices."""
+    out.baddbmm_(a, b, beta=0, alpha=scale)

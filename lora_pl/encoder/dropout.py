@@ -43,37 +43,41 @@ def draws_in_bulk(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.is_floating_point() and x.element_size() in INTEGERS
 
 
-def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """(dropout(x), mask); the mask is int16 on the CPU (0 dropped, -1 kept), else as PyTorch draws it."""
+def drop(x: Tensor, p: float) -> tuple[Tensor, Tensor, float]:
+    """(y, mask, scale), where scale * y is dropout(x): on the CPU y is x where it is kept, elsewhere it is scaled.
+
+    The caller scales, which costs nothing as the factor of a product.
+    """
     if not draws_in_bulk(x):
-        return torch.native_dropout(x, p, True)
-    kept = _kept(p)
+        return *torch.native_dropout(x, p, True), 1.0
     mask = _random_int16(x.numel()).view(x.shape)
-    # b in [-2^14, 2^14) is kept where b - c is negative; the shift spreads its sign over all bits
-    mask.bitwise_right_shift_(1).sub_(kept - (1 << BITS - 1)).bitwise_right_shift_(BITS)
-    return _apply(x, mask, kept), mask
+    return drop_again(x, mask, p), mask, (1 << BITS) / max(_kept(p), 1)
 
 
 def drop_again(x: Tensor, mask: Tensor, p: float) -> Tensor:
-    """x under a mask of `drop`; applied to a gradient, the backward of `drop`."""
-    if draws_in_bulk(x):
-        return _apply(x, mask, _kept(p))
-    return cast(Tensor, torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - p) if p < 1 else 0.0))
+    """y of `drop` under a mask of its; scaled as y is, and applied to a gradient, the backward of `drop`."""
+    if not draws_in_bulk(x):
+        return cast(Tensor, torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - p) if p < 1 else 0.0))
+    bits = INTEGERS[x.element_size()]
+    # of 2^16 draws, two for each of 2^15, those above the threshold keep an element
+    threshold = max((1 << BITS) - 1 - 2 * _kept(p), -1 << BITS)
+    kept = torch.ops.aten.threshold_backward(x.contiguous().view(bits), mask.to(bits), threshold)
+    return cast(Tensor, kept.view(x.dtype))
 
 
 class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        y, mask = drop(x, p)
+        y, mask, ctx.scale = drop(x, p)
         ctx.save_for_backward(mask)
         ctx.p = p
-        return y
+        return y.mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
-        return drop_again(grad, mask, ctx.p), None
+        return drop_again(grad, mask, ctx.p).mul_(ctx.scale), None
 
 
 def _kept(p: float) -> int:
@@ -83,11 +87,6 @@ def _kept(p: float) -> int:
 
 def _random_int16(count: int) -> Tensor:
     """Uniform int16 from a generator that is seeded by one draw of torch's."""
-    seed = int(torch.randint(2**62, ()))
+    seed = int(torch.randint(2**62, ()).numpy())  # on the CPU, where nothing waits for it
     words = np.random.SFC64(seed).random_raw(-(-count // 4))
     return torch.from_numpy(words).view(torch.int16)[:count]
-
-
-def _apply(x: Tensor, mask: Tensor, kept: int) -> Tensor:
-    bits = INTEGERS[x.element_size()]
-    return x.contiguous().view(bits).bitwise_and(mask.to(bits)).view(x.dtype).mul_((1 << BITS) / max(kept, 1))

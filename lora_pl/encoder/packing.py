@@ -29,9 +29,8 @@ class Group:
     sentences: int
     heads: int
     longest: int
-    bias: Tensor | None
-    """(sentences or 1, 1, longest or 1, longest): 0 where a token attends, -inf on padding and beyond the window; None
-    where every token attends to all."""
+    bias: Tensor
+    """(matrices or 1, longest or 1, longest): 0 where a token attends, -inf on padding and beyond the window."""
     first_vector: int
     first_score: int
 
@@ -93,7 +92,7 @@ class Packing:
         self._own = self.lengths[: len(lengths)]
         self._unit = COMMON if filler else 1
         self._rectangles: dict[tuple[int | None, torch.dtype], Rectangle] = {}
-        self._groupings: dict[tuple[int, int | None], Grouping] = {}
+        self._groupings: dict[tuple[int, int | None, torch.dtype], Grouping] = {}
 
     @property
     def longest(self) -> int:
@@ -137,20 +136,22 @@ class Packing:
             self._rectangles[window, dtype] = Rectangle(self._own, tokens, window, dtype, self.device)
         return self._rectangles[window, dtype]
 
-    def grouping(self, heads: int, window: int | None = None) -> Grouping:
-        """The groups for attention, computed once per number of heads and window.
+    def grouping(self, heads: int, window: int | None = None, dtype: torch.dtype = torch.float32) -> Grouping:
+        """The groups for attention, computed once per number of heads, window and dtype.
 
         Args:
             heads: Attention heads.
             window: A token attends to those less than this many places away; by default to the whole sentence.
+            dtype: What attention is computed in.
         """
         if window is not None and window >= self.longest:
             window = None
-        if (heads, window) not in self._groupings:
-            self._groupings[heads, window] = self._grouping(heads, window)
-        return self._groupings[heads, window]
+        key = heads, window, dtype
+        if key not in self._groupings:
+            self._groupings[key] = self._grouping(*key)
+        return self._groupings[key]
 
-    def _grouping(self, heads: int, window: int | None) -> Grouping:
+    def _grouping(self, heads: int, window: int | None, dtype: torch.dtype) -> Grouping:
         order = np.argsort(self.lengths, kind="stable")
         starts = (self._ends - self.lengths)[order]
         lengths = self.lengths[order]
@@ -164,7 +165,8 @@ class Packing:
             token = starts[first:end, None] + np.minimum(column, lengths[first:end, None] - 1)
             vector = token[:, None, :] * heads + np.arange(heads)[:, None]  # (sentences, heads, longest)
             vectors, scores = sum(len(part) for part in pads), sum(group.scores for group in groups)
-            groups.append(Group(end - first, heads, len(column), self._bias(real, window), vectors, scores))
+            bias = _of_heads(self._bias(real, window).to(dtype), heads)
+            groups.append(Group(end - first, heads, len(column), bias, vectors, scores))
             pads.append(vector.ravel())
             reals.append(np.broadcast_to(real[:, None, :], vector.shape).ravel())
         pad, is_real = np.concatenate(pads), np.concatenate(reals)
@@ -173,22 +175,25 @@ class Packing:
         padding = np.flatnonzero(~is_real)
         return Grouping(tuple(groups), *(self._tensor(array) for array in (pad, unpad, padding)))
 
-    def _bias(self, real: NDArray[np.bool_], window: int | None) -> Tensor | None:
-        """Of a group whose tokens are `real`, (sentences, longest); see `Group.bias`."""
-        attends = real[:, None, None, :]
+    def _bias(self, real: NDArray[np.bool_], window: int | None) -> Tensor:
+        """(sentences or 1, longest or 1, longest), of a group whose tokens are `real`, (sentences, longest)."""
+        attends = real[:, None, :]
         if window is not None and window < real.shape[1]:
             column = np.arange(real.shape[1])
             near = np.abs(column[:, None] - column) < window  # (longest, longest)
             # padding attends to the whole sentence: a row of -inf would give NaN
-            attends = attends & (near | ~real[:, None, :, None])
-        if attends.all():
-            return None
+            attends = attends & (near | ~real[:, :, None])
         if real.all():
             attends = attends[:1]
         return self._tensor(np.where(attends, np.float32(0), np.float32(-np.inf)))
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return transfer(torch.from_numpy(array), self.device)
+
+
+def _of_heads(bias: Tensor, heads: int) -> Tensor:
+    """The same for every head of a sentence; one row holds for all."""
+    return bias if len(bias) == 1 else bias.repeat_interleave(heads, 0)
 
 
 def group_bounds(lengths: NDArray[np.int64], heads: int) -> list[int]:

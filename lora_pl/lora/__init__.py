@@ -2,6 +2,7 @@
 
 from lora_pl.lora.adapter import Adapter, Factors
 from lora_pl.lora.bank import AdapterBank
+from lora_pl.lora.casting import factors_cast_to
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.eva import InputMoments, eva_init, eva_matrices
@@ -23,6 +24,7 @@ __all__ = [
     "disable_lora",
     "eva_init",
     "eva_matrices",
+    "factors_cast_to",
     "inject_lora",
     "load_adapter_state_dict",
     "lora_layers",

@@ -17,14 +17,15 @@ GAUSSIAN_STD = 0.02
 
 
 class Factors(NamedTuple):
-    r"""One layer's update: y = gain \* (x W_0^T + (x a^T) b^T) + bias."""
+    r"""One layer's update: y = gain \* (x W_0^T + scale \* (x a^T) b^T) + bias."""
 
     a: Tensor
-    """(k, in), scaled."""
+    """(k, in)"""
     b: Tensor
     """(out, k)"""
     gain: Tensor | None = None
     """None stands for 1; (out,), or (rows, out) if the rows of x go through several adapters."""
+    scale: float = 1.0
 
 
 class Adapter(nn.Module, ABC):
@@ -99,14 +100,14 @@ class Adapter(nn.Module, ABC):
 
     def delta_weight(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """W - W_0, (out, in), in `dtype`, where W is the weight of the one linear layer that computes the same."""
-        a, b, gain = self.factors(weight, dtype)
-        update = b @ a
+        a, b, gain, scale = self.factors(weight, dtype)
+        update = scale * b @ a
         if gain is None:
             return update
         return gain[:, None] * update + (gain[:, None] - 1) * weight.to(dtype)
 
     def merged(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """W = gain * (W_0 + b a), (out, in), in `dtype`."""
+        """W = gain * (W_0 + scale * b a), (out, in), in `dtype`."""
         return weight.to(dtype) + self.delta_weight(weight, dtype)
 
 
@@ -132,5 +133,5 @@ class LoRA(Adapter):
             nn.init.normal_(self.lora_A, std=GAUSSIAN_STD)
 
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
-        """a = s A, b = B."""
-        return Factors(self.lora_A.to(dtype) * self.scale, self.lora_B.to(dtype))
+        """a = A, b = B, scale = s."""
+        return Factors(self.lora_A.to(dtype), self.lora_B.to(dtype), scale=self.scale)

@@ -57,8 +57,8 @@ class BankLinear(nn.Linear):
     def is_finite(self, name: str) -> bool:
         """Whether the factors of an adapter are finite in the base's dtype."""
         adapter = self.adapter(name)
-        factors = adapter.factors(self.weight, adapter.dtype)
-        return all(factor.to(self.weight.dtype).isfinite().all() for factor in factors if factor is not None)
+        a, b, gain, scale = adapter.factors(self.weight, adapter.dtype)
+        return all(each.to(self.weight.dtype).isfinite().all() for each in (scale * a, b, gain) if each is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype that the base layer alone would give.
@@ -86,14 +86,14 @@ class BankLinear(nn.Linear):
 
     def _joined(self, x: Tensor, factors: Mapping[str, Factors], routing: Routing) -> Factors:
         """a (sum of k, in) and b (out, sum of k) of all adapters, and the gain of each row's own."""
+        scale = 1.0
         if len(factors) == 1:
-            (own,) = factors.values()
-            a, b = own.a, own.b
+            ((a, b, _, scale),) = factors.values()
         else:
-            a = torch.cat([own.a for own in factors.values()])
+            a = torch.cat([own.a * own.scale for own in factors.values()])
             b = torch.cat([own.b for own in factors.values()], 1)
         gains = {name: own.gain for name, own in factors.items() if own.gain is not None}
-        return Factors(a, b, self._gain_of_rows(x, gains, routing) if gains else None)
+        return Factors(a, b, self._gain_of_rows(x, gains, routing) if gains else None, scale)
 
     def _gain_of_rows(self, x: Tensor, gains: Mapping[str, Tensor], routing: Routing) -> Tensor:
         """(rows, out): the gain of each row's own adapter; 1 for adapters without one and for the base alone."""

@@ -45,9 +45,9 @@ class DoRA(LoRA):
 
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
         """LoRA's, and the gain m / ||W_0 + s B A||."""
-        a, b, _ = super().factors(weight, dtype)
-        gain = self.lora_magnitude_vector.to(dtype) / self._norm(weight.detach(), a.detach(), b.detach())
-        return Factors(a, b, gain)
+        factors = super().factors(weight, dtype)
+        norm = self._norm(weight.detach(), factors.a.detach() * self.scale, factors.b.detach())
+        return factors._replace(gain=self.lora_magnitude_vector.to(dtype) / norm)
 
     def _norm(self, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """(out,): the norm of each row of W_0 + b a."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lora_pl.lora.casting import cast_factors
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.product import adapted_linear
 from lora_pl.lora.variants import VARIANTS
@@ -63,7 +64,7 @@ class LoRALinear(nn.Linear):
         if merged is not None:
             return F.linear(x, merged, self.bias)
         dropout = self.adapter.lora_dropout
-        factors = self.adapter.factors(self.weight, self.adapter.dtype)
+        factors = cast_factors(self) or self.adapter.factors(self.weight, self.adapter.dtype)
         return adapted_linear(x, self.weight, self.bias, factors, dropout if self.training and dropout.p > 0 else None)
 
     def delta_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:

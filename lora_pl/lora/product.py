@@ -22,7 +22,7 @@ def adapted_linear(
     dropout: Callable[[Tensor], Tensor] | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """y = gain * (x W0^T + (x a^T) b^T) + bias.
+    """y = gain * (x W0^T + scale * (x a^T) b^T) + bias.
 
     If everything is computed in one dtype and W0 is frozen, product and update are one operation, whose backward keeps
     x and x a^T (thin) and never forms a gradient of W's size. With a mask, inf and NaN in a row reach the gradients of
@@ -32,7 +32,7 @@ def adapted_linear(
         x: (..., in).
         weight: W0, (out, in).
         bias: (out,), frozen or trained in place; frozen with a mask.
-        factors: a, b and gain.
+        factors: a, b, gain and scale.
         dropout: Applied to x in x a^T.
         mask: (rows of x, k), bool: the entries of x a^T to set to zero, for rows that use only some columns of a and b.
 
@@ -43,7 +43,7 @@ def adapted_linear(
         size = math.prod(x.shape[:-1]), x.shape[-1]
         rows = x.to(computed_in(x, x.dtype)).reshape(size)
         branch = None if dropout is None else dropout(x).to(rows.dtype).reshape(size)
-        y = _FrozenProduct.apply(rows, branch, weight, bias, factors.a, factors.b, mask)  # type: ignore[no-untyped-call]
+        y = _FrozenProduct.apply(rows, branch, weight, bias, factors.a, factors.b, factors.scale, mask)  # type: ignore[no-untyped-call]
         y = cast(Tensor, y).view(*x.shape[:-1], weight.shape[0])
     else:
         y = _two_products(x, weight, bias, factors, dropout, mask)
@@ -51,8 +51,8 @@ def adapted_linear(
 
 
 def _is_one_operation(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> bool:
-    """Whether W0 needs no gradient but the factors do, and everything is computed in one dtype."""
-    if not torch.is_grad_enabled() or not factors.a.requires_grad or weight.requires_grad:
+    """Whether W0 needs no gradient, and everything is computed in one dtype."""
+    if torch.is_grad_enabled() and weight.requires_grad:
         return False
     return _is_autocast(x) or x.dtype == weight.dtype == factors.a.dtype
 
@@ -82,7 +82,7 @@ def _two_products(
     thin = F.linear(branch, factors.a)  # (..., k)
     if mask is not None:
         thin = thin.masked_fill(mask.view(thin.shape), 0)
-    return y + F.linear(thin, factors.b).to(y.dtype)
+    return torch.add(y, F.linear(thin, factors.b).to(y.dtype), alpha=factors.scale)
 
 
 def _with_gain(y: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def _with_gain(y: Tensor, bias: Tensor | None, gain: Tensor) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W0^T + bias + (branch a^T) b^T, differentiable in all but W0; (rows, in) -> (rows, out).
+    """x W0^T + bias + scale * (branch a^T) b^T, differentiable in all but W0; (rows, in) -> (rows, out).
 
     The branch is x itself where it is None.
     """
@@ -108,35 +108,37 @@ class _FrozenProduct(torch.autograd.Function):
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
+        scale: float,
         mask: Tensor | None,
     ) -> Tensor:
         weight, own_a, own_b = (w.to(x.dtype) for w in (weight, a, b))
         thin = (x if branch is None else branch) @ own_a.t()  # (rows, k)
         if mask is not None:
             thin.masked_fill_(mask, 0)
-        ctx.save_for_backward(x if branch is None else branch, weight, thin, a, b, mask)
-        return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).addmm_(thin, own_b.t())
+        ctx.save_for_backward(x if branch is None else branch, weight, thin, own_a, own_b, mask)
+        ctx.scale, ctx.dtype, ctx.of_bias = scale, a.dtype, None if bias is None else bias.dtype
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype)).addmm_(thin, own_b.t(), alpha=scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         branch, weight, thin, a, b, mask = ctx.saved_tensors
-        own_a, own_b = (w.to(branch.dtype) for w in (a, b))
-        d_thin = dy @ own_b  # (rows, k)
+        # beta = 0 leaves the first operand out, and the scale is the product's own
+        d_thin = torch.addmm(thin, dy, b, beta=0, alpha=ctx.scale)  # (rows, k)
         d_x = dy @ weight if ctx.needs_input_grad[0] else None
-        d_bias = dy.sum(0, dtype=a.dtype) if ctx.needs_input_grad[3] else None
+        d_bias = dy.sum(0, dtype=ctx.of_bias) if ctx.needs_input_grad[3] else None
         if mask is not None:
             d_thin.masked_fill_(mask, 0)
             # 0 * inf is NaN; the row's own columns have it from thin and d_thin
-            dy, branch, own_a = (_finite_rows(tensor) for tensor in (dy, branch, own_a))
-        d_a = (d_thin.t() @ branch).to(a.dtype)
-        d_b = (dy.t() @ thin).to(b.dtype)
+            dy, branch, a = (_finite_rows(tensor) for tensor in (dy, branch, a))
+        d_a = (d_thin.t() @ branch).to(ctx.dtype)
+        d_b = torch.addmm(b, dy.t(), thin, beta=0, alpha=ctx.scale).to(ctx.dtype)
         d_branch = None
         if ctx.needs_input_grad[1]:
-            d_branch = d_thin @ own_a
+            d_branch = d_thin @ a
         elif d_x is not None:
-            d_x.addmm_(d_thin, own_a)
-        return d_x, d_branch, None, d_bias, d_a, d_b, None
+            d_x.addmm_(d_thin, a)
+        return d_x, d_branch, None, d_bias, d_a, d_b, None, None
 
 
 def _finite_rows(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from lora_pl.encoder.fingerprint import base_fingerprints
 from lora_pl.encoder.head import ArchitectureHead, HeadKind, LinearHead, new_head
 from lora_pl.encoder.loading import load_encoder, load_tokenizer, max_tokens, pretrained_head_layers
 from lora_pl.encoder.packing import Packing
-from lora_pl.lora import LoRAConfig, inject_lora
+from lora_pl.lora import LoRAConfig, factors_cast_to, inject_lora, lora_layers
 from lora_pl.model.precision import cpu_has_bf16
 
 if TYPE_CHECKING:
@@ -114,9 +114,16 @@ class Base:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
+    def _factors_cast(self) -> AbstractContextManager[Any]:
+        """All layers' factors in autocast's type, where it is on."""
+        kind = self.device.type
+        if not torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return factors_cast_to(torch.get_autocast_dtype(kind), list(lora_layers(self.encoder).values()))
+
     def features(self, batch: Batch) -> Tensor:
         """The feature of each sentence's first token, (batch, hidden), fp32."""
-        with self.autocast():
+        with self.autocast(), self._factors_cast():
             if batch.attention_mask is not None:
                 return self.reader.of_padded(batch.input_ids, batch.token_type_ids, batch.attention_mask).float()
             packing = Packing(batch.lengths, batch.input_ids.device, batch.filler)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
@@ -132,15 +133,17 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch; None if it is inf or NaN and such batches are skipped."""
-        loss = self._step(batch, "train")
-        if not torch.isfinite(loss):
-            self._nonfinite(loss, batch_idx)
+        logits, loss = self._step(batch, self.loss)
+        if not math.isfinite(value := loss.item()):
+            self._nonfinite(value, batch_idx)
             return None
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.metrics.of("train").update(logits, batch.labels, loss)
+        has_bar = self.trainer.progress_bar_callback is not None  # for which Lightning reads the loss at every step
+        self.log("train/loss", loss, prog_bar=has_bar, batch_size=len(batch))
         return loss
 
-    def _nonfinite(self, loss: Tensor, batch_idx: int) -> None:
-        where = f"the loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
+    def _nonfinite(self, loss: float, batch_idx: int) -> None:
+        where = f"the loss is {loss} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
         if self.hparams["nonfinite_loss"] == "skip":
             say(f"{where}; the batch is skipped")
             return
@@ -152,19 +155,20 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the split's loss and metrics."""
-        self._step(batch, "val", dataloader_idx)
+        self._evaluate(batch, "val", dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As `validation_step`."""
-        self._step(batch, "test", dataloader_idx)
+        self._evaluate(batch, "test", dataloader_idx)
 
-    def _step(self, batch: Batch, stage: str, split: int = 0) -> Tensor:
+    def _evaluate(self, batch: Batch, stage: str, split: int) -> None:
+        logits, loss = self._step(batch, self.task.loss)
+        self.metrics.of(stage, split).update(logits, batch.labels, loss, batch.rows)
+
+    def _step(self, batch: Batch, loss_of: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The logits and the mean loss of a batch."""
         logits = self(batch)
-        loss = (self.loss if stage == "train" else self.task.loss)(logits, batch.labels)
-        if stage != "train" or torch.isfinite(loss):
-            rows = () if stage == "train" else batch.rows
-            self.metrics.of(stage, split).update(logits, batch.labels, loss, rows)
-        return loss
+        return logits, loss_of(logits, batch.labels)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training metrics."""

@@ -27,11 +27,10 @@ class Mean(Metric):
         self.add_state("values", [], "cat")
         self.add_state("counts", [], "cat")
 
-    def update(self, value: Tensor, count: int) -> None:
-        """Add a value, (), of `count` examples."""
-        value = value.detach().float().reshape(1)
-        self.values.append(value)
-        self.counts.append(torch.full_like(value, count))
+    def update(self, values: Tensor, counts: Tensor) -> None:
+        """Add values of so many examples each, both (n,)."""
+        self.values.append(values.detach().float())
+        self.counts.append(counts.float())
         if len(self.values) == PIECES:
             self.values, self.counts = [torch.cat(self.values)], [torch.cat(self.counts)]
 

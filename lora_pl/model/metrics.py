@@ -36,6 +36,9 @@ OF_COUNTS: dict[MetricName, Callable[[ClassScores], float]] = {
 
 STAGES = ("train", "val", "test")
 
+TOGETHER = 32
+"""Batches that are counted at once, as that costs hardly more than to count one."""
+
 
 class SplitMetrics(nn.Module):
     """The loss and the task's metrics over a whole split, exact for batches of any size and several processes.
@@ -56,27 +59,40 @@ class SplitMetrics(nn.Module):
         self.counts = COUNTS[task.problem_type](task.outputs) if counted else None
         self.loss = Mean()
         self.nonfinite = SumMetric(nan_strategy="disable")  # of counts: a check would wait for the device
-        self._marked: list[tuple[tuple[int, ...], Tensor]] = []  # so would to look which
+        self._marked: list[tuple[list[int], Tensor]] = []  # so would to look which
+        self._waiting: list[tuple[Tensor, Tensor, Tensor, tuple[int, ...]]] = []
 
     def update(self, logits: Tensor, labels: Tensor, loss: Tensor, rows: tuple[int, ...] = ()) -> None:
         """Add a batch: logits (batch, outputs), the batch's labels and mean loss, and its rows in the split."""
-        decisions, targets = self.task.decisions(logits), self.task.targets(labels)
+        self._waiting.append((logits.detach(), labels, loss.detach(), rows))
+        if len(self._waiting) == TOGETHER:
+            self._count()
+
+    def _count(self) -> None:
+        """Count the batches that wait for it."""
+        if not self._waiting:
+            return
+        parts, labels, losses, rows = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        logits = torch.cat(parts)
+        decisions, targets = self.task.decisions(logits), self.task.targets(torch.cat(labels))
         self.metrics.update(decisions, targets)
         if self.counts is not None:
             self.counts.update(decisions, targets)
-        self.loss.update(loss, len(labels))
+        self.loss.update(torch.stack(losses), torch.tensor([len(part) for part in parts], device=logits.device))
         broken = (~torch.isfinite(logits)).any(-1)
         self.nonfinite.update(broken.sum())
-        if rows:
-            self._marked.append((rows, broken))
+        if any(rows):
+            self._marked.append(([row for own in rows for row in own], broken))
 
     @property
     def seen(self) -> bool:
         """Whether any batch was added since the last reset."""
-        return self.loss.update_called
+        return bool(self._waiting) or self.loss.update_called
 
     def compute(self) -> dict[str, Tensor]:
         """The loss and every metric, by name."""
+        self._count()
         values = {"loss": self.loss.compute(), **self.metrics.compute()}
         if (scores := self.class_scores()) is not None:
             derived = {name: OF_COUNTS[name](scores) for name in self.task.metrics if name in OF_COUNTS}
@@ -85,30 +101,35 @@ class SplitMetrics(nn.Module):
 
     def class_scores(self) -> ClassScores | None:
         """Those of every class, where they are counted; collective over the processes."""
+        self._count()
         return None if self.counts is None else self.counts.scores()
 
     @property
     def broken(self) -> int:
         """The number of examples with a logit that is inf or NaN."""
+        self._count()
         return int(self.nonfinite.compute()) if self.seen else 0
 
     @property
     def broken_rows(self) -> list[int]:
         """Which of this process's rows those are, in ascending order."""
+        self._count()
         return sorted(
             row for rows, marks in self._marked for row, mark in zip(rows, marks.tolist(), strict=True) if mark
         )
 
     def reset(self) -> None:
         """Reset loss and metrics."""
+        self._waiting.clear()
         self._marked.clear()
         for _, metric in self._parts():
             metric.reset()
 
     def sums(self) -> dict[str, Any]:
-        """This process's state since the last reset, on the CPU."""
+        """This process's state since the last reset, on the CPU: whether a metric has counted, and its sums."""
+        self._count()
         return {
-            name: (metric.update_count, {key: _on(value, "cpu") for key, value in metric.metric_state.items()})
+            name: (int(metric.update_called), {key: _on(value, "cpu") for key, value in metric.metric_state.items()})
             for name, metric in self._parts()
         }
 

@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from lora_pl.data.tasks import get_task
 from lora_pl.errors import UserError
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
-from lora_pl.model.metrics import SplitMetrics
+from lora_pl.model.metrics import TOGETHER, SplitMetrics
 from lora_pl.model.parts import json_lines
 
 counts = pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.attack)])
@@ -67,9 +67,10 @@ def test_matthews_is_the_formulas_and_0_for_constants(count):
 
 def test_a_mean_of_many_is_summed_in_fp64():
     metric = Mean()
-    metric.update(torch.tensor(1e8), 1)
+    one = torch.ones(1)
+    metric.update(1e8 * one, one)
     for _ in range(1000):
-        metric.update(torch.tensor(1.0), 1)
+        metric.update(one, one)
     assert float(metric.compute()) == pytest.approx((1e8 + 1000) / 1001, rel=1e-7)
 
 
@@ -97,6 +98,23 @@ def test_logits_that_are_no_numbers_decide_nothing(task, bad):
     assert all(value.isnan() for value in metrics.compute().values())
     metrics.reset()
     assert metrics.broken == 0
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+def test_many_batches_count_as_one(task):
+    """They are counted some at a time, the rest when it is asked for."""
+    task = get_task(task)
+    logits, labels = torch.randn(2 * TOGETHER + 5, task.outputs), torch.arange(2.0 * TOGETHER + 5) % 2
+    whole, parts = SplitMetrics(task), SplitMetrics(task)
+    whole.update(logits, labels, task.loss(logits, labels))
+    for one in range(len(labels)):
+        own = logits[one : one + 1], labels[one : one + 1]
+        parts.update(*own, task.loss(*own))
+        assert parts.seen
+        if one == TOGETHER + 2:  # as a checkpoint does
+            parts.load_sums(parts.sums())
+    for name, value in whole.compute().items():
+        assert float(parts.compute()[name]) == pytest.approx(float(value), rel=1e-6), name
 
 
 def test_json_has_no_nan():

@@ -37,8 +37,10 @@ def test_the_gradient_has_the_same_mask():
 
 def test_a_mask_can_be_applied_again():
     x = torch.randn(9, 5)
-    y, mask = drop(x, 0.5)
+    y, mask, scale = drop(x, 0.5)
     assert torch.equal(drop_again(x, mask, 0.5), y)
+    assert torch.equal(y[y != 0], x[y != 0])
+    assert scale == 2
 
 
 def test_seeds_hold_and_draws_differ():

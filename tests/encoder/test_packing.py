@@ -29,12 +29,12 @@ def test_unpadding_undoes_padding(lengths, heads):
     assert grouping.scores == sum(group.matrices * group.longest**2 for group in grouping.groups)
 
 
-def test_a_group_without_padding_has_no_bias():
+def test_no_head_attends_to_padding():
     (group,) = Packing([4, 4, 4]).grouping(2).groups
-    assert group.bias is None
-    (group,) = Packing([2, 4]).grouping(2).groups
-    assert group.bias is not None
-    assert group.bias[:, 0, 0].isneginf().tolist() == [[False, False, True, True], [False] * 4]
+    assert not group.bias.any()
+    (group,) = Packing([2, 4]).grouping(2, dtype=torch.bfloat16).groups
+    assert group.bias.dtype == torch.bfloat16
+    assert group.bias[:, 0].isneginf().tolist() == [[False, False, True, True]] * 2 + [[False] * 4] * 2
 
 
 def test_groups_cost_no_more_than_any_other_cut():
@@ -50,11 +50,12 @@ def test_groups_cost_no_more_than_any_other_cut():
 def test_a_window_masks_what_is_farther_within_each_sentence():
     packing = Packing([2, 5])
     (group,) = packing.grouping(2, window=2).groups
-    attends = group.bias[:, 0] == 0
+    attends = group.bias[::2] == 0
+    assert torch.equal(group.bias[::2], group.bias[1::2])
     near = (torch.arange(5)[:, None] - torch.arange(5)).abs() < 2
     assert torch.equal(attends[1], near)
     assert torch.equal(attends[0, :2], near[:2] & (torch.arange(5) < 2))
     assert attends.any(-1).all(), "a row that attends to nothing gives NaN"
     assert packing.grouping(2, window=5) is packing.grouping(2)
     (group,) = Packing([5, 5]).grouping(2, window=2).groups
-    assert group.bias.shape == (1, 1, 5, 5)
+    assert group.bias.shape == (1, 5, 5)

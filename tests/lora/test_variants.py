@@ -46,9 +46,9 @@ def trained_layer(variant: str, dtype: torch.dtype = torch.float32, bias: bool =
 
 
 def by_formula(layer: LoRALinear, x: torch.Tensor) -> torch.Tensor:
-    """y = gain * (x W0^T + (x a^T) b^T) + bias, factor by factor."""
-    a, b, gain = layer.adapter.factors(layer.weight, layer.adapter.dtype)
-    y = x @ layer.weight.T + x @ a.T @ b.T
+    """y = gain * (x W0^T + scale * (x a^T) b^T) + bias, factor by factor."""
+    a, b, gain, scale = layer.adapter.factors(layer.weight, layer.adapter.dtype)
+    y = x @ layer.weight.T + scale * (x @ a.T @ b.T)
     y = y if gain is None else gain * y
     return y if layer.bias is None else y + layer.bias
 

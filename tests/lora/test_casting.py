@@ -1,0 +1,55 @@
+"""Factors that are cast for all layers at once."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from lora_pl.lora import VARIANTS, LoRAConfig, factors_cast_to, inject_lora, lora_layers, merged_lora
+from lora_pl.lora.casting import cast_factors
+
+X = torch.linspace(-1, 1, 35).view(5, 7)
+
+
+@pytest.fixture(params=sorted(VARIANTS))
+def model(request):
+    base = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 4)).requires_grad_(False).bfloat16()
+    base[0].bias = nn.Parameter(base[0].bias.float())  # trained in place
+    config = LoRAConfig(r=2, lora_alpha=3, target_modules=("0", "2"), variant=request.param)
+    inject_lora(base, config)
+    for layer in lora_layers(base).values():
+        nn.init.normal_(layer.adapter.lora_B)
+    return base
+
+
+def computed(model: nn.Module) -> list[torch.Tensor]:
+    """Output and gradients."""
+    model.zero_grad()
+    y = model(X)
+    y.float().square().sum().backward()
+    return [y, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)]
+
+
+def test_gives_what_casting_at_each_use_gives(model):
+    layers = list(lora_layers(model).values())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = computed(model)
+        with factors_cast_to(torch.bfloat16, layers):
+            assert {cast_factors(layer).b.dtype for layer in layers} == {torch.bfloat16}
+            got = computed(model)
+        assert cast_factors(layers[0]) is None
+    assert [tensor.dtype for tensor in got] == [tensor.dtype for tensor in expected]
+    assert all(map(torch.equal, got, expected))
+
+
+def test_holds_in_this_thread_and_for_unmerged_layers_alone(model):
+    layers = list(lora_layers(model).values())
+    seen = []
+    with factors_cast_to(torch.bfloat16, layers):
+        thread = threading.Thread(target=lambda: seen.append(cast_factors(layers[0])))
+        thread.start()
+        thread.join()
+    assert seen == [None]
+    with merged_lora(model), factors_cast_to(torch.bfloat16, layers):
+        assert cast_factors(layers[0]) is None
