@@ -118,7 +118,12 @@ def test_groups_depend_on_the_lengths():
     data = TokenDataset(tokens, "packed", 1)
     _, one, other = steps([data[[0, 1, 2, 3, 4]]] * 2 + [data[[5, 6, 7, 8, 9]]])
     assert one.found != other.found
-    assert one.waits
+
+
+def test_a_number_that_is_read_back_is_noted():
+    with Operations() as operations:
+        torch.ones(2).sum().item()
+    assert operations.waits == ["aten._local_scalar_dense.default"]
 
 
 @pytest.mark.parametrize("rectangle", [True, False])

@@ -11,7 +11,7 @@ from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.data.tasks import CUSTOM_TASK, MULTILABEL_TASK, get_task
 from lora_pl.errors import UserError
 from lora_pl.model.training_loss import TrainingLoss
-from tests.model.test_classifier import batch_of
+from tests.model.test_classifier import batch_of, trainer
 
 CUSTOM = CUSTOM_TASK.customized(["a", "b", "c"])
 LABELS = torch.tensor([0.0, 2.0, 2.0, 1.0])
@@ -92,12 +92,16 @@ def test_a_regression_has_no_classes(name, value):
     assert error.value.key == f"model.{name}"
 
 
-def test_training_uses_it_and_validation_the_tasks_own(tiny_encoder):
+def test_training_uses_it_and_validation_the_tasks_own(tiny_encoder, tmp_path, monkeypatch):
     model = LoRAClassifier(encoder=tiny_encoder(), class_weights=[1, 9], label_smoothing=0.1).eval()
     batch = replace(batch_of(model), labels=torch.tensor([0.0, 1.0, 0.0, 0.0]))
     logits = model(batch)
-    torch.testing.assert_close(model._step(batch, "train"), model.loss(logits, batch.labels))
-    torch.testing.assert_close(model._step(batch, "val"), F.cross_entropy(logits, batch.labels.long()))
+    model.trainer = trainer(tmp_path)
+    monkeypatch.setattr(model, "log", lambda *given, **options: None)
+    torch.testing.assert_close(model.training_step(batch, 0), model.loss(logits, batch.labels))
+    model.validation_step(batch, 0)
+    own = F.cross_entropy(logits, batch.labels.long())
+    torch.testing.assert_close(model.metrics.compute("val")["val/loss"], own, check_dtype=False)
 
 
 def test_nan_weights_are_refused_in_one_line(tiny_encoder):
