@@ -61,12 +61,12 @@ class Batch:
         return (*self.lengths, self.filler) if self.filler else self.lengths
 
     def filled(self, pad_token_id: int) -> Batch:
-        """A packed row with filler at its end, at least a token, up to a `common_length`; as it is if it is padded or has a
-        single sentence.
+        """A packed row of several sentences with filler at its end, at least a token, up to a `common_length`.
 
         The filler is a segment that no sentence sees and nothing reads, so that it changes no result beyond rounding.
         A CPU's oneDNN compiles a kernel per shape and keeps it, so few shapes are faster and need less memory; on a
-        GPU a short row's shapes are then those of all batches with its length and its number of sentences.
+        GPU a short row's shapes are then those of all batches with its length and its number of sentences. A single
+        sentence, and a padded batch, stay as they are.
         """
         if self.attention_mask is not None or len(self) == 1:
             return self

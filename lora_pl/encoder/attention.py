@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from lora_pl.encoder.dropout import drop, drop_again
 from lora_pl.encoder.packing import Grouping, Packing
@@ -75,6 +76,8 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return y, None
+    if packing.is_single and sliding_window is None:
+        return F.scaled_dot_product_attention(query, key, value, None, dropout, scale=scaling).transpose(1, 2), None
     _, heads, tokens, size = query.shape
     scale = size**-0.5 if scaling is None else scaling
     q, k, v = (x.transpose(1, 2).reshape(tokens * heads, size) for x in (query, key, value))

@@ -114,6 +114,7 @@ def test_filler_is_no_sentence():
     assert (batch.lengths, batch.segments, batch.tokens, len(batch)) == ((5, 40), (5, 40, 1), 45, 2)
     assert torch.equal(batch.padded(7).input_ids, make_batch(tokens, [1, 0], "padded", 7).input_ids)
     assert torch.equal(batch.filled(7).input_ids, batch.input_ids)
+    assert TokenDataset(tokens, "packed", 7)[[1]].segments == (5,)
     assert TokenDataset(tokens, "packed", 7, fills=False)[[1, 0]].segments == (5, 40)
     assert TokenDataset(tokens, "padded", 7)[[1, 0]].input_ids.shape == (2, 40)
 
