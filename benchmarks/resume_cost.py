@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.encoder import EMBEDDED
-from lora_pl.storage.checkpoint import WholeFileCheckpointIO
+from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 from lora_pl.training.resume.exact_resume import ExactResume
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 

@@ -250,14 +250,6 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path, keep: Path | None
         ) from error
 
 
-def __getattr__(name: str) -> Any:
-    if name == "WholeFileCheckpointIO":  # imports Lightning
-        from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
-
-        return WholeFileCheckpointIO
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def _save(checkpoint: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         torch.save(checkpoint, file)

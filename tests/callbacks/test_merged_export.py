@@ -13,7 +13,7 @@ from lora_pl.errors import UserError
 from lora_pl.formats.huggingface import HuggingFaceExport
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.stock_model import read_logits
-from lora_pl.storage.checkpoint import WholeFileCheckpointIO
+from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from tests.formats.conftest import TEXTS
 from tests.model.test_classifier import trainer

@@ -11,7 +11,7 @@ from lora_pl import LoRAClassifier
 from lora_pl.encoder.biases_and_norms import biases_and_norms
 from lora_pl.formats.importing import checkpoint_of
 from lora_pl.lora import lora_layers
-from lora_pl.storage.checkpoint import WholeFileCheckpointIO
+from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 
 TEXTS = ("the film is good", "the plot is very very dull", "fine", "", "a bright cast but never slow")
 # no empty second text: Transformers' pipeline takes that for none

@@ -9,7 +9,8 @@ from lightning.pytorch import Trainer
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
 from lora_pl.errors import UserError
-from lora_pl.storage.checkpoint import WholeFileCheckpointIO, read_checkpoint
+from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 from tests.model.test_classifier import TEXTS, trainer
 from tests.processes import run
 

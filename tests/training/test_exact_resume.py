@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import Logger
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.callbacks.throughput import Throughput
-from lora_pl.storage.checkpoint import WholeFileCheckpointIO, read_checkpoint
+from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 from lora_pl.training.resume.exact_resume import RESUME_KEY, ExactResume, random_state, set_random_state
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
 from lora_pl.training.resume.stop_signals import RunStopped
