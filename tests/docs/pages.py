@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import dropwhile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,6 +16,7 @@ SHELL = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 """A block of shell, or a command within a line: a program, and an option with its value."""
+VARIABLE = re.compile(r"[A-Z_]+=")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -23,7 +25,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """Every command of the page in its order, word by word: in blocks of shell, and within a line."""
+    """Every command of the page in its order, word by word: in blocks of shell, and within a line.
+
+    Variables that are set before a program are left out.
+    """
     found: list[list[str]] = []
     for code in SHELL.finditer(PAGES[page]):
         block = code["block"] or " ".join(code["line"].replace(" \\| ", " | ").split())
@@ -33,4 +38,5 @@ def commands(page: str) -> list[list[str]]:
             found.append([])
             for word in words:
                 found[-1].append(word) if word not in ("|", "&&") else found.append([])
-    return [command for command in found if command]
+    without_variables = [[*dropwhile(VARIABLE.match, command)] for command in found]
+    return [command for command in without_variables if command]
