@@ -72,7 +72,7 @@ class Int8Weight(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _PRODUCTS and isinstance(args[1], Int8Weight):
+        if func in _PRODUCTS and len(args) > 1 and isinstance(args[1], Int8Weight):
             return _PRODUCTS[func](*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
@@ -149,7 +149,7 @@ def _linear(x: Tensor, weight: Int8Weight, bias: Tensor | None = None) -> Tensor
 
 
 def _matmul(dy: Tensor, weight: Int8Weight) -> Tensor:
-    return weight.product_of_gradient(dy)
+    return weight.product_of_gradient(dy) if dy.dim() == 2 else dy @ weight.dequantized()
 
 
 _PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {F.linear: _linear, Tensor.__matmul__: _matmul, torch.matmul: _matmul}

@@ -57,6 +57,14 @@ def test_what_eight_bits_hold_is_exact():
     assert torch.equal(weight + 0, codes / 8)
 
 
+def test_other_products_see_the_matrix():
+    _, weight = quantized()
+    x, dy = torch.randn(2, 3, 64), torch.randn(2, 3, 96)
+    assert torch.equal(F.linear(input=x, weight=weight), F.linear(x, weight.dequantized()))
+    assert torch.equal(dy @ weight, dy @ weight.dequantized())
+    assert torch.equal(weight @ x[0].T, weight.dequantized() @ x[0].T)
+
+
 def test_rows_are_quantized_by_themselves():
     _, weight = quantized(dtype=torch.bfloat16)
     x = torch.randn(4, 64, dtype=torch.bfloat16)
