@@ -39,7 +39,7 @@ def adapted_linear(
     Returns:
         (..., out), in the dtype that the linear layer alone would give.
     """
-    if (dropout is None or mask is not None) and _is_one_operation(x, weight, bias, factors):
+    if (dropout is None or mask is not None) and _is_one_operation(x, weight, factors):
         size = math.prod(x.shape[:-1]), x.shape[-1]
         rows = x.to(computed_in(x, x.dtype)).reshape(size)
         branch = None if dropout is None else dropout(x).to(rows.dtype).reshape(size)
@@ -50,7 +50,7 @@ def adapted_linear(
     return y if factors.gain is None else _with_gain(y, bias, factors.gain)
 
 
-def _is_one_operation(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> bool:
+def _is_one_operation(x: Tensor, weight: Tensor, factors: Factors) -> bool:
     """Whether W0 needs no gradient, and everything is computed in one dtype."""
     if torch.is_grad_enabled() and weight.requires_grad:
         return False

@@ -9,6 +9,7 @@ from torchmetrics import Metric, MetricCollection, SumMetric
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
 from lora_pl.data.tasks import MetricName, Task
+from lora_pl.lora.transfer import transfer
 from lora_pl.model.class_scores import ClassScores, Confusion
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
 from lora_pl.model.label_scores import LabelCounts
@@ -79,7 +80,7 @@ class SplitMetrics(nn.Module):
         self.metrics.update(decisions, targets)
         if self.counts is not None:
             self.counts.update(decisions, targets)
-        self.loss.update(torch.stack(losses), torch.tensor([len(part) for part in parts], device=logits.device))
+        self.loss.update(torch.stack(losses), transfer(torch.tensor([len(part) for part in parts]), logits.device))
         broken = (~torch.isfinite(logits)).any(-1)
         self.nonfinite.update(broken.sum())
         if any(rows):
