@@ -153,6 +153,22 @@ class JointTrials(TaskModule):
         state = {f"encoder.{key}": tensor for key, tensor in adapter.items()}
         return state | {f"head.{key}": tensor for key, tensor in self.heads[index].state_dict().items()}
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What all trials have trained: `trial_state` by number, `0.head.weight`, ..."""
+        states = {name: self.trial_state(index) for index, name in enumerate(self.bank.names)}
+        return {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The reverse of `state_dict`, always strict."""
+        for name, head in zip(self.bank.names, self.heads, strict=True):
+            own = below(f"{name}.", state_dict)
+            self.bank.load(name, below("encoder.", own))
+            copy_state(head.state_dict(), below("head.", own))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the base's name and fingerprints."""
+        checkpoint[BASE_KEY] = dict(self.base.fingerprints)
+
     def trial_checkpoint(self, index: int, data: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint of one trial, for `LoRAClassifier.load_from_checkpoint` and the verbs."""
         return {
@@ -181,6 +197,21 @@ class JointData(LightningDataModule):
                 require_packed(data)
                 data.trainer = self.trainer
                 data.setup(stage)
+
+    @property
+    def order(self) -> str:
+        """Of the sentences; see `SentenceDataModule`."""
+        return self.trials_data[0].order
+
+    @property
+    def fills(self) -> bool:
+        """Whether rows have filler; `training_step` gives the joint row its own."""
+        return self.trials_data[0].fills
+
+    def start_at(self, *position: Any) -> None:
+        """As `SentenceDataModule.start_at`, for every trial."""
+        for data in self.trials_data:
+            data.start_at(*position)
 
     def train_dataloader(self) -> list[DataLoader[Batch]]:
         """A loader per trial, which Lightning draws from at once."""

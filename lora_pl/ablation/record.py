@@ -72,6 +72,21 @@ class EpochRecord(Callback):
         self._epoch_started = self._step_started = self._step_seconds = 0.0
         self._validated = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """What there is so far, for trials that are resumed."""
+        trials = [
+            {"epochs": list(result.epochs), "losses": losses.state()}
+            for result, losses in zip(self.results, self._losses, strict=True)
+        ]
+        return {"trials": trials, "validated": self._validated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a `state_dict`; versions up to 0.3.0 have that of one trial."""
+        for result, losses, own in zip(self.results, self._losses, state_dict.get("trials", [state_dict]), strict=True):
+            losses.load(own["losses"])
+            result.epochs, result.curve = list(own["epochs"]), losses.points
+        self._validated = state_dict.get("validated", False)
+
     def of_step(self, pl_module: LightningModule, outputs: Any, batch: Any) -> list[tuple[int, Tensor | None]]:
         """Sentences and loss of the step by trial; no loss where the batch was skipped."""
         raise NotImplementedError
@@ -124,17 +139,6 @@ class TrialRecord(EpochRecord):
 
     def __init__(self) -> None:
         super().__init__(1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What there is so far, for a trial that is resumed."""
-        epochs = list(self.results[0].epochs)
-        return {"epochs": epochs, "losses": self._losses[0].state(), "validated": self._validated}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a `state_dict`."""
-        self._losses[0].load(state_dict["losses"])
-        self.results = [TrialResult(list(state_dict["epochs"]), self._losses[0].points)]
-        self._validated = state_dict.get("validated", False)
 
     def of_step(self, pl_module: LightningModule, outputs: Any, batch: Any) -> list[tuple[int, Tensor | None]]:
         """Lightning's own outputs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,20 +51,21 @@ class TrialRunner:
 
     def train(self, trial: Trial) -> TrialResult:
         """Train as `fit --seed_everything SEED` does, silently; a stopped trial is resumed."""
-        if not any((self.folder / trial.name).glob(f"*{SUFFIX}")):
-            self._clear([trial])
+        if not self._is_begun(trial.name):
+            self._clear([trial.name])
         options, record = self._trainer_options(trial), TrialRecord()
         if trial.method != "lora":  # full fine-tuning would write a whole encoder each time
             options["enable_checkpointing"] = False
         options["callbacks"].append(record)
         with silence():
-            self._run(trial).fit(self._model(trial), self.data(trial), **options)
+            self._run(trial, trial.name).fit(self._model(trial), self.data(trial), **options)
         return record.results[0]
 
     def train_jointly(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """Train LoRA trials jointly, silently; stopped joint trials start again."""
-        self._clear(trials)
-        options = self._trainer_options(trials[0])
+        """Train LoRA trials jointly, silently; a stopped group is resumed."""
+        group, options = joint_name(trials), self._trainer_options(trials[0])
+        if not self._is_begun(group):
+            self._clear([trial.name for trial in trials])
         record = JointRecord(
             self.folder,
             trials,
@@ -71,11 +73,17 @@ class TrialRunner:
             checkpoints=options.get("enable_checkpointing") is not False,
         )
         options["callbacks"].append(record)
-        options |= {"logger": False, "enable_checkpointing": False}  # Lightning's know one model
-        with silence():
-            joint = JointTrials(self._model(trials[0]), trials)
-            data = JointData(self.data(trials[0]), [self._data_seed(trial) for trial in trials])
-            self._run(trials[0], reports=False).fit(joint, data, **options)
+        options["logger"] = False  # Lightning's knows one model
+        try:
+            with silence():
+                joint = JointTrials(self._model(trials[0]), trials)
+                data = JointData(self.data(trials[0]), [self._data_seed(trial) for trial in trials])
+                self._run(trials[0], group, reports=False, keep_best=False).fit(joint, data, **options)
+        except Exception as error:
+            if not concerns_all(error):
+                self._clear([group])
+            raise
+        self._clear([group])
         return record.results
 
     def data(self, trial: Trial) -> SentenceDataModule:
@@ -96,22 +104,29 @@ class TrialRunner:
     def _data_seed(self, trial: Trial) -> int:
         return trial.seed if self.data_seed is None else self.data_seed
 
-    def _run(self, trial: Trial, reports: bool = True) -> Run:
-        config = {"seed_everything": trial.seed, **trial.config(self.config), "run_name": trial.name}
+    def _run(self, trial: Trial, name: str, **own: Any) -> Run:
+        config = {"seed_everything": trial.seed, **trial.config(self.config), "run_name": name}
         settings = {key: value for key, value in config.items() if key in OPTIONS}
         return Run(
-            trial.name, resume=True, force=True, checkpoints=self.folder, logs=self.folder, config=config,
-            reports=reports, **settings,
-        )  # fmt: skip
+            name, resume=True, force=True, checkpoints=self.folder, logs=self.folder, config=config, **own, **settings
+        )
 
     def _trainer_options(self, trial: Trial) -> dict[str, Any]:
         given = trial.config(self.config)["trainer"]
         options: dict[str, Any] = {key: instantiated(value) for key, value in given.items()}
         return {**options, "enable_progress_bar": False, "callbacks": as_list(options.get("callbacks"))}
 
-    def _clear(self, trials: Sequence[Trial]) -> None:
-        for trial in trials:
-            shutil.rmtree(self.folder / trial.name, ignore_errors=True)
+    def _is_begun(self, name: str) -> bool:
+        return any((self.folder / name).glob(f"*{SUFFIX}"))
+
+    def _clear(self, names: Sequence[str]) -> None:
+        for name in names:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def joint_name(trials: Sequence[Trial]) -> str:
+    """Names the folder of a group that has begun; other trials have another."""
+    return f"joint-{sha256(repr([trial.name for trial in trials]).encode()).hexdigest()[:16]}"
 
 
 def instantiated(value: Any) -> Any:

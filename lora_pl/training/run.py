@@ -63,6 +63,7 @@ class Run:
         reports: Whether to report parameters, precision, progress and speed, and to stop at gradients that are inf or
             NaN.
         early_stopping_patience: Validations without a new best after which the run ends; by default it does not.
+        keep_best: Whether to keep `best.ckpt`, for which the model logs its `monitor`.
 
     Raises:
         UserError: `run_name`, the name is no name of a folder.
@@ -81,6 +82,7 @@ class Run:
         config: Configuration | None = None,
         reports: bool = True,
         early_stopping_patience: int | None = None,
+        keep_best: bool = True,
     ) -> None:
         require_name(name)
         self.name, self.resume, self.force = name, resume, force
@@ -88,7 +90,7 @@ class Run:
         self.folder, self.logs = Path(checkpoints) / name, Path(logs)
         self.ckpt_path = Path(ckpt_path) if ckpt_path else None
         self.config, self.reports = config, reports
-        self.early_stopping_patience = early_stopping_patience
+        self.early_stopping_patience, self.keep_best = early_stopping_patience, keep_best
 
     @property
     def best_checkpoint(self) -> Path:
@@ -171,9 +173,9 @@ class Run:
 
     def _saving(self) -> list[Callback]:
         """The callbacks that make a run resumable; they come first."""
-        best, last = BestCheckpoint(self.folder), LastCheckpoint(self.folder)
+        best, last = BestCheckpoint(self.folder) if self.keep_best else None, LastCheckpoint(self.folder)
         points = SavePoints(best, last, self.save_every_steps, self.save_every_minutes)
-        return [ExactResume(self._strict), points, best, last]
+        return [ExactResume(self._strict), points, *([best] if best else []), last]
 
     def _stopping(self, options: Mapping[str, Any]) -> list[Callback]:
         if self.early_stopping_patience is None:

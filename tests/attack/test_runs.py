@@ -294,7 +294,7 @@ def test_runs_of_earlier_versions_keep_their_order(fit, monkeypatch):
     old = {key: checkpoint[RESUME_KEY][key] for key in ("epoch", "batch", "log_steps", "processes")}
     own = old["processes"][0]
     mean = {"mean_value": torch.tensor(14.0), "weight": torch.tensor(21.0)}
-    own["sums"] = {"loss": (3, mean), "accuracy": own["sums"]["accuracy"]}
+    own["sums"] = {"loss": (3, mean), "accuracy": own["sums"][0]["accuracy"]}
     torch.save({**checkpoint, RESUME_KEY: old}, path)
     assert old["batch"]
     resumed = fit.lives("killed", 12)

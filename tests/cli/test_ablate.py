@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from lora_pl import LoRAClassifier
 from lora_pl.ablation.study import NOT_VALIDATED
 from lora_pl.ablation.table import COLUMNS, TIMES, ResultTable
 from lora_pl.cli.main import main
+from lora_pl.storage.checkpoint import read_checkpoint
 from tests.cli.mistakes import error_of, fails
 from tests.processes import command, start
 from tests.support import run_in_process
@@ -199,6 +201,39 @@ def test_a_stopped_trial_is_resumed_where_it_was(study, flags, tmp_path, monkeyp
     curves = [json.loads((folder / "trials" / name / "metrics.json").read_text())["loss_curve"]
               for folder in (study, tmp_path / "study")]  # fmt: skip
     assert curves[0] == curves[1]
+
+
+@pytest.mark.usefixtures("empty_figures")
+def test_stopped_joint_trials_are_resumed_where_they_were(flags, tmp_path, monkeypatch, capsys):
+    """SIGTERM in the second epoch of the first group; dropout is on."""
+    from lora_pl.ablation.record import JointRecord
+
+    monkeypatch.chdir(tmp_path)
+    packed = [*flags, "--pack", "3"]
+    assert main([*packed, "--output", "whole"]) == 0
+    steps, begin = [], JointRecord.on_train_batch_start
+
+    def watched(self, trainer, module, batch, batch_idx):
+        steps.append((trainer.current_epoch, batch_idx))
+        if len(steps) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, trainer, module, batch, batch_idx)
+
+    monkeypatch.setattr(JointRecord, "on_train_batch_start", watched)
+    assert main(packed) == 128 + signal.SIGTERM
+    assert error_of(capsys.readouterr().err)[0] == "stopped"
+    assert [path.name for path in Path("study/trials").glob("joint-*/last.ckpt")] == ["last.ckpt"]
+    assert main(packed) == 0
+    assert steps[8:10] == [(1, 2), (1, 3)]
+    assert rows_of(Path("study")) == rows_of(Path("whole"))
+    names = {row["trial"] for row in rows_of(Path("whole"))}
+    assert {path.name for path in Path("study/trials").iterdir() if path.is_dir()} == names
+    for name in names:
+        one, other = (read_checkpoint(f"{study}/trials/{name}/last.ckpt") for study in ("whole", "study"))
+        assert all(torch.equal(tensor, other["state_dict"][key]) for key, tensor in one["state_dict"].items())
+        curves = [json.loads(Path(f"{study}/trials/{name}/metrics.json").read_text())["loss_curve"]
+                  for study in ("whole", "study")]  # fmt: skip
+        assert curves[0] == curves[1]
 
 
 @pytest.mark.usefixtures("empty_figures")

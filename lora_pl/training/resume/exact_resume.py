@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lora_pl.errors import UserError
 from lora_pl.model.metrics import SplitMetrics
+from lora_pl.model.module import TaskModule
 from lora_pl.reporting import say
 from lora_pl.training.resume.conditions import OR_FORCE, conditions, require_same
 
@@ -49,7 +50,7 @@ class ExactResume(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the state; collective over the processes."""
         epoch, batch = position(trainer)
-        own = {"random": random_state(), "sums": _train_sums(pl_module).sums()}
+        own = {"random": random_state(), "sums": [metrics.sums() for metrics in _of_training(pl_module)]}
         checkpoint[RESUME_KEY] = {
             "epoch": epoch,
             "batch": batch,
@@ -122,8 +123,8 @@ class ExactResume(Callback):
             say(f"resume: saved by {len(loaded['processes'])} processes; random numbers and metric sums start anew")
             return
         own = loaded["processes"][trainer.global_rank]
-        if loaded["batch"] and (anew := _train_sums(pl_module).load_sums(own["sums"])):
-            say(f"resume: another version summed {', '.join(anew)} differently; this epoch's train/ values start anew")
+        if loaded["batch"]:
+            _load_sums(pl_module, own["sums"])
         set_random_state(own["random"])
 
 
@@ -187,8 +188,18 @@ def _before(done: int) -> dict[str, int]:
     return {"ready": done + 1, "started": done, "processed": done, "completed": done}
 
 
-def _train_sums(pl_module: LightningModule) -> SplitMetrics:
-    return cast(SplitMetrics, pl_module.metrics["train/"])  # type: ignore[index]
+def _load_sums(pl_module: LightningModule, stored: Any) -> None:
+    """Restore the training metrics' sums of every head."""
+    every = [stored] if isinstance(stored, dict) else stored  # up to 0.3.0 there was one head
+    heads = zip(_of_training(pl_module), every, strict=True)
+    anew = sorted({name for metrics, sums in heads for name in metrics.load_sums(sums)})
+    if anew:
+        say(f"resume: another version summed {', '.join(anew)} differently; this epoch's train/ values start anew")
+
+
+def _of_training(pl_module: LightningModule) -> list[SplitMetrics]:
+    """The training metrics of every head."""
+    return [metrics.of("train") for metrics in cast(TaskModule, pl_module).stage_metrics()]
 
 
 def _gathered(trainer: Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:

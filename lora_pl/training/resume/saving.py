@@ -118,7 +118,7 @@ class SavePoints(Callback):
     saves and ends with `RunStopped`; so it does after SIGUSR1 under SLURM, which also requeues the job.
 
     Args:
-        best: Saved if there is a new best.
+        best: Saved if there is a new best; None if none is kept.
         last: Saved at every save point.
         every_steps: Optimizer steps between saves.
         every_minutes: Minutes between saves, by the first process's clock.
@@ -128,7 +128,7 @@ class SavePoints(Callback):
     """
 
     def __init__(
-        self, best: BestCheckpoint, last: LastCheckpoint, every_steps: int | None, every_minutes: float | None
+        self, best: BestCheckpoint | None, last: LastCheckpoint, every_steps: int | None, every_minutes: float | None
     ) -> None:
         for name, value in (("every_steps", every_steps), ("every_minutes", every_minutes)):
             if value is not None and value <= 0:
@@ -165,8 +165,7 @@ class SavePoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save for the last time."""
-        self.best.write(trainer)
-        self.last.write(trainer)
+        self._write(trainer)
         self.signals.remove()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -178,7 +177,7 @@ class SavePoints(Callback):
         self.signals.remove()
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if self._validated or self.best.noted is not None:
+        if self._validated or (self.best is not None and self.best.noted is not None):
             return True
         if trainer.global_step == self._saved_step:
             return False
@@ -191,10 +190,14 @@ class SavePoints(Callback):
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()  # log points reach the disk before their checkpoint
-        self.best.write(trainer)
-        self.last.write(trainer)
+        self._write(trainer)
         self._validated = False
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _write(self, trainer: Trainer) -> None:
+        if self.best is not None:
+            self.best.write(trainer)
+        self.last.write(trainer)
 
     def _stop(self, trainer: Trainer, signum: int) -> None:
         if signum == signal.SIGUSR1 and trainer.is_global_zero:
