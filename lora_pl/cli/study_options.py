@@ -145,6 +145,7 @@ class StudyOptions:
     def _arm(self, name: str, given: Any) -> Arm:
         if not isinstance(given, Mapping) or not isinstance(given.get("config", ""), str):
             raise UsageError("arms", f"{name}: expected options, config: FILE and vary: axes, got {given!r:.60}")
-        of_file = self.options(read_options(given["config"])) if "config" in given else {}
+        read = self.options(read_options(given["config"])) if "config" in given else {}
+        of_file = {key: value for key, value in read.items() if not (key in self.given and key.startswith("trainer."))}
         own = self.options({key: value for key, value in given.items() if key not in ("config", "vary")})
         return Arm(name, {**of_file, **own}, self._axes(given.get("vary", {})))

@@ -76,7 +76,9 @@ def planned(monkeypatch):
 def test_arms_and_tasks_of_a_configuration(planned, flags, glue_folder, tmp_path, monkeypatch):
     """A task's own file gives way to what is given, and to an arm's."""
     monkeypatch.chdir(tmp_path)
-    Path("recipe.yaml").write_text("model: {lora: {target_modules: all-linear, r: 16}, learning_rate: 5e-4}")
+    Path("recipe.yaml").write_text(
+        "model: {lora: {target_modules: all-linear, r: 16}, learning_rate: 5e-4}\ntrainer: {max_epochs: 5}"
+    )
     for task, epochs in (("rte", 80), ("mrpc", 30)):
         Path(f"{task}.yaml").write_text(
             f"trainer: {{max_epochs: {epochs}}}\nmodel: {{dropout: 0.2, weight_decay: 0.5}}"
@@ -93,10 +95,21 @@ def test_arms_and_tasks_of_a_configuration(planned, flags, glue_folder, tmp_path
     assert {options["data.source"] for options in of.values()} == {"glue/RTE", "glue/MRPC"}
     assert {options["model.weight_decay"] for options in of.values()} == {0.1}
     assert not any("model.dropout" in options for options in of.values())
-    assert [of[arm, "rte"]["trainer.max_epochs"] for arm in ("seed", "recipe", "full")] == [80, 80, 7]
+    assert [of[arm, "rte"]["trainer.max_epochs"] for arm in ("seed", "recipe", "full")] == [80, 5, 7]
     assert of["recipe", "mrpc"]["model.lora.target_modules"] == ["all-linear"]
     assert (of["recipe", "mrpc"]["model.lora.r"], of["seed", "mrpc"]["model.lora.r"]) == (16, 4)
     assert {trial.options["model.learning_rate"] for trial in planned if trial.arm == "seed"} == {1e-3, 1e-2}
+
+
+def test_the_studys_trainer_options_come_before_those_of_an_arms_file(planned, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("model: {learning_rate: 5e-4}\ntrainer: {max_epochs: 5, gradient_clip_val: 1.0}")
+    Path("arms.yaml").write_text("arms:\n  recipe: {config: recipe.yaml}\n  long: {trainer.max_epochs: 7}")
+    assert main([*flags, "--config", "arms.yaml", "--ranks", "1"]) == 0
+    epochs = {trial.arm: trial.options.get("trainer.max_epochs") for trial in planned}
+    assert epochs == {"recipe": None, "long": 7}, "flags has --trainer.max_epochs 2"
+    assert planned[0].options["trainer.gradient_clip_val"] == 1.0
+    assert planned[0].options["model.learning_rate"] == 5e-4
 
 
 def test_short_names_are_axes(planned, flags):
