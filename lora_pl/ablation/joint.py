@@ -15,6 +15,7 @@ from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
+from lora_pl.encoder.dropout import use_bulk_dropout
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
 from lora_pl.lora.state import below, copy_state
@@ -61,6 +62,7 @@ class JointTrials(TaskModule):
         for trial, settings in zip(self.trials, self.settings, strict=True):
             require_shared_base(settings)
             self._draw(trial.seed, settings)
+        use_bulk_dropout(self.encoder)  # the adapters' own
 
     def _draw(self, seed: int, settings: Mapping[str, Any]) -> None:
         """Add a trial as `fit --seed_everything SEED` draws it: the head, then A layer by layer."""

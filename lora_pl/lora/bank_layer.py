@@ -104,6 +104,8 @@ class BankLinear(nn.Linear):
 
     def _dropped(self, x: Tensor, used: Mapping[str, Adapter], routing: Routing) -> Tensor:
         """x with entries dropped, each row with its own adapter's probability."""
+        if len({adapter.lora_dropout.p for adapter in used.values()}) == 1:  # other rows use no column of theirs
+            return cast(Tensor, next(iter(used.values())).lora_dropout(x))
         chances = [used[name].lora_dropout.p if name in used else 0.0 for name in routing.used]
         p = transfer(torch.tensor([*chances, 0.0]), x.device)  # the last one is the base's, number -1
         of_rows = p[routing.of_rows(tuple(x.shape[:-1]), x.device)].view(*x.shape[:-1], 1)
@@ -116,7 +118,10 @@ def _contained(factors: Factors, dtype: torch.dtype) -> Factors:
 
     The mask keeps x a^T to the rows of its own adapter; 0 * inf in the product with b would reach all rows.
     """
-    overflows = ~factors.b.detach().to(dtype).isfinite().all(0)  # (k,)
+    finite = factors.b.detach().to(dtype).isfinite()
+    if finite.device.type == "cpu" and finite.all():  # elsewhere the answer would stop the queue
+        return factors
+    overflows = ~finite.all(0)  # (k,)
     return factors._replace(
         a=factors.a.masked_fill(overflows[:, None], torch.nan), b=factors.b.masked_fill(overflows, 0)
     )
