@@ -1,4 +1,4 @@
-"""A training step of K joint trials beside a step of one: `python -m benchmarks.ablation --output FILE`."""
+"""A training step of K joint trials beside a step of one alone: `python -m benchmarks.ablation --output FILE`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.device import CPU, Device
-from benchmarks.peers import Step, peak_memory, random_encoder, step_and_peak
+from benchmarks.peers import Step, lora_pl_step, peak_memory, random_encoder, step_and_peak
 from benchmarks.table import print_table
 from benchmarks.timing import interleaved
 from benchmarks.training import shape, training_tokens
@@ -28,10 +28,13 @@ RANKS = (1, 2, 4, 8)
 
 
 def packed_step(encoder: str, dtype: str, count: int, batch_size: int, device: Device = CPU) -> Step:
-    """`count` trials of the ranks 1, 2, 4, 8, 1, ..., each on `batch_size` sentences of its own."""
+    """`count` trials of the ranks 1, 2, 4, 8, 1, ..., each on `batch_size` sentences of its own; one as in `fit`."""
+    if count == 1:
+        alone = lora_pl_step(encoder, dtype, device=device)
+        return lambda tokens, indices: alone(tokens, indices[:batch_size])
     trials = [Trial("LoRA", seed, options={"model.lora.r": RANKS[seed % 4]}) for seed in range(count)]
     model = JointTrials(LoRAClassifier(encoder=encoder, base_dtype=dtype), trials).to(device.name).train()
-    optimizer = torch.optim.AdamW(model.parameter_groups())
+    optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True)
 
     def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
         parts = [indices[start : start + batch_size] for start in range(0, count * batch_size, batch_size)]
