@@ -82,6 +82,8 @@ class Int8Weight(Tensor):
         cls, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[Any, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.has_kernel_for_dispatch_key(_COMPOSITE):  # in inference mode these come here whole
+            return func.decompose(*args, **kwargs)
         if func in _COPIES and "device" not in kwargs:
             return cls._of(args[0]._forward, args[0]._scale, kwargs.get("dtype") or args[0].dtype)
         plain = torch.utils._pytree.tree_map_only(Int8Weight, Int8Weight.dequantized, (args, kwargs))
@@ -152,5 +154,6 @@ def _matmul(dy: Tensor, weight: Int8Weight) -> Tensor:
     return weight.product_of_gradient(dy) if dy.dim() == 2 else dy @ weight.dequantized()
 
 
-_PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {F.linear: _linear, Tensor.__matmul__: _matmul, torch.matmul: _matmul}
+_PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {F.linear: _linear, Tensor.matmul: _matmul, torch.matmul: _matmul}
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _COPIES = {getattr(torch.ops.aten, name).default for name in ("detach", "clone", "alias", "_to_copy")}

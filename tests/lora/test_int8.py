@@ -86,7 +86,9 @@ def test_inf_and_nan_stay_in_their_rows(broken):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_adapted_layer_trains_beside_it(dtype):
+def test_an_adapted_layer_trains_beside_it(dtype, monkeypatch):
+    """By products in 8 bits, both ways."""
+    monkeypatch.setattr(Int8Weight, "dequantized", lambda self: pytest.fail("the product is one of floats"))
     torch.manual_seed(0)
     layer = LoRALinear(nn.Linear(64, 96).requires_grad_(False), LoRAConfig(r=4, target_modules=("x",)))
     nn.init.normal_(layer.adapter.lora_B)
@@ -99,6 +101,8 @@ def test_an_adapted_layer_trains_beside_it(dtype):
             each(x).float().square().sum().backward()
         gradients.append([x.grad, each.adapter.lora_A.grad, each.adapter.lora_B.grad])
     assert all(relative_error(*pair) < 0.02 for pair in zip(*gradients, strict=True))
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        assert torch.equal(each(x), each(x.detach().requires_grad_()))
 
 
 def test_a_bias_in_training_gets_its_gradient():
