@@ -318,6 +318,18 @@ def test_the_base_is_kept_in_its_type_and_the_rest_in_fp32(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_rms_norms_are_norms(tiny_encoder, glue_folder, tmp_path):
+    lora = {"target_modules": ["q_proj", "up_proj"]}
+    exact, half = (LoRAClassifier(encoder=tiny_encoder("eurobert"), lora=lora) for _ in range(2))
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder("eurobert"))
+    trainer(tmp_path, precision="bf16-mixed").fit(half, data)
+    frozen = {name: p.dtype for name, p in half.encoder.named_parameters() if not p.requires_grad}
+    assert frozen == {name: torch.float32 if "norm" in name else torch.bfloat16 for name in frozen}
+    exact.load_state_dict(half.state_dict())
+    got, expected = half.logits(TEXTS), exact.logits(TEXTS)
+    assert (got - expected).norm() / expected.norm() < 20**0.5 * 2**-7
+
+
 @pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_int8_base_answers_as_the_fp32_one_and_is_never_merged(variant, tiny_encoder):
