@@ -52,11 +52,12 @@ class DoRA(LoRA):
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
         """LoRA's, and the gain m / ||W_0 + s B A||."""
         factors = super().factors(weight, dtype)
-        norm = self._norm(weight.detach(), factors.a.detach() * self.scale, factors.b.detach())
-        return factors._replace(gain=self.lora_magnitude_vector.to(dtype) / norm)
+        return factors._replace(gain=self.lora_magnitude_vector.to(dtype) / self._norm(weight, factors))
 
-    def _norm(self, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """(out,): the norm of each row of W_0 + b a."""
+    @torch.no_grad()
+    def _norm(self, weight: Tensor, factors: Factors) -> Tensor:
+        """(out,): the norm of each row of W_0 + s B A, with the factors of LoRA."""
+        a, b = factors.a * factors.scale, factors.b
         with torch.autocast(weight.device.type, enabled=False):
             crossed = (weight.to(a.dtype) @ a.t() * b).sum(1)
             squared = (b @ (a @ a.t()) * b).sum(1)
