@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lora_pl.encoder.biases_and_norms import is_norm
 from lora_pl.errors import UserError
 from lora_pl.lora import lora_layers
 from lora_pl.lora.int8 import Int8Weight
@@ -89,7 +90,7 @@ def computed_type(model: nn.Module) -> torch.dtype:
 
 
 def _frozen_types(model: nn.Module) -> str:
-    weights = (p for m in model.modules() if not isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False))
+    weights = (p for m in model.modules() if not is_norm(m) for p in m.parameters(recurse=False))
     types = {"int8" if isinstance(p, Int8Weight) else _short(p.dtype) for p in weights if not p.requires_grad}
     return " and ".join(sorted(types)) or "no type (none are frozen)"
 

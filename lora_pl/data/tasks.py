@@ -480,7 +480,7 @@ OWN_TASKS: dict[str, Classes] = {
     )
 }
 """A user's own files: columns and labels come from the options and the files."""
-CUSTOM_TASK, MULTILABEL_TASK = OWN_TASKS[CUSTOM], OWN_TASKS[MULTILABEL]
+CUSTOM_TASK = OWN_TASKS[CUSTOM]
 
 
 def task_name(given: str | None, own_files: bool) -> str:

@@ -62,10 +62,15 @@ def biases(encoder: nn.Module, which: TrainBiases) -> dict[str, nn.Parameter]:
 
 
 def norms(encoder: nn.Module) -> dict[str, nn.Parameter]:
-    """Weight and bias of every norm by name: modules of classes that torch or Transformers call `...Norm`."""
+    """Weight and bias of every norm by name."""
     return {
         f"{name}.{own}": parameter
         for name, module in encoder.named_modules()
-        if type(module).__name__.endswith("Norm")
+        if is_norm(module)
         for own, parameter in module.named_parameters(recurse=False)
     }
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether its class is one that torch or Transformers call `...Norm`: LayerNorm, RMSNorm, EuroBertRMSNorm."""
+    return type(module).__name__.endswith("Norm")

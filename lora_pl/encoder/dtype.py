@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from lora_pl.encoder.biases_and_norms import is_norm
 from lora_pl.errors import UserError
 from lora_pl.lora.int8 import Int8Weight, int8_is_fast
 
@@ -24,7 +25,7 @@ def resolve_dtype(name: BaseDtype, precision: str) -> torch.dtype:
 def cast_frozen(encoder: nn.Module, dtype: torch.dtype) -> None:
     """Convert every frozen parameter to `dtype` once, instead of at each use; norms stay in fp32."""
     for module in encoder.modules():
-        kept = torch.float32 if isinstance(module, nn.LayerNorm) else dtype
+        kept = torch.float32 if is_norm(module) else dtype
         for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad and parameter.is_floating_point() and not isinstance(parameter, Int8Weight):
                 # always a copy: a single tensor left would keep the whole weight file in memory

@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lora_pl import __version__
 from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
 from lora_pl.formats.comparison import Comparison
 from lora_pl.formats.export import Export
 from lora_pl.lora import VARIANTS
 from lora_pl.model.plain import PlainClassifier
+from lora_pl.model.versions import versions
 from lora_pl.printable import printable
 from lora_pl.storage.checkpoint import START_KEY
 
 RECORD = "lora_pl.json"
 """What the model was made of, for programs: settings, base, comparison, versions."""
 OF_BIASES = {"none": "", "lora": "those of the adapted layers", "all": "all"}
-PACKAGES = ("torch", "transformers", "lightning")
 
 
 def write_record(folder: Path, export: Export, comparisons: dict[str, Comparison]) -> None:
@@ -60,11 +58,6 @@ def write_model_card(
         f"Made with {', '.join(f'{name} {number}' for name, number in versions().items())}.\n",
     ]
     (folder / "README.md").write_text("\n".join(sections), encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """The versions of lora_pl and what it stands on."""
-    return {"lora_pl": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 def _metadata(model: PlainClassifier) -> str:

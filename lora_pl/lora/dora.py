@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.lora.adapter import Factors, LoRA
+from lora_pl.lora.int8 import Int8Weight
 
 if TYPE_CHECKING:
     from lora_pl.lora.config import LoRAConfig
@@ -38,7 +39,12 @@ class DoRA(LoRA):
         self.lora_magnitude_vector = nn.Parameter(self.base_norm.sqrt())
 
     def refresh(self, weight: Tensor) -> None:
-        """Take the norm of another W_0; that of the same one, cast, differs by rounding alone and is not taken."""
+        """Take the norm of another W_0; that of the same one, cast, differs by rounding alone and is not taken.
+
+        An `Int8Weight` never changes.
+        """
+        if isinstance(weight, Int8Weight):
+            return
         squares = _squares(weight).to(self.base_norm)
         if not weight.is_meta and not torch.allclose(squares, self.base_norm, 2 * torch.finfo(weight.dtype).eps, 0):
             self.base_norm.copy_(squares)
@@ -46,11 +52,12 @@ class DoRA(LoRA):
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
         """LoRA's, and the gain m / ||W_0 + s B A||."""
         factors = super().factors(weight, dtype)
-        norm = self._norm(weight.detach(), factors.a.detach() * self.scale, factors.b.detach())
-        return factors._replace(gain=self.lora_magnitude_vector.to(dtype) / norm)
+        return factors._replace(gain=self.lora_magnitude_vector.to(dtype) / self._norm(weight, factors))
 
-    def _norm(self, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """(out,): the norm of each row of W_0 + b a."""
+    @torch.no_grad()
+    def _norm(self, weight: Tensor, factors: Factors) -> Tensor:
+        """(out,): the norm of each row of W_0 + s B A, with the factors of LoRA."""
+        a, b = factors.a * factors.scale, factors.b
         with torch.autocast(weight.device.type, enabled=False):
             crossed = (weight.to(a.dtype) @ a.t() * b).sum(1)
             squared = (b @ (a @ a.t()) * b).sum(1)

@@ -45,6 +45,7 @@ class Int8Weight(Tensor):
         return cls._of(_Product((exact / scale[:, None]).round_().to(torch.int8), scale), scale, dtype)
 
     @classmethod
+    @torch.inference_mode(False)  # torch can't detach a subclass into an inference tensor
     def _of(cls, forward: _Product, scale: Tensor, dtype: torch.dtype) -> Int8Weight:
         outputs, inputs = len(scale), forward.packed.shape[0]
         self = Tensor._make_wrapper_subclass(cls, (outputs, inputs), dtype=dtype)

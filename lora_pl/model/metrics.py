@@ -156,14 +156,16 @@ class SplitMetrics(nn.Module):
 
 
 class StageMetrics(nn.ModuleDict):
-    """`SplitMetrics` for training and for every labelled split of a task: `train/`, `val/SPLIT`, `test/SPLIT`."""
+    """`SplitMetrics` for training and for every labelled split of a task: `train/0`, `val/NUMBER`, `test/NUMBER`."""
 
     def __init__(self, task: Task) -> None:
         super().__init__()
         self.labelled = list(task.validation)
+        """The names of the labelled splits; own data have a single one where MNLI has two."""
         for stage in STAGES:
             by_class = stage != "train"  # no step pays for it
-            self.update({f"{stage}/{split}": SplitMetrics(task, by_class) for split in self.splits(stage)})
+            numbers = range(len(self.splits(stage)))
+            self.update({f"{stage}/{number}": SplitMetrics(task, by_class) for number in numbers})
 
     def splits(self, stage: str) -> list[str]:
         """The stage's splits, in the order of its loaders."""
@@ -171,7 +173,7 @@ class StageMetrics(nn.ModuleDict):
 
     def of(self, stage: str, split: int = 0) -> SplitMetrics:
         """The metrics of a stage's split, by its number."""
-        return cast(SplitMetrics, self[f"{stage}/{self.splits(stage)[split]}"])
+        return cast(SplitMetrics, self[f"{stage}/{split}"])
 
     def reset(self, stage: str) -> None:
         """Reset the stage's metrics."""
@@ -191,7 +193,7 @@ class StageMetrics(nn.ModuleDict):
         """A stage's losses and metrics by their logged names: `val/accuracy`, `val/accuracy_mismatched`."""
         found: dict[str, Tensor] = {}
         for number, split in enumerate(self.splits(stage)):
-            if self.of(stage, number).seen:  # own files have a single split where MNLI has two
+            if self.of(stage, number).seen:
                 values = self.of(stage, number).compute()
                 found |= {f"{stage}/{name}{suffix(number, split)}": value for name, value in values.items()}
         return found

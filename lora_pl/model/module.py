@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import Task
@@ -55,14 +55,21 @@ class TaskModule(LightningModule):
                 `trainer.precision`, see `require_precision`; `predict`, by a Trainer from a data module.
         """
         require_precision(str(self.trainer.precision))
-        if stage == "predict" and self.trainer.datamodule is not None:  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "predict" and data is not None:
             raise UserError("predict", "a data module has no texts to predict; call model.predict(texts)")
-        _require_own_data(self.trainer, self.hparams)
-        if stage == "fit" and isinstance(data := self.trainer.datamodule, SentenceDataModule):  # type: ignore[attr-defined]
-            require_monitor(self.hparams["monitor"], reported(self.task, len(data.validation_splits)))
+        if isinstance(data, SentenceDataModule):
+            self._take_splits(data, stage)
         if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
             raise UserError("model.nonfinite_loss", "skip works in a single process only; take stop, or one device")
         self.base.cast(resolve_dtype(self.hparams["base_dtype"], str(self.trainer.precision)))
+
+    def _take_splits(self, data: SentenceDataModule, stage: str) -> None:
+        _require_own_data(data, self.hparams)
+        if stage == "fit":
+            require_monitor(self.hparams["monitor"], reported(self.task, len(data.validation_splits)))
+        for metrics in self.stage_metrics():
+            metrics.labelled = data.validation_splits
 
     def configure_optimizers(self) -> Any:
         """AdamW on the trained parameters, and the schedule per optimizer step.
@@ -116,10 +123,7 @@ class TaskModule(LightningModule):
             metrics.reset(stage)
 
 
-def _require_own_data(trainer: Trainer, settings: Mapping[str, Any]) -> None:
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(data, SentenceDataModule):
-        return
+def _require_own_data(data: SentenceDataModule, settings: Mapping[str, Any]) -> None:
     if canonical_name(data.encoder) != settings["encoder"]:
         raise UserError(
             "data.encoder",

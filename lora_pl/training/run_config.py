@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import inspect
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lora_pl import __version__
+from lora_pl.model.versions import versions
 from lora_pl.storage.checkpoint import FROM_DATA, FROM_MODEL
 from lora_pl.storage.write_whole import remove_unfinished, write_whole
 
@@ -95,14 +92,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, list | tuple) else value
-
-
-def versions() -> dict[str, str]:
-    """The versions of lora_pl, Python and the libraries that the numbers depend on."""
-    libraries = ("lightning", "transformers", "numpy")
-    # torch's own says which build it is (2.13.0+cpu)
-    own = {"lora_pl": __version__, "python": sys.version.split()[0], "torch": str(torch.__version__)}
-    return {**own, **{name: version(name) for name in libraries}}
 
 
 def git_state() -> str:

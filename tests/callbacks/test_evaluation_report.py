@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.callbacks.evaluation_report import EvaluationReport, _number, _table
 from lora_pl.errors import UserError
 from lora_pl.model.class_scores import ConfusionScores
+from tests.model.test_classifier import trainer
 from tests.support import run_in_process
 
 
@@ -26,6 +28,18 @@ def test_a_table_and_a_file_of_every_class(verb, checkpoint, tmp_path):
     assert [row["support"] for row in found["classes"]] == [tn + fp, fn + tp]
     assert found["classes"][1]["recall"] == pytest.approx(tp / (fn + tp))
     assert found["macro"]["f1"] == pytest.approx(sum(row["f1"] for row in found["classes"]) / 2)
+
+
+def test_splits_have_the_names_that_the_data_give_them(tiny_encoder, tmp_path, capsys):
+    """MNLI's own are validation_matched and validation_mismatched."""
+    rows = "\n".join(f"a film,the plot,{label}" for label in ("entailment", "neutral", "contradiction"))
+    Path("own.csv").write_text(f"sentence1,sentence2,label\n{rows}\n")
+    own = {"train_file": "own.csv", "validation_file": "own.csv", "label_column": "label"}
+    pair = {"text_column": "sentence1", "text_pair_column": "sentence2"}
+    data = SentenceDataModule(task="mnli", encoder=tiny_encoder(), **own, **pair)
+    trainer(tmp_path, callbacks=[EvaluationReport("m.json")]).validate(LoRAClassifier.for_data(data), data)
+    assert [*json.loads(Path("m.json").read_text())["splits"]] == data.validation_splits == ["validation"]
+    assert "matched" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("classes", "rows"), [(50, 52), (51, 2)])

@@ -9,14 +9,14 @@ import torch
 
 from lora_pl.data.examples import read_examples
 from lora_pl.data.sources import read_glue_file
-from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS, MULTILABEL_TASK, MultiLabel, Regression, get_task
+from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS, MultiLabel, Regression, get_task
 from lora_pl.errors import UserError
 from lora_pl.model.metrics import SplitMetrics
 
 CUSTOM = CUSTOM_TASK.customized(["bad", "fair", "good"])
-MULTILABEL = MULTILABEL_TASK.customized(["bad", "fair", "good"])
+MULTILABEL = get_task("multilabel").customized(["bad", "fair", "good"])
 TASKS = {**GLUE_TASKS, "custom": CUSTOM, "custom pairs": CUSTOM_TASK.customized(["no", "yes"], pairs=True)}
-TASKS |= {"multilabel": MULTILABEL, "multilabel of one": MULTILABEL_TASK.customized(["bad"])}
+TASKS |= {"multilabel": MULTILABEL, "multilabel of one": get_task("multilabel").customized(["bad"])}
 
 
 def labels_of(task):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lora_pl.lora import LoRAConfig, LoRALinear
+from lora_pl.lora import LoRAConfig, LoRALinear, adapter_state_dict, load_adapter_state_dict
 from lora_pl.lora.int8 import Int8Weight, int8_is_fast
 
 pytestmark = pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI")
@@ -110,6 +110,18 @@ def test_a_bias_in_training_gets_its_gradient():
     layer.weight = nn.Parameter(Int8Weight(layer.weight, torch.float32), requires_grad=False)
     layer(torch.randn(5, 64, requires_grad=True)).sum().backward()
     assert torch.equal(layer.bias.grad, torch.full((96,), 5.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_state_that_is_loaded_leaves_the_layer_as_it_is(dtype):
+    config = LoRAConfig(r=4, target_modules=("x",), variant="dora")
+    layer = LoRALinear(nn.Linear(64, 96).requires_grad_(False), config)
+    nn.init.normal_(layer.adapter.lora_B)
+    layer.weight = nn.Parameter(Int8Weight(layer.weight, dtype), requires_grad=False)
+    x = torch.randn(5, 64, dtype=dtype)
+    before = layer(x)
+    load_adapter_state_dict(layer, adapter_state_dict(layer))
+    assert torch.equal(layer(x), before)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])

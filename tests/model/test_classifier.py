@@ -318,9 +318,25 @@ def test_the_base_is_kept_in_its_type_and_the_rest_in_fp32(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_rms_norms_are_norms(tiny_encoder, glue_folder, tmp_path):
+    lora = {"target_modules": ["q_proj", "up_proj"]}
+    exact, half = (LoRAClassifier(encoder=tiny_encoder("eurobert"), lora=lora) for _ in range(2))
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder("eurobert"))
+    trainer(tmp_path, precision="bf16-mixed").fit(half, data)
+    frozen = {name: p.dtype for name, p in half.encoder.named_parameters() if not p.requires_grad}
+    assert frozen == {name: torch.float32 if "norm" in name else torch.bfloat16 for name in frozen}
+    exact.load_state_dict(half.state_dict())
+    got, expected = half.logits(TEXTS), exact.logits(TEXTS)
+    assert (got - expected).norm() / expected.norm() < 20**0.5 * 2**-7
+
+
 @pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI")
-def test_an_int8_base_answers_as_the_fp32_one_and_is_never_merged(tiny_encoder):
-    exact, eight = (LoRAClassifier(encoder=tiny_encoder(), base_dtype=dtype).eval() for dtype in ("float32", "int8"))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_int8_base_answers_as_the_fp32_one_and_is_never_merged(variant, tiny_encoder):
+    exact, eight = (
+        LoRAClassifier(encoder=tiny_encoder(), lora={"variant": variant}, base_dtype=dtype).eval()
+        for dtype in ("float32", "int8")
+    )
     for layer in lora_layers(exact).values():
         torch.nn.init.normal_(layer.adapter.lora_B)
     eight.load_state_dict(exact.state_dict())
@@ -340,16 +356,19 @@ def test_int8_says_what_it_needs(tiny_encoder, monkeypatch):
 
 
 @pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI")
-def test_an_int8_run_has_its_linear_layers_in_int8(tiny_encoder, glue_folder, tmp_path):
-    model = LoRAClassifier(encoder=tiny_encoder(), base_dtype="int8", learning_rate=1e-2)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_int8_run_has_its_linear_layers_in_int8(variant, tiny_encoder, glue_folder, tmp_path):
+    lora = {"variant": variant}
+    model = LoRAClassifier(encoder=tiny_encoder(), lora=lora, base_dtype="int8", learning_rate=1e-2)
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     before = copy.deepcopy(model.state_dict())
     trainer(tmp_path, precision="32-true").fit(model, data)
+    trainer(tmp_path).validate(model, data, verbose=False)
     assert not any(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if "lora_B" in name)
     linear = [module.weight for module in model.encoder.modules() if isinstance(module, nn.Linear)]
     assert all(isinstance(weight, Int8Weight) for weight in linear)
     assert sum(parameter.numel() for parameter in model.parameters()) == sum(
-        parameter.numel() for parameter in LoRAClassifier(encoder=tiny_encoder()).parameters()
+        parameter.numel() for parameter in LoRAClassifier(encoder=tiny_encoder(), lora=lora).parameters()
     )
 
 

@@ -7,7 +7,7 @@ from torchmetrics.functional.classification import (
     multilabel_recall,
 )
 
-from lora_pl.data.tasks import MULTILABEL_TASK
+from lora_pl.data.tasks import get_task
 from lora_pl.model.label_scores import LabelCounts, LabelScores
 from lora_pl.model.metrics import StageMetrics
 
@@ -52,7 +52,7 @@ def test_counts_are_exact_over_batches_and_processes():
 
 
 def test_evaluation_counts_labels_and_training_does_not():
-    stages = StageMetrics(MULTILABEL_TASK.customized(["a", "b"]))
+    stages = StageMetrics(get_task("multilabel").customized(["a", "b"]))
     for stage in ("train", "val"):
         stages.of(stage).update(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor(0.5))
     assert [*stages.compute("train")] == ["train/loss"]

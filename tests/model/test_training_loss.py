@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lora_pl import LoRAClassifier, SentenceDataModule
-from lora_pl.data.tasks import CUSTOM_TASK, MULTILABEL_TASK, get_task
+from lora_pl.data.tasks import CUSTOM_TASK, get_task
 from lora_pl.errors import UserError
 from lora_pl.model.training_loss import TrainingLoss
 from tests.model.test_classifier import batch_of, trainer
@@ -37,7 +37,7 @@ def test_the_formula():
 
 
 def test_the_formula_of_several_labels():
-    task, labels = MULTILABEL_TASK.customized(["a", "b", "c"]), torch.tensor([[1.0, 0, 1], [0, 0, 1]])
+    task, labels = get_task("multilabel").customized(["a", "b", "c"]), torch.tensor([[1.0, 0, 1], [0, 0, 1]])
     weights, e, logits = torch.tensor([0.5, 1, 4]), 0.2, torch.randn(2, 3)
     q = (1 - e) * labels + e / 2
     expected = -(weights * q * F.logsigmoid(logits) + (1 - q) * F.logsigmoid(-logits)).mean()

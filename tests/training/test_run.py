@@ -106,11 +106,12 @@ def test_changed_settings_are_refused_unless_forced(made):
 
 def test_two_ways_to_write_a_path_are_one_setting(tmp_path):
     saved = tmp_path / "config.yaml"
-    saved.write_text(yaml.safe_dump({"data": {"source": "glue", "task": "sst2"}}))
-    check_same_run(saved, {"data": {"source": str(Path("glue").resolve()), "task": "sst2"}})
-    with pytest.raises(UserError) as changed:
-        check_same_run(saved, {"data": {"source": "elsewhere", "task": "sst2"}})
-    assert changed.value.key == "resume"
+    saved.write_text(yaml.safe_dump({"data": {"source": "glue", "text_column": "~text"}}))
+    check_same_run(saved, {"data": {"source": str(Path("glue").resolve()), "text_column": "~text"}})
+    for name, value in (("source", "elsewhere"), ("text_column", "text")):
+        with pytest.raises(UserError, match=f"data.{name} ") as changed:
+            check_same_run(saved, {"data": {name: value}})
+        assert changed.value.key == "resume"
 
 
 def test_a_run_that_exists_is_not_written_over(made):

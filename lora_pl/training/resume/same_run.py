@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,5 +69,10 @@ def _defaults() -> dict[str, Any]:
 def _same(before: Any, now: Any) -> bool:
     """Whether two values are equal, or paths to the same place."""
     if isinstance(before, str) and isinstance(now, str):
-        return Path(before).expanduser().resolve() == Path(now).expanduser().resolve()
+        return _place(before) == _place(now)
     return bool(before == now)
+
+
+def _place(path: str) -> str:
+    # pathlib's own raises for the name of no user, such as a column's `~text`
+    return os.path.realpath(os.path.expanduser(path))
