@@ -133,6 +133,11 @@ def test_a_study_that_names_an_axis_has_no_ranks_by_default(planned, flags):
     planned.clear()
     assert main(few) == 0
     assert [trial.axes["model.lora.r"] for trial in planned[:4]] == [1, 2, 4, 8]
+    planned.clear()
+    assert main([*few, "--vary", "early_stopping_patience", "null", "2"]) == 0
+    assert [(dict(trial.axes), trial.alone) for trial in planned[:2]] == [
+        ({"early_stopping_patience": None}, False), ({"early_stopping_patience": 2}, True)
+    ]  # fmt: skip
 
 
 def test_a_trial_is_what_fit_does_with_its_seed(study, tiny_encoder, glue_folder):
@@ -347,6 +352,7 @@ def test_an_epoch_without_a_validation_has_no_row(pack, flags, tmp_path, monkeyp
         (["--vary", "model.lora.r", "2"], "vary", 2),
         (["--vary", "model.lora.alhpa", "2"], "vary", 2),
         (["--vary", "model.dropout"], "vary", 2),
+        (["--vary", "data.seed", "1"], "vary", 2),
         (["--vary", "model.dropout", "0.1", "--vary", "model.dropout", "0.2"], "vary", 2),
         (["--vary", "model.dropout", "a lot"], "model.dropout", 2),
         (["--vary", "model.dropout", "0.1", "0.10"], "vary", 1),
