@@ -149,6 +149,7 @@ class AblateCLI(ClassifierCLI):
             failed = run_study(folder, units_of(trials, size), {**settings, "pack": size}, runner, launch)
         except RunStopped as stop:
             raise RunStopped(stop.exit_code - 128, f"rerun the same command to resume {folder}") from stop
+        runner.remove_groups()
         try:
             say(f"report {write_report(folder)}")
         except UserError as error:  # the table is there
