@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_pl.ablation.grid import RANK
-from lora_pl.ablation.groups import ARM, Group, Series, apart
+from lora_pl.ablation.groups import ARM, Group, Series
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.table import unit_of, value_order
 
@@ -34,9 +34,8 @@ def along_axis(series: Sequence[Series], references: Sequence[Group]) -> Figure:
     values = sorted(values, key=value_order) if series[0].axis != ARM else values
     for number, one in enumerate(series):
         _draw_series(axes, one, values, number, len(series))
-    low, high = _limits(
-        axes, [100 * value for one in series for group in one.groups for value in group.results().values()]
-    )
+    results = [100 * value for one in series for group in one.groups for value in group.results().values()]
+    low, high = _limits(axes, [result for result in results if not math.isnan(result)] or [0.0])
     for style, group in zip(itertools.cycle(REFERENCE_STYLES), references, strict=False):
         _draw_reference(axes, group, style, low - (high - low), high + (high - low))
     axes.set_xticks(range(len(values)), [textwrap.fill(value, 80 // len(values)) for value in values])
@@ -51,19 +50,21 @@ def along_axis(series: Sequence[Series], references: Sequence[Group]) -> Figure:
 
 
 def parameters_by_rank(series: Sequence[Series]) -> Figure:
-    """The trained parameters of LoRA at each rank, with the law of roberta-base's shape."""
+    """The trained parameters of LoRA at each rank, a line per series, with the law of roberta-base's shape."""
     figure, axes = _figure()
-    counts = sorted({(int(g.first[RANK]), g.first["trainable_lora"]) for one in series for g in one.groups})
-    ranks = sorted({rank for rank, _ in counts})
+    drawn = [sorted((int(g.first[RANK]), int(g.first["trainable_lora"])) for g in one.groups) for one in series]
+    points = sorted({point for own in drawn for point in own})
+    ranks = sorted({rank for rank, _ in points})
     law = [BASE_LAW * rank for rank in ranks]
     axes.plot(
         ranks, law, color="#000000", linestyle="--", marker="x", label=f"{BASE_LAW:,} r (roberta-base, query and value)"
     )
-    for (color, marker, line), own in zip(STYLES, apart(counts, lambda each: each[1] // each[0]), strict=False):
-        label = f"{own[0][1] // own[0][0]:,} r (this encoder)"
+    for (color, marker, line), one, own in zip(itertools.cycle(STYLES), series, drawn, strict=False):
+        name, per_rank = one.name or "this encoder", {count / rank for rank, count in own}
+        label = f"{per_rank.pop():,.0f} r ({name})" if len(per_rank) == 1 else name
         axes.plot(*zip(*own, strict=True), color=color, linestyle=line, marker=marker, label=label)
-        for rank, count in own:
-            axes.annotate(f"{count:,}", (rank, count), (0, -14), textcoords="offset points", ha="center", fontsize=8)
+    for rank, count in points:
+        axes.annotate(f"{count:,}", (rank, count), (0, -14), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(ranks, [str(rank) for rank in ranks])

@@ -58,7 +58,7 @@ class Trial:
     axes: Options = field(default_factory=dict)
     """What varies within its arm."""
     options: Options = field(default_factory=dict)
-    """Every option in which it may differ from the study's configuration."""
+    """Every option in which it may differ from the study's configuration, and the rule for alpha that made some."""
     alone: bool = False
     """Whether it can't be trained jointly with others."""
 
@@ -80,7 +80,7 @@ class Trial:
 
     def config(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """The configuration of its `fit`: the study's, `shared`, with its own options."""
-        return with_options(shared, self.options)
+        return with_options(shared, {key: value for key, value in self.options.items() if key != ALPHA_RULE})
 
     def model(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Its settings of a `LoRAClassifier`: those of the study, `shared`, with its own."""
@@ -154,7 +154,7 @@ class Grid:
             options["data.source"] = source.replace("{folder}", task.folder)
         if options["model.method"] != "lora":
             return {key: value for key, value in options.items() if not _of_lora(key)} | WITHOUT_ADAPTERS
-        return {**options, **_of_rule(options.pop(ALPHA_RULE, "fixed"), {**self.shared, **options}, self.shared)}
+        return {**options, **_of_rule(options.get(ALPHA_RULE, "fixed"), {**self.shared, **options}, self.shared)}
 
     def _method(self, options: Options) -> Method:
         method: Method = options.get("model.method", self.shared.get("model.method", "lora"))

@@ -8,9 +8,8 @@ from typing import Literal, TypeVar
 
 from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK
 from lora_pl.ablation.statistics import summarize
-from lora_pl.ablation.table import OK, Row, axes_of, value_order
+from lora_pl.ablation.table import OK, Row, axes_of, best_known, value_order
 from lora_pl.data.held_out import VALIDATES
-from lora_pl.model.monitor import best_of
 
 ARM, FOLD = "arm", "data.fold"
 TOLD = {
@@ -88,8 +87,8 @@ def arms_of(groups: Sequence[Group]) -> list[Series]:
     rows = [group.first for group in groups]
     where, own_axes = _varied(rows, SENTENCES), _varied(rows, {*_settings(rows)} - {*SENTENCES})
     for same in apart(groups, lambda group: _values(group.first, SENTENCES)):
-        pick = best_of(same[0].first["metric"])
-        best = [pick(own, key=lambda group: group.mean) for own in apart(same, lambda group: group.first[ARM])]
+        arms, metric = apart(same, lambda group: group.first[ARM]), same[0].first["metric"]
+        best = [best_known(metric, own, lambda group: group.mean) for own in arms]
         named = (replace(group, name=_said(group.first, own_axes)) for group in best)
         found.append(Series(ARM, _said(same[0].first, where), tuple(named)))
     return [series for series in found if len(series.groups) > 1]

@@ -26,7 +26,7 @@ from lora_pl.model.optimizer import parameter_groups
 from lora_pl.model.plain import read_start
 from lora_pl.model.training_loss import TrainingLoss
 from lora_pl.reporting import silence
-from lora_pl.storage.checkpoint import BASE_KEY, START_KEY
+from lora_pl.storage.checkpoint import BASE_KEY, START_KEY, check_base
 
 
 class BrokenPackError(RuntimeError):
@@ -162,14 +162,15 @@ class JointTrials(TaskModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """The reverse of `state_dict`, always strict."""
-        for name, head in zip(self.bank.names, self.heads, strict=True):
-            own = below(f"{name}.", state_dict)
-            self.bank.load(name, below("encoder.", own))
-            copy_state(head.state_dict(), below("head.", own))
+        copy_state(self.state_dict(), state_dict)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the base's name and fingerprints."""
         checkpoint[BASE_KEY] = dict(self.base.fingerprints)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise a UserError, `checkpoint.base`, if the trials were trained on another base."""
+        check_base(checkpoint, self.base.fingerprints)
 
     def trial_checkpoint(self, index: int, data: dict[str, Any]) -> dict[str, Any]:
         """A checkpoint of one trial, for `LoRAClassifier.load_from_checkpoint` and the verbs."""
@@ -190,7 +191,7 @@ class JointData(LightningDataModule):
 
     def __init__(self, like: SentenceDataModule, seeds: Sequence[int]) -> None:
         super().__init__()
-        self.trials_data = [SentenceDataModule(**{**like.hparams, "seed": seed}) for seed in seeds]
+        self.trials_data = [with_seed(like, seed) for seed in seeds]
 
     def setup(self, stage: str) -> None:
         """Load every trial's tokens."""
@@ -199,6 +200,14 @@ class JointData(LightningDataModule):
                 require_packed(data)
                 data.trainer = self.trainer
                 data.setup(stage)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Those of every trial's tokens and labels, by split and number."""
+        return {
+            f"{split} {number}": fingerprint
+            for number, data in enumerate(self.trials_data)
+            for split, fingerprint in data.fingerprints().items()
+        }
 
     @property
     def order(self) -> str:
@@ -222,6 +231,13 @@ class JointData(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """The validation split, the same for all trials."""
         return self.trials_data[0].val_dataloader()
+
+
+def with_seed(data: SentenceDataModule, seed: int) -> SentenceDataModule:
+    """The same data, drawn by another seed; what has been read of their classes is not read again."""
+    drawn = SentenceDataModule(**{**data.hparams, "seed": seed})
+    drawn.label_names = data.label_names
+    return drawn
 
 
 def require_packed(data: SentenceDataModule) -> None:

@@ -95,7 +95,7 @@ def _conditions(settings: dict[str, Any], table: ResultTable) -> str:
 def _result(row: dict[str, Any]) -> TableRow:
     """A row of the summary."""
     counts = (f"{row[key]:,}" for key in ("trainable_lora", "trainable_head", "trainable"))
-    results = (_percent(row.get(key), row.get(f"{key}_std")) for key in ("last", "best"))
+    results = (_percent(row[key], row.get(f"{key}_std")) if key in row else "" for key in ("last", "best"))
     runs = f"{row['seeds']}, {row['folds']} folds each" if row.get("folds") else row["seeds"]
     return {**_cells(row["name"], *counts, *results, runs), "published": row in PUBLISHED}
 
@@ -135,6 +135,6 @@ def _cells(*cells: object) -> TableRow:
 
 
 def _percent(value: float | None, deviation: float | None) -> str:
-    if value is None:
-        return ""
+    if value is None:  # JSON has no NaN
+        return "NaN"
     return f"{100 * value:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")

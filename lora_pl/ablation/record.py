@@ -23,9 +23,9 @@ from lora_pl.model.parameters import count_parameters
 from lora_pl.storage.checkpoint import LAST, SUFFIX, save_checkpoint
 
 CURVE_STEPS = 10
-"""Steps per point of a loss curve."""
+"""Batches per point of a loss curve."""
 Curve = list[tuple[int, float]]
-"""(step, mean loss of the last `CURVE_STEPS` steps)"""
+"""(optimizer step, mean loss of the last `CURVE_STEPS` batches)"""
 
 
 @dataclass
@@ -42,23 +42,21 @@ class LossCurve:
     def __init__(self) -> None:
         self.points: Curve = []
         self._recent: list[Tensor] = []
-        self._steps = 0
 
     def state(self) -> dict[str, Any]:
         """Primitive values, for `load`."""
-        return {"points": list(self.points), "recent": [float(loss) for loss in self._recent], "steps": self._steps}
+        return {"points": list(self.points), "recent": [float(loss) for loss in self._recent]}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a `state`."""
         self.points = [(step, loss) for step, loss in state["points"]]
-        self._recent, self._steps = [torch.tensor(loss) for loss in state["recent"]], state["steps"]
+        self._recent = [torch.tensor(loss) for loss in state["recent"]]
 
-    def add(self, loss: Tensor) -> None:
-        """Add a step's loss."""
-        self._steps += 1
+    def add(self, loss: Tensor, step: int) -> None:
+        """Add a batch's loss; `step` optimizer steps are done."""
         self._recent.append(loss)
         if len(self._recent) == CURVE_STEPS:
-            self.points.append((self._steps, float(torch.stack(self._recent).mean())))
+            self.points.append((step, float(torch.stack(self._recent).mean())))
             self._recent = []
 
 
@@ -70,7 +68,8 @@ class EpochRecord(Callback):
         self.results = [TrialResult(curve=losses.points) for losses in self._losses]
         self._sentences = [0] * count
         self._epoch_started = self._step_started = self._step_seconds = 0.0
-        self._validated = False
+        self._validated: list[dict[str, float]] = []
+        """What the epoch's last validation came to, by trial; empty before it."""
 
     def state_dict(self) -> dict[str, Any]:
         """What there is so far, for trials that are resumed."""
@@ -81,18 +80,23 @@ class EpochRecord(Callback):
         return {"trials": trials, "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a `state_dict`; versions up to 0.3.0 have that of one trial."""
+        """Restore a `state_dict`; versions up to 0.3.0 have that of one trial, and not what its validation came to."""
         for result, losses, own in zip(self.results, self._losses, state_dict.get("trials", [state_dict]), strict=True):
             losses.load(own["losses"])
             result.epochs, result.curve = list(own["epochs"]), losses.points
-        self._validated = state_dict.get("validated", False)
+        validated = state_dict.get("validated")
+        self._validated = list(validated) if isinstance(validated, list) else []
 
     def of_step(self, pl_module: LightningModule, outputs: Any, batch: Any) -> list[tuple[int, Tensor | None]]:
         """Sentences and loss of the step by trial; no loss where the batch was skipped."""
         raise NotImplementedError
 
-    def of_epoch(self, trainer: Trainer, pl_module: LightningModule, index: int) -> Row:
-        """A trial's parameters, losses and metric."""
+    def of_validation(self, trainer: Trainer, pl_module: LightningModule, index: int) -> dict[str, float]:
+        """What a trial's validation that has just ended came to: `val/loss`, `val/accuracy`, ..."""
+        raise NotImplementedError
+
+    def of_epoch(self, trainer: Trainer, pl_module: LightningModule, index: int, val: dict[str, float]) -> Row:
+        """A trial's parameters, losses and metric; `val` is from its last `of_validation`."""
         raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -116,22 +120,21 @@ class EpochRecord(Callback):
         for index, (sentences, loss) in enumerate(self.of_step(pl_module, outputs, batch)):
             self._sentences[index] += sentences
             if loss is not None:
-                self._losses[index].add(loss)
+                self._losses[index].add(loss, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the epoch has figures."""
-        self._validated = not trainer.sanity_checking
+        """Keep the figures: a run that stops before its epoch ends has them no more when it resumes."""
+        if not trainer.sanity_checking:
+            self._validated = [self.of_validation(trainer, pl_module, index) for index in range(len(self.results))]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the epoch, if it was validated: its last validation is over by now."""
-        if not self._validated:
-            return
-        self._validated = False
-        for index, result in enumerate(self.results):
+        validated, self._validated = self._validated, []
+        for index, val in enumerate(validated):
             speed = self._sentences[index] / self._step_seconds if self._step_seconds else None
             row: Row = {"epoch": trainer.current_epoch + 1, "pack": len(self.results)}
             row |= {"seconds": time.perf_counter() - self._epoch_started, "sentences_per_second": speed}
-            result.epochs.append({**row, **self.of_epoch(trainer, pl_module, index)})
+            self.results[index].epochs.append({**row, **self.of_epoch(trainer, pl_module, index, val)})
 
 
 class TrialRecord(EpochRecord):
@@ -144,12 +147,16 @@ class TrialRecord(EpochRecord):
         """Lightning's own outputs."""
         return [(len(batch), None if outputs is None else outputs["loss"].detach())]
 
-    def of_epoch(self, trainer: Trainer, pl_module: LightningModule, index: int) -> Row:
-        """The model's own counts, and what it has logged."""
+    def of_validation(self, trainer: Trainer, pl_module: LightningModule, index: int) -> dict[str, float]:
+        """What the model has logged."""
+        names = ("val/loss", cast(LoRAClassifier, pl_module).monitor)
+        return {name: float(trainer.callback_metrics[name]) for name in names}
+
+    def of_epoch(self, trainer: Trainer, pl_module: LightningModule, index: int, val: dict[str, float]) -> Row:
+        """The model's own counts and training loss."""
         assert isinstance(pl_module, LoRAClassifier)
         counts = count_parameters(pl_module.encoder, pl_module.head)
         train = cast(SplitMetrics, pl_module.metrics["train/"]).compute()
-        val = {name: float(trainer.callback_metrics[name]) for name in ("val/loss", pl_module.monitor)}
         return _row(pl_module.monitor, (counts.lora, counts.head, counts.trainable), float(train["loss"]), val)
 
 
@@ -174,12 +181,16 @@ class JointRecord(EpochRecord):
         losses = cast(JointTrials, pl_module).step_losses
         return [(len(own), loss) for own, loss in zip(batch, losses, strict=True)]
 
-    def of_epoch(self, trainer: Trainer, pl_module: LightningModule, index: int) -> Row:
+    def of_validation(self, trainer: Trainer, pl_module: LightningModule, index: int) -> dict[str, float]:
+        """A trial's own metrics."""
+        return cast(JointTrials, pl_module).epoch_metrics(index, "val")
+
+    def of_epoch(self, trainer: Trainer, pl_module: LightningModule, index: int, val: dict[str, float]) -> Row:
         """A trial's own; also written to its log."""
         joint = cast(JointTrials, pl_module)
         lora = sum(parameter.numel() for parameter in joint.bank.parameters(joint.bank.names[index]))
         head = sum(parameter.numel() for parameter in joint.heads[index].parameters())
-        train, val = (joint.epoch_metrics(index, stage) for stage in ("train", "val"))
+        train = joint.epoch_metrics(index, "train")
         if self._loggers:
             self._loggers[index].log_metrics({**train, **val}, step=trainer.global_step)
         return _row(joint.monitor, (lora, head, lora + head), train["train/loss"], val)

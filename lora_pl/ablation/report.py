@@ -89,9 +89,9 @@ def _summary(group: Group, settings: dict[str, Any]) -> dict[str, Any]:
         "epochs": group.first["epoch"],
         "seeds": len({row["seed"] for row in group.rows}),
         "folds": len({row.get(FOLD) for row in group.rows} - {None}),
-        "best": best.mean,
+        "best": _clean(best.mean),
         "best_std": _clean(best.std),
-        "last": last.mean,
+        "last": _clean(last.mean),
         "last_std": _clean(last.std),
         "source": "measured",
     }

@@ -147,7 +147,8 @@ def layer_amplifications(checkpoint: str | Path, r: int | None = None) -> dict[s
 def section7_figures(folder: Path, series: Series) -> dict[str, tuple[Figure, str]]:
     """Figures and captions of Section 7.2 for the two highest ranks of a series; none without their checkpoints.
 
-    Ranks are compared across seeds: with one seed, A starts from the same random numbers in the first layer.
+    Where ranks differ by layer, a mean over layers is of the directions that all have. Ranks are compared across seeds:
+    with one seed, A starts from the same random numbers in the first layer.
     """
     groups = [group for group in series.groups if len(_checkpoints(folder, group)) > 1]
     if len(groups) < 2:
@@ -211,7 +212,10 @@ def _similarities(pairs: Iterable[tuple[Path, Path]], side: Side) -> list[dict[s
 
 
 def _mean(found: Sequence[dict[str, Tensor]]) -> Any:
-    return torch.stack([tensor for one in found for tensor in one.values()]).mean(0).numpy()
+    """Over layers and pairs; where ranks differ by layer, of the directions that all have."""
+    maps = [tensor for one in found for tensor in one.values()]
+    r, other_r = (min(tensor.shape[side] for tensor in maps) for side in (0, 1))
+    return torch.stack([tensor[:r, :other_r] for tensor in maps]).mean(0).numpy()
 
 
 def _short(layer: str) -> str:

@@ -21,9 +21,9 @@ class Summary:
     n: int
     mean: float
     std: float
-    """Of the sample (n - 1); NaN where n is 1."""
+    """Of the sample (n - 1); NaN where n is 1 or a value is NaN."""
     half_width: float
-    """t(n - 1) std / sqrt(n) at 95%; NaN where n is 1."""
+    """t(n - 1) std / sqrt(n) at 95%; NaN where the deviation is."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ def summarize(values: Sequence[float]) -> Summary:
     from scipy import stats
 
     n, centre = len(values), mean(values)
-    if n < 2:
+    if n < 2 or math.isnan(centre):
         return Summary(n, centre, math.nan, math.nan)
     deviation = stdev(values)
     return Summary(n, centre, deviation, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n))
 
 
 def compare(groups: Mapping[str, Mapping[Any, float]]) -> list[Comparison]:
-    """Paired t-tests of every two groups with at least two keys in common, corrected by `holm`.
+    """Paired t-tests of every two groups with at least two keys in common and no NaN there, corrected by `holm`.
 
     A group has its results by what pairs them: the seed, or seed and fold.
     """
     pairs = []
     for one, other in itertools.combinations(groups, 2):
         differences = [result - groups[other][key] for key, result in groups[one].items() if key in groups[other]]
-        if len(differences) > 1:
+        if len(differences) > 1 and not any(map(math.isnan, differences)):
             pairs.append((one, other, summarize(differences), _p_value(differences)))
     adjusted = holm([pair[3] for pair in pairs])
     return [Comparison(*pair, adjusted_p=p) for pair, p in zip(pairs, adjusted, strict=True)]

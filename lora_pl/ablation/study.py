@@ -13,18 +13,19 @@ from typing import Any
 from lora_pl.ablation.grid import Trial, jointly
 from lora_pl.ablation.groups import apart
 from lora_pl.ablation.record import TrialResult
-from lora_pl.ablation.table import FAILED, ResultTable, Row, failed_row, options_text, trial_rows
+from lora_pl.ablation.table import FAILED, ResultTable, Row, best_known, failed_row, options_text, trial_rows
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.model.monitor import best_of
 from lora_pl.reporting import say
 from lora_pl.storage.schema import defaults, parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"
+PACK = "pack"
+"""How many trials are trained jointly: a setting that may change between two starts of a study."""
 AXES = "axes of "
 """Begins the settings that name an arm's axes; an arm may be added later."""
 ABSENT: dict[str, Any] = {f"model.{name}": value for name, value in defaults(LoRAClassifier.__init__).items()}
@@ -143,6 +144,8 @@ def check_study(folder: Path, settings: dict[str, Any]) -> None:
             raise UserError("output", f"{folder} holds a table but no {SETTINGS}; give another --output")
         return
     for key, value in settings.items():
+        if key == PACK:  # the table tells each trial's
+            continue
         stored = before.get(key, value if key.startswith(AXES) else ABSENT.get(key))
         if stored != value:
             raise UserError(
@@ -186,7 +189,7 @@ def _told(outcome: Outcome) -> str:
         return f"{outcome.trial.name}: failed: {outcome.error}"
     epochs = outcome.result.epochs
     metric, values = epochs[0]["metric"], [row["validation"] for row in epochs]
-    best, seconds = best_of(metric)(values), sum(row["seconds"] for row in epochs)
+    best, seconds = best_known(metric, values), sum(row["seconds"] for row in epochs)
     return f"{outcome.trial.name}: {metric} {values[-1]:.4f} (best {best:.4f}), {seconds:.0f} s"
 
 

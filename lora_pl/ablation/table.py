@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_pl.ablation.grid import RANK, Trial, told
 from lora_pl.errors import UserError, first_line
@@ -15,6 +15,7 @@ from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 COLUMNS: dict[str, str] = {
     "trial": "string",
@@ -83,8 +84,15 @@ class ResultTable:
 def trial_rows(trial: Trial, epochs: Sequence[Row]) -> list[Row]:
     """The rows of a finished trial: `epochs` with the trial's settings, its best and its last metric."""
     values = [epoch["validation"] for epoch in epochs]
-    ends = {"best": best_of(epochs[0]["metric"])(values), "last": values[-1], "status": OK, "error": ""}
+    ends = {"best": best_known(epochs[0]["metric"], values), "last": values[-1], "status": OK, "error": ""}
     return [{**dict.fromkeys(COLUMNS), **_settings(trial), **ends, **epoch} for epoch in epochs]
+
+
+def best_known(metric: str, items: Sequence[T], value: Callable[[T], float] = float) -> T:  # type: ignore[assignment]
+    """The item with the best value of a metric; one whose value is NaN only if all are."""
+    known = [item for item in items if not math.isnan(value(item))]
+    best: T = best_of(metric)(known or items, key=value)
+    return best
 
 
 def failed_row(trial: Trial, error: str) -> Row:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.joint import JointData, JointTrials
+from lora_pl.ablation.joint import JointData, JointTrials, with_seed
 from lora_pl.ablation.record import JointRecord, TrialRecord, TrialResult
 from lora_pl.ablation.study import Outcome, Unit, concerns_all, run_or_mark
+from lora_pl.ablation.table import options_text
 from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.errors import UserError
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say, silence
 from lora_pl.storage.checkpoint import SUFFIX
 from lora_pl.training.run import Run
+from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_options import OPTIONS
 from lora_pl.training.trainer import as_list
+
+HASH = 16
+"""Hexadecimal digits in the name of a group's folder."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class TrialRunner:
 
     def __call__(self, unit: Unit) -> list[Outcome]:
         """The outcome of each trial."""
-        if len(unit) > 1:
+        # one that has begun by itself is of a unit whose joint trials have failed
+        if len(unit) > 1 and not any(self._is_begun(trial.name) for trial in unit):
             try:
                 results = self.train_jointly(unit)
                 return [Outcome.of(trial, result) for trial, result in zip(unit, results, strict=True)]
@@ -50,22 +58,55 @@ class TrialRunner:
         return [run_or_mark(trial, self.train) for trial in unit]
 
     def train(self, trial: Trial) -> TrialResult:
-        """Train as `fit --seed_everything SEED` does, silently; a stopped trial is resumed."""
-        if not self._is_begun(trial.name):
-            self._clear([trial.name])
-        options, record = self._trainer_options(trial), TrialRecord()
+        """Train as `fit --seed_everything SEED` does, silently; a stopped trial is resumed.
+
+        It starts over where it can't be resumed exactly: with other options or data, or on another device.
+        """
+        return self._exactly(trial.name, [trial], lambda: self._train(trial))
+
+    def train_jointly(self, trials: Sequence[Trial]) -> list[TrialResult]:
+        """Train LoRA trials jointly, silently; a stopped group is resumed, or starts over, as a trial is."""
+        group = joint_name(trials)
+        try:
+            results = self._exactly(group, trials, lambda: self._train_jointly(group, trials))
+        except Exception as error:
+            if not concerns_all(error):
+                self._clear([group])
+            raise
+        self._clear([group])
+        return results
+
+    def remove_groups(self) -> None:
+        """Remove what stopped groups have left; for a study that has ended."""
+        for path in self.folder.glob(f"joint-{'[0-9a-f]' * HASH}"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f".joint-{'[0-9a-f]' * HASH}.lock"):
+            path.unlink(missing_ok=True)
+
+    def _exactly(self, run: str, trials: Sequence[Trial], train: Callable[[], T]) -> T:
+        """Train as the run that has begun, or else from the start."""
+        names = [trial.name for trial in trials]
+        if self._is_begun(run):
+            try:
+                return train()
+            except UserError as error:
+                if error.key != "resume":
+                    raise
+                say(f"{', '.join(names)}: training starts over: {_without_advice(error)}")
+        self._clear([run, *names])
+        return train()
+
+    def _train(self, trial: Trial) -> TrialResult:
+        options, record, data = self._trainer_options(trial), TrialRecord(), self.data(trial)
         if trial.method != "lora":  # full fine-tuning would write a whole encoder each time
             options["enable_checkpointing"] = False
         options["callbacks"].append(record)
         with silence():
-            self._run(trial, trial.name).fit(self._model(trial), self.data(trial), **options)
+            self._run(trial, trial.name).fit(self._model(trial, data), data, **options)
         return record.results[0]
 
-    def train_jointly(self, trials: Sequence[Trial]) -> list[TrialResult]:
-        """Train LoRA trials jointly, silently; a stopped group is resumed."""
-        group, options = joint_name(trials), self._trainer_options(trials[0])
-        if not self._is_begun(group):
-            self._clear([trial.name for trial in trials])
+    def _train_jointly(self, group: str, trials: Sequence[Trial]) -> list[TrialResult]:
+        options, data = self._trainer_options(trials[0]), self.data(trials[0])
         record = JointRecord(
             self.folder,
             trials,
@@ -74,16 +115,10 @@ class TrialRunner:
         )
         options["callbacks"].append(record)
         options["logger"] = False  # Lightning's knows one model
-        try:
-            with silence():
-                joint = JointTrials(self._model(trials[0]), trials)
-                data = JointData(self.data(trials[0]), [self._data_seed(trial) for trial in trials])
-                self._run(trials[0], group, reports=False, keep_best=False).fit(joint, data, **options)
-        except Exception as error:
-            if not concerns_all(error):
-                self._clear([group])
-            raise
-        self._clear([group])
+        with silence():
+            joint = JointTrials(self._model(trials[0], data), trials)
+            drawn = JointData(data, [self._data_seed(trial) for trial in trials])
+            self._run(trials[0], group, reports=False, keep_best=False).fit(joint, drawn, **options)
         return record.results
 
     def data(self, trial: Trial) -> SentenceDataModule:
@@ -97,9 +132,10 @@ class TrialRunner:
         config = trial.config(self.config)
         return repr((config["model"]["encoder"], config["data"]))
 
-    def _model(self, trial: Trial) -> LoRAClassifier:
+    def _model(self, trial: Trial, data: SentenceDataModule) -> LoRAClassifier:
+        """Drawn by the trial's own seed, whatever has drawn its data."""
         own = {key: value for key, value in trial.config(self.config)["model"].items() if key != "encoder"}
-        return LoRAClassifier.for_data(self.data(trial), **own)
+        return LoRAClassifier.for_data(with_seed(data, trial.seed), **own)
 
     def _data_seed(self, trial: Trial) -> int:
         return trial.seed if self.data_seed is None else self.data_seed
@@ -107,9 +143,7 @@ class TrialRunner:
     def _run(self, trial: Trial, name: str, **own: Any) -> Run:
         config = {"seed_everything": trial.seed, **trial.config(self.config), "run_name": name}
         settings = {key: value for key, value in config.items() if key in OPTIONS}
-        return Run(
-            name, resume=True, force=True, checkpoints=self.folder, logs=self.folder, config=config, **own, **settings
-        )
+        return Run(name, resume=True, checkpoints=self.folder, logs=self.folder, config=config, **own, **settings)
 
     def _trainer_options(self, trial: Trial) -> dict[str, Any]:
         given = trial.config(self.config)["trainer"]
@@ -117,7 +151,9 @@ class TrialRunner:
         return {**options, "enable_progress_bar": False, "callbacks": as_list(options.get("callbacks"))}
 
     def _is_begun(self, name: str) -> bool:
-        return any((self.folder / name).glob(f"*{SUFFIX}"))
+        """Whether a run has a checkpoint; a finished joint trial has one too, but no run of its own."""
+        folder = self.folder / name
+        return (folder / CONFIG).is_file() and any(folder.glob(f"*{SUFFIX}"))
 
     def _clear(self, names: Sequence[str]) -> None:
         for name in names:
@@ -125,8 +161,15 @@ class TrialRunner:
 
 
 def joint_name(trials: Sequence[Trial]) -> str:
-    """Names the folder of a group that has begun; other trials have another."""
-    return f"joint-{sha256(repr([trial.name for trial in trials]).encode()).hexdigest()[:16]}"
+    """Names the folder of a group that has begun; other trials, or other options of theirs, have another."""
+    made_of = repr([(trial.name, options_text(trial)) for trial in trials])
+    return f"joint-{sha256(made_of.encode()).hexdigest()[:HASH]}"
+
+
+def _without_advice(error: UserError) -> str:
+    """Why a run can't be resumed, without what `fit` could do about it."""
+    why = str(error).partition(", or ")[0].removeprefix(f"{error.key}: ")
+    return why.rpartition("; ")[0] or why
 
 
 def instantiated(value: Any) -> Any:

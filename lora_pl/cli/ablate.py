@@ -17,7 +17,16 @@ from lora_pl.ablation.groups import apart
 from lora_pl.ablation.joint import require_packed
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
-from lora_pl.ablation.study import AXES, auto_size, check_study, one_after_another, run_study, stored_settings, units_of
+from lora_pl.ablation.study import (
+    AXES,
+    PACK,
+    auto_size,
+    check_study,
+    one_after_another,
+    run_study,
+    stored_settings,
+    units_of,
+)
 from lora_pl.ablation.trial_runner import TrialRunner
 from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.params import counts_at_rank
@@ -146,9 +155,10 @@ class AblateCLI(ClassifierCLI):
         _prepare(runner, trials)
         launch = RayLauncher(config.workers) if config.launcher == "ray" else one_after_another
         try:
-            failed = run_study(folder, units_of(trials, size), {**settings, "pack": size}, runner, launch)
+            failed = run_study(folder, units_of(trials, size), {**settings, PACK: size}, runner, launch)
         except RunStopped as stop:
             raise RunStopped(stop.exit_code - 128, f"rerun the same command to resume {folder}") from stop
+        runner.remove_groups()
         try:
             say(f"report {write_report(folder)}")
         except UserError as error:  # the table is there
@@ -164,8 +174,8 @@ class AblateCLI(ClassifierCLI):
     def _joint_trials(self, folder: Path, trials: list[Trial], runner: TrialRunner) -> int:
         """How many to train jointly: as given; a study that is resumed without a number keeps its own."""
         config = self.config["fit"]
-        size, stored = config.pack, (stored_settings(folder) or {}).get("pack")
-        if stored and size in (1, "auto"):
+        size, stored = config.pack, (stored_settings(folder) or {}).get(PACK)
+        if stored and ("pack" not in self.given or size == "auto"):
             return int(stored)
         if size == "auto":
             workers = config.workers if config.launcher == "ray" else 1

@@ -16,6 +16,7 @@ from lora_pl.errors import UsageError
 from lora_pl.model.plain import Method
 from lora_pl.storage.flat import with_options
 from lora_pl.storage.yaml_file import read_options
+from lora_pl.training.run_options import OPTIONS
 
 SHORT_NAMES = {
     "ranks": RANK,
@@ -68,7 +69,7 @@ class StudyOptions:
         self.parser, self.config, self.given = parser, config, given
         keys = parser.known_keys()
         above = {key.rpartition(".")[0] for key in keys}
-        self._known = [key for key in keys if "." in key and key not in {*above, *LINKED_KEYS}]
+        self._known = [key for key in keys if ("." in key or key in OPTIONS) and key not in {*above, *LINKED_KEYS}]
 
     def axes(self) -> dict[str, list[Any]]:
         """Those of `--vary` and of the short names; ranks, if there is no other word of what to compare."""
@@ -130,6 +131,8 @@ class StudyOptions:
 
     def _listed(self, key: str, value: Any) -> Any:
         if key not in self._known:
+            if key in self.parser.known_keys():
+                raise UsageError("vary", f"trials can't differ in --{key}; leave it out")
             raise UsageError("vary", f"there is no option --{key} to vary{self.parser.nearest(key)}")
         names = key == SHORT_NAMES["targets"] and isinstance(value, str) and not value.startswith("[")
         return value.split(",") if names else value

@@ -14,6 +14,8 @@ from lora_pl.model.monitor import mode_of
 class PatientStopping(EarlyStopping):
     """Ends a run after `patience` validations in a row without a new best of the metric that chooses `best.ckpt`.
 
+    A metric that is NaN is no new best.
+
     Raises:
         UserError: `early_stopping_patience`: it is below 1.
     """
@@ -26,7 +28,7 @@ class PatientStopping(EarlyStopping):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the metric and its direction from the model."""
         monitor = str(pl_module.monitor)
-        super().__init__(monitor, patience=self.patience, mode=mode_of(monitor))
+        super().__init__(monitor, patience=self.patience, mode=mode_of(monitor), check_finite=False)
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -54,7 +54,9 @@ def test_an_arm_of_fewer_seeds():
 
 def test_a_trial_changes_what_it_varies_and_nothing_else():
     shared = {"model": {"method": "lora", "learning_rate": 1.0, "lora": {"r": 4, "lora_dropout": 0.2}}, "trainer": {}}
-    trial = Trial("LoRA", 0, options={RANK: 8, "trainer.max_epochs": 3, "model.lora.rank_pattern": {"a.b": 2}})
+    trial = Trial(
+        "LoRA", 0, options={RANK: 8, RULE: "fixed", "trainer.max_epochs": 3, "model.lora.rank_pattern": {"a.b": 2}}
+    )
     assert trial.config(shared) == {
         "model": {"method": "lora", "learning_rate": 1.0,
                   "lora": {"r": 8, "lora_dropout": 0.2, "rank_pattern": {"a.b": 2}}},

@@ -11,7 +11,7 @@ from lora_pl.ablation.grid import Trial, jointly
 from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials, require_packed
 from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.errors import UserError
-from lora_pl.lora import VARIANTS
+from lora_pl.lora import VARIANTS, LoRAError
 from lora_pl.model.base import Base
 from lora_pl.storage.checkpoint import BASE_KEY
 from tests.support import TINY_TERMS, rounding
@@ -66,6 +66,11 @@ def test_trials_start_as_they_start_alone_on_one_base(kind, head, tiny_encoder, 
         assert all(torch.equal(tensor, found[name]) for name, tensor in alone.state_dict().items())
         assert joint.settings[index] == dict(alone.hparams)
         assert joint.trial_checkpoint(index, {})[BASE_KEY] == alone.base.fingerprints
+    with pytest.raises(LoRAError, match="3.head.weight"):
+        joint.load_state_dict({**joint.state_dict(), "3.head.weight": torch.zeros(2, 32)})
+    with pytest.raises(UserError) as error:
+        joint.on_load_checkpoint({BASE_KEY: {**model.base.fingerprints, "weights": "0123"}})
+    assert error.value.key == "checkpoint.base"
 
 
 def at_the_start(trial: Trial, encoder: str, head: str) -> LoRAClassifier:

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from lora_pl.ablation.grid import RANK
+from lora_pl.ablation.groups import Group, Series
 from lora_pl.ablation.section7 import (
     amplification,
     directions,
     layer_amplifications,
     layer_similarities,
     random_similarity,
+    section7_figures,
     subspace_similarity,
 )
 from lora_pl.errors import UserError
@@ -55,6 +58,28 @@ def test_amplification_of_known_matrices():
     assert found.factor == pytest.approx(10 / 3)
     assert found.by_random < found.by_weight
     assert amplification(weight, weight, 5).by_random == pytest.approx(found.weight_norm)  # a full basis sees all
+
+
+def test_figures_of_ranks_that_differ_by_layer(checkpoint, tmp_path):
+    """Means are of the directions that all layers have."""
+    stored = read_checkpoint(checkpoint)
+    of_value = {key: tensor for key, tensor in stored["state_dict"].items() if ".value.lora_" in key}
+    groups = []
+    for r in (1, 2):
+        cut = {key: tensor[:r] if key.endswith("A") else tensor[:, :r] for key, tensor in of_value.items()}
+        names = [f"r{r}-s{seed}" for seed in (0, 1)]
+        for name in names:
+            path = tmp_path / "trials" / name / "last.ckpt"
+            path.parent.mkdir(parents=True)
+            torch.save({**stored, "state_dict": {**stored["state_dict"], **cut}}, path)
+        rows = tuple({"trial": name, "seed": seed, RANK: str(r)} for seed, name in enumerate(names))
+        groups.append(Group(f"r = {r}", rows))
+    figures = section7_figures(tmp_path, Series(RANK, "", tuple(groups)))
+    means, by_layer = (
+        [axes.images[0].get_array().shape for axes in figure.axes if axes.images] for figure, _ in figures.values()
+    )
+    assert means[:2] == [(1, 2), (2, 2)]
+    assert set(by_layer) == {(1, 2), (4, 4)}
 
 
 def test_checkpoints_are_compared_layer_by_layer(checkpoint, tmp_path):

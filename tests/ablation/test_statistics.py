@@ -11,6 +11,7 @@ def test_the_interval_is_students():
     assert (found.mean, found.std) == pytest.approx((3, math.sqrt(2.5)))
     assert found.half_width == pytest.approx(2.776 * math.sqrt(2.5 / 5), rel=1e-3)
     assert math.isnan(summarize([1.0]).half_width)
+    assert math.isnan(summarize([1.0, math.nan]).std)
 
 
 def test_holms_correction():

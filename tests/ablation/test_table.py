@@ -1,3 +1,5 @@
+import math
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -39,6 +41,14 @@ def test_a_trial_that_is_run_again_takes_the_place_of_what_was_known(tmp_path):
     best, last = {(row["best"], row["last"]) for row in rows(TRIALS[1])}.pop()
     assert best == 2 * last
     assert all(row["best"] == row["last"] == last for row in rows(TRIALS[1], "loss"))
+
+
+@pytest.mark.parametrize("values", [(math.nan, 0.9, 0.5), (0.5, 0.9, math.nan)])
+def test_nan_is_best_only_where_there_is_nothing_else(values):
+    epochs = [{"epoch": epoch, "validation": value, "metric": "accuracy"} for epoch, value in enumerate(values, 1)]
+    assert {row["best"] for row in trial_rows(TRIALS[0], epochs)} == {0.9}
+    (row,) = trial_rows(TRIALS[0], [{**epochs[0], "validation": math.nan}])
+    assert math.isnan(row["best"])
 
 
 def test_a_file_that_is_no_table_is_named(tmp_path):

@@ -1,13 +1,19 @@
 """A study's configuration and a trial become a model, data and a run."""
 
+import os
 import pickle
+import signal
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lora_pl.ablation.grid import Trial
+from lora_pl.ablation.joint import BrokenPackError, JointTrials
+from lora_pl.ablation.record import EpochRecord
 from lora_pl.ablation.study import auto_size, units_of
+from lora_pl.ablation.table import TIMES
 from lora_pl.ablation.trial_runner import TrialRunner, instantiated
+from lora_pl.training.resume.stop_signals import RunStopped
 
 LR = "model.learning_rate"
 
@@ -67,3 +73,104 @@ def test_a_trial_trains_in_another_process_and_with_the_studys_callbacks(tiny_en
     assert [row["epoch"] for row in result.epochs] == [1]
     assert result.epochs[0]["trainable_lora"] == 2 * 32
     assert {path.name for path in (tmp_path / TRIALS[1].name).iterdir()} >= {"last.ckpt", "best.ckpt", "config.yaml"}
+
+
+@pytest.fixture
+def config(tiny_encoder, glue_folder):
+    return {
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "precision": "32-true"},
+        "model": {"encoder": tiny_encoder(), "learning_rate": 1e-2},
+        "data": {"source": str(glue_folder), "batch_size": 8},
+    }
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Sends SIGTERM at the given of the steps that it counts."""
+    steps, begin = [], EpochRecord.on_train_batch_start
+
+    def watched(self, trainer, module, batch, batch_idx):
+        steps.append(trainer.global_step)
+        if len(steps) == at.get("step"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        begin(self, trainer, module, batch, batch_idx)
+
+    at: dict[str, int] = {}
+    monkeypatch.setattr(EpochRecord, "on_train_batch_start", watched)
+    return lambda step: steps.clear() or at.update(step=step) or steps
+
+
+def rows_of(outcomes) -> list[dict]:
+    return [
+        {key: value for key, value in row.items() if key not in TIMES} for outcome in outcomes for row in outcome.rows()
+    ]
+
+
+def test_a_seed_of_the_data_leaves_each_trial_its_own_model(config, tmp_path):
+    config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 1}
+    runner = TrialRunner(config, tmp_path, data_seed=0)
+    losses = [runner.train(lora(2, seed)).epochs[0]["train_loss"] for seed in (0, 1)]
+    assert losses[0] != losses[1]
+
+
+def test_joint_trials_that_stop_after_their_epochs_validation_are_resumed(config, stop_at, tmp_path):
+    """Six steps an epoch, validated after the fourth, stopped after the fifth."""
+    config["trainer"]["val_check_interval"] = 4
+    unit = (lora(2), lora(2, 1))
+    whole = TrialRunner(config, tmp_path / "whole")(unit)
+    steps, runner = stop_at(5), TrialRunner(config, tmp_path / "stopped")
+    with pytest.raises(RunStopped):
+        runner(unit)
+    resumed = runner(unit)
+    assert len(steps) == 12
+    assert rows_of(resumed) == rows_of(whole)
+    assert {row["pack"] for row in rows_of(resumed)} == {2}
+    assert [outcome.result.curve for outcome in resumed] == [outcome.result.curve for outcome in whole]
+
+
+def test_a_stopped_trial_whose_options_have_changed_starts_over(config, stop_at, tmp_path, capsys):
+    steps, runner = stop_at(8), TrialRunner(config, tmp_path)
+    with pytest.raises(RunStopped):
+        runner((lora(2),))
+    (outcome,) = runner((lora(2, **{LR: 1e-4}),))
+    assert len(steps) == 8 + 12
+    assert [row["epoch"] for row in outcome.rows()] == [1, 2]
+    said = capsys.readouterr().err
+    assert (
+        f"r2-s0: training starts over: these options differ from the saved run: {LR} (was 0.01, now 0.0001)\n" in said
+    )
+
+
+def test_a_trial_that_early_stopping_has_ended_stays_ended(config, stop_at, tmp_path):
+    config |= {"early_stopping_patience": 1, "trainer": {**config["trainer"], "max_epochs": 9}}
+    config["model"]["learning_rate"] = 1e-9
+    steps, runner = stop_at(0), TrialRunner(config, tmp_path)
+    first, again = (rows_of(runner((lora(2),))) for _ in range(2))
+    assert len(steps) == 2 * 6
+    assert first == again
+
+
+def test_a_unit_that_runs_one_by_one_is_resumed_so(config, stop_at, tmp_path, monkeypatch):
+    """Its joint trials have failed; the first has ended, the second is stopped. Nothing of groups stays."""
+    step = JointTrials.training_step
+
+    def broken(self, batches, batch_idx):
+        if self.global_step == 3:
+            raise BrokenPackError("NaN")
+        return step(self, batches, batch_idx)
+
+    monkeypatch.setattr(JointTrials, "training_step", broken)
+    unit, runner = (lora(2), lora(2, 1)), TrialRunner(config, tmp_path)
+    steps = stop_at(4 + 12 + 8)
+    with pytest.raises(RunStopped):
+        runner(unit)
+    assert {row["pack"] for row in rows_of(runner(unit))} == {1}
+    assert len(steps) == 4 + 2 * 12
+    (tmp_path / "joint-0123456789abcdef").mkdir()
+    runner.remove_groups()
+    assert not [path.name for path in tmp_path.iterdir() if "joint" in path.name]
+
+
+def test_an_optimizer_step_of_the_loss_curve_is_one_of_several_batches(config, tmp_path):
+    config["trainer"] |= {"accumulate_grad_batches": 2, "max_epochs": 4}
+    assert [step for step, _ in TrialRunner(config, tmp_path).train(lora(2)).curve] == [5, 10]

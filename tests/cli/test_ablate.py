@@ -133,6 +133,11 @@ def test_a_study_that_names_an_axis_has_no_ranks_by_default(planned, flags):
     planned.clear()
     assert main(few) == 0
     assert [trial.axes["model.lora.r"] for trial in planned[:4]] == [1, 2, 4, 8]
+    planned.clear()
+    assert main([*few, "--vary", "early_stopping_patience", "null", "2"]) == 0
+    assert [(dict(trial.axes), trial.alone) for trial in planned[:2]] == [
+        ({"early_stopping_patience": None}, False), ({"early_stopping_patience": 2}, True)
+    ]  # fmt: skip
 
 
 def test_a_trial_is_what_fit_does_with_its_seed(study, tiny_encoder, glue_folder):
@@ -271,7 +276,7 @@ def test_joint_trials_give_the_same_table_but_for_rounding(study, flags, tmp_pat
 
 @pytest.mark.usefixtures("empty_figures")
 def test_a_study_keeps_how_many_trials_it_trains_jointly(flags, tmp_path, monkeypatch):
-    """auto is as many as there are, up to four; without a number a study keeps its own."""
+    """auto is as many as there are, up to four; without a number a study keeps its own; a number is for the rest."""
     monkeypatch.chdir(tmp_path)
     short = [*flags[: flags.index("--pack")], "--trainer.max_epochs", "1", "--ranks", "1", "2", "4"]
     assert main([*short, "--pack", "auto"]) == 0
@@ -279,7 +284,11 @@ def test_a_study_keeps_how_many_trials_it_trains_jointly(flags, tmp_path, monkey
     assert {row["pack"] for row in rows_of(tmp_path / "study")} == {4, 2}
     assert main([*short, "--ranks", "1", "2", "4", "8"]) == 0
     assert json.loads(Path("study/settings.json").read_text())["pack"] == 4
-    assert main([*short, "--pack", "3"]) == 1
+    before = rows_of(tmp_path / "study")
+    assert main([*short, "--ranks", "16", "--pack", "1"]) == 0
+    after = rows_of(tmp_path / "study")
+    assert [row["pack"] for row in after if row["model.lora.r"] == "16"] == [1] * SEEDS
+    assert [row for row in after if row["model.lora.r"] != "16"] == before
 
 
 @pytest.mark.usefixtures("empty_figures")
@@ -347,6 +356,7 @@ def test_an_epoch_without_a_validation_has_no_row(pack, flags, tmp_path, monkeyp
         (["--vary", "model.lora.r", "2"], "vary", 2),
         (["--vary", "model.lora.alhpa", "2"], "vary", 2),
         (["--vary", "model.dropout"], "vary", 2),
+        (["--vary", "data.seed", "1"], "vary", 2),
         (["--vary", "model.dropout", "0.1", "--vary", "model.dropout", "0.2"], "vary", 2),
         (["--vary", "model.dropout", "a lot"], "model.dropout", 2),
         (["--vary", "model.dropout", "0.1", "0.10"], "vary", 1),

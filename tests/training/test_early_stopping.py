@@ -5,6 +5,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.errors import UserError
+from lora_pl.model.metrics import StageMetrics
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.attack.test_runs import Killed, KilledAt
 from tests.training.test_exact_resume import assert_same_end
@@ -59,6 +60,28 @@ def test_the_models_direction_counts(fit, monkeypatch):
             trainer.callback_metrics["val/loss"] = torch.tensor(float(trainer.current_epoch))
 
     assert epochs(fit("min", 1, [Rising()])) == 2
+
+
+def test_a_metric_that_is_nan_is_no_new_best(fit, monkeypatch):
+    """It is one validation of the patience's, and never in best.ckpt."""
+    compute = StageMetrics.compute
+
+    def broken(self, stage):
+        values = compute(self, stage)
+        if stage == "val" and left:
+            left.pop()
+            values = {name: value * torch.nan for name, value in values.items()}
+        return values
+
+    monkeypatch.setattr(StageMetrics, "compute", broken)
+    left = [None]
+    run = fit("first")
+    assert epochs(run) == 4
+    assert read_checkpoint(run.best_checkpoint)["epoch"] == 1
+    left = [None] * 2
+    run = fit("all")
+    assert epochs(run) == 2
+    assert not run.best_checkpoint.exists()
 
 
 def test_what_is_refused(fit):

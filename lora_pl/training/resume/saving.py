@@ -36,6 +36,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt` of a run, by the model's `monitor`.
 
     It notes a new best after validation; `write` saves it between two steps, from where a run can resume exactly.
+    A metric that is NaN is never the best.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -51,6 +52,10 @@ class BestCheckpoint(ModelCheckpoint):
         self.monitor = str(pl_module.monitor)
         self.mode = mode_of(self.monitor)
         super().setup(trainer, pl_module, stage)
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether the metric is a new best; Lightning's own takes the first one whatever it is."""
+        return current is not None and not current.isnan() and super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, also if the run's folder was moved."""
