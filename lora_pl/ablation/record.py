@@ -18,7 +18,6 @@ from lora_pl.ablation.joint import JointData, JointTrials
 from lora_pl.ablation.table import Row
 from lora_pl.callbacks.hparams_record import write_hparams
 from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.model.metrics import SplitMetrics
 from lora_pl.model.parameters import count_parameters
 from lora_pl.storage.checkpoint import LAST, SUFFIX, save_checkpoint
 
@@ -156,7 +155,7 @@ class TrialRecord(EpochRecord):
         """The model's own counts and training loss."""
         assert isinstance(pl_module, LoRAClassifier)
         counts = count_parameters(pl_module.encoder, pl_module.head)
-        train = cast(SplitMetrics, pl_module.metrics["train/"]).compute()
+        train = pl_module.metrics.of("train").compute()
         return _row(pl_module.monitor, (counts.lora, counts.head, counts.trainable), float(train["loss"]), val)
 
 
