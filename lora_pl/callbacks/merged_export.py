@@ -15,6 +15,7 @@ from lora_pl.formats.exporting import Format, export_checkpoint, require_free
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, embedded_sentences, sentences_of
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say
+from lora_pl.storage.paths import expanded
 
 
 class MergedExport(Callback):
@@ -42,7 +43,7 @@ class MergedExport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raise `export.taken` before the run, if the folder holds something else."""
         if self.folder:
-            require_free(Path(self.folder).expanduser(), overwrite=True)
+            require_free(expanded(self.folder), overwrite=True)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raise before the first step what the format can't hold."""

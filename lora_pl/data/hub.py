@@ -13,6 +13,7 @@ from lora_pl.data.rows import Row, cell_text, require_columns
 from lora_pl.data.sources import TRAIN
 from lora_pl.data.tasks import Classes, Task
 from lora_pl.errors import UserError
+from lora_pl.storage.paths import expanded
 
 PREFIX = "hub:"
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -35,7 +36,7 @@ class HubDataset:
     @property
     def folder(self) -> Path | None:
         """The local folder; None for a data set on the hub."""
-        path = Path(self.name).expanduser()
+        path = expanded(self.name)
         return path if self.name and path.is_dir() else None
 
     @property

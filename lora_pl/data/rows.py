@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
 from lora_pl.data.parquet import NO_TEXT, parquet_batches
 from lora_pl.errors import UserError
+from lora_pl.storage.paths import expanded
 
 STDIN = "-"
 FREE, RATIO, ROW = 1 << 28, 200, 64
@@ -57,7 +58,7 @@ def read_rows(
             `data.encoding` (not UTF-8), `data.column`, `data.row` (a wrong number of cells, or a cell that is no text),
             `data.long_line` (a line or row of more than 16 MiB).
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     reader = TABLES.get(ending or path.suffix.lower())
     if str(path) == STDIN and reader not in (None, _parquet):
         return reader(path, columns, header, lists)

@@ -25,6 +25,7 @@ from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
 from lora_pl.storage.flat import primitive
+from lora_pl.storage.paths import expanded
 from lora_pl.storage.schema import arguments, require_json
 
 if TYPE_CHECKING:
@@ -277,4 +278,4 @@ def _absolute(path: str | None) -> str | None:
     """An absolute path, as checkpoints store it; hub, sample and None stay as they are."""
     if path is None or path in (HUB, SAMPLE):
         return path
-    return absolute(path) if path.startswith(PREFIX) else str(Path(path).expanduser().resolve())
+    return absolute(path) if path.startswith(PREFIX) else str(expanded(path).resolve())

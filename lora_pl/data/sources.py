@@ -6,6 +6,7 @@ from pathlib import Path
 from lora_pl.data.examples import Examples, parse_label, read_examples
 from lora_pl.data.tasks import OWN_TASKS, Task
 from lora_pl.errors import UserError, first_line
+from lora_pl.storage.paths import expanded
 
 HUB, SAMPLE = "hub", "sample"
 HUB_NAME = "nyu-mll/glue"
@@ -44,7 +45,7 @@ def sample_folder(task: Task) -> Path:
 
 def _glue_folder(source: str, task: Task) -> Path:
     """The task's folder: `source` itself, or below it where `source` is a whole GLUE download."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir():
         raise UserError("data.source", f"{source} is no folder; expected hub, sample or the folder of a GLUE download")
     below = folder / task.folder

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lora_pl.errors import UserError
+from lora_pl.storage.paths import expanded
 
 PACKAGE_SCHEME = "package://"
 
@@ -89,6 +90,6 @@ def _path(name: str) -> Path:
         if "\0" in name or len(name) > 1000:
             raise ValueError("it has a NUL or more than 1,000 characters")
         name.encode()
-        return Path(name).expanduser()
+        return expanded(name)
     except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
         raise UserError("model.encoder", f"{name[:100]!r} is no path: {error}") from None

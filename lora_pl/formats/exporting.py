@@ -10,6 +10,7 @@ from lora_pl.formats.export import Export, ExportOptions
 from lora_pl.formats.model_card import RECORD, write_model_card, write_record
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, sentences_for
 from lora_pl.model.plain import PlainClassifier, read_model
+from lora_pl.storage.paths import expanded
 from lora_pl.storage.write_whole import recover, write_folder_whole
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def export_checkpoint(
         UserError: export.taken, export.parent, export.disk, export.differs (the logits differ by more than rounding
             explains), or what the format can't hold: see `Export`. Nothing is left behind then.
     """
-    output = Path(output).expanduser()
+    output = expanded(output)
     require_free(output, overwrite)
     if not output.absolute().parent.is_dir():
         raise UserError("export.parent", f"{output}: there is no folder {output.parent}; make it first")

@@ -30,6 +30,7 @@ from lora_pl.lora import VARIANTS, LoRAConfig, inject_lora
 from lora_pl.lora.injection import linear_layers
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.storage.checkpoint import BASE_KEY, check_base, save_checkpoint
+from lora_pl.storage.paths import expanded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -82,7 +83,7 @@ def import_adapter(source: str | Path, output: str | Path, options: ImportOption
 
 def load_external(source: str | Path, options: ImportOptions = ImportOptions()) -> PlainClassifier:
     """The model of an external adapter, in fp32 on the CPU, in eval mode; see `import_adapter`."""
-    source = Path(source).expanduser()
+    source = expanded(source)
     if source.suffix in (".zip", ".tar", ".gz", ".tgz"):
         raise UserError("adapter.unknown", f"{source}: an archive; unpack it and give the folder")
     if not source.is_dir():

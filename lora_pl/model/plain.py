@@ -49,6 +49,7 @@ from lora_pl.storage.checkpoint import (
     read_settings,
 )
 from lora_pl.storage.flat import primitive
+from lora_pl.storage.paths import expanded
 from lora_pl.storage.schema import arguments, require_json
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class PlainClassifier(nn.Module):
         lora = LoRAConfig.of(lora)
         settings["lora"] = lora.to_dict()
         if isinstance(start_from, str | Path):
-            settings["start_from"] = os.path.abspath(os.path.expanduser(start_from))
+            settings["start_from"] = os.path.abspath(expanded(start_from))
         require_json(settings, arguments(PlainClassifier.__init__), "model", "")
         _require_ranges(settings)
         self.task = get_task(task).customized(label_names, pairs)

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from lora_pl.errors import UsageError
+from lora_pl.storage.paths import expanded
 
 MAX_BYTES, MAX_DEPTH, MAX_NODES = 1 << 20, 50, 20_000
 """Of a configuration; nodes are counted as often as aliases repeat them."""
@@ -37,7 +38,7 @@ def read_yaml_text(path: str | Path) -> str:
     Raises:
         UsageError: `config`: it is not a regular file, larger than 1 MiB, not UTF-8, no YAML, or unbounded.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise _wrong(path, "not a regular file" if path.exists() else "no such file")
     with path.open("rb") as file:

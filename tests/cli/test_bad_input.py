@@ -49,6 +49,7 @@ def test_verbs_and_keys(capsys, fit):
         (["--data.source", "nowhere"], "data.source"),
         (["--data.batch_size", "0"], "data.batch_size"),
         (["--data.train_file", "none.csv", "--data.validation_file", "none.csv"], "data.missing"),
+        (["--data.train_file", "~nobody-here/none.csv", "--data.validation_file", "none.csv"], "data.missing"),
         (["--model.encoder", "./nowhere"], "model.encoder"),
         (["--trainer.accelerator", "gpu"], "trainer"),
         (["--trainer.accelerator", "gpuu"], "trainer"),

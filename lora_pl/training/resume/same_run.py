@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import newest_checkpoint
 from lora_pl.storage.flat import flatten
+from lora_pl.storage.paths import expanded
 from lora_pl.storage.schema import defaults
 from lora_pl.storage.yaml_file import read_options
 
@@ -69,10 +69,5 @@ def _defaults() -> dict[str, Any]:
 def _same(before: Any, now: Any) -> bool:
     """Whether two values are equal, or paths to the same place."""
     if isinstance(before, str) and isinstance(now, str):
-        return _place(before) == _place(now)
+        return expanded(before).resolve() == expanded(now).resolve()
     return bool(before == now)
-
-
-def _place(path: str) -> str:
-    # pathlib's own raises for the name of no user, such as a column's `~text`
-    return os.path.realpath(os.path.expanduser(path))
