@@ -107,7 +107,7 @@ CALLS = [
      "these options differ from the saved run: model.learning_rate (was 0.0001, now 0.01); leave them as they were, or "
      "add --force"),
     (same_name, "run_name",
-     "the run mine exists (checkpoints/mine); choose another name, or resume it by --resume or --ckpt_path "
+     "the run mine exists (checkpoints/mine); choose another name, or resume it by --resume (resume=True), or --ckpt_path "
      "checkpoints/mine/last.ckpt"),
     (unknown_option, "trainer", "Trainer.__init__() got an unexpected keyword argument 'max_epoch'"),
     (plain_trainer("fit", precision="bf16-true"), "trainer.precision",

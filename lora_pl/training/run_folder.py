@@ -53,7 +53,7 @@ def require_free(folder: Path, checkpoint: Path | None) -> None:
     if not resumed and is_first_process() and any(folder.glob("*.ckpt")):
         raise UserError(
             "run_name",
-            f"the run {folder.name} exists ({folder}); choose another name, or resume it by --resume or "
+            f"the run {folder.name} exists ({folder}); choose another name, or resume it by --resume (resume=True), or "
             f"--ckpt_path {folder / 'last.ckpt'}",
         )
 

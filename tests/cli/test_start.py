@@ -7,6 +7,7 @@ from inspect import signature
 import pytest
 from lightning.pytorch import Trainer
 
+import lora_pl
 from lora_pl.cli.predict_options import OF_TRAINER, Processes
 from lora_pl.formats.exporting import export_checkpoint
 from tests.support import run_script
@@ -88,3 +89,7 @@ def test_the_trainers_options_that_predict_ignores_are_all_the_others():
 def test_every_option_of_a_verb_brings_what_parses_it_alone(imported):
     """Transformers and matplotlib come with Lightning, by way of torchmetrics."""
     assert set(imported["fit --help all"]) <= {"torch", "lightning", "transformers", "matplotlib"}
+
+
+def test_the_package_lists_its_names():
+    assert set(lora_pl.__all__) < set(dir(lora_pl))
