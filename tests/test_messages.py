@@ -107,8 +107,8 @@ CALLS = [
      "these options differ from the saved run: model.learning_rate (was 0.0001, now 0.01); leave them as they were, or "
      "add --force"),
     (same_name, "run_name",
-     "the run mine exists (checkpoints/mine); choose another name, or resume it by --resume (resume=True), or --ckpt_path "
-     "checkpoints/mine/last.ckpt"),
+     "the run mine exists (checkpoints/mine); choose another name, or resume it by --resume (resume=True), or "
+     "--ckpt_path checkpoints/mine/last.ckpt"),
     (unknown_option, "trainer", "Trainer.__init__() got an unexpected keyword argument 'max_epoch'"),
     (plain_trainer("fit", precision="bf16-true"), "trainer.precision",
      "adapters and head are fp32, got bf16-true; take bf16-mixed, 16-mixed or 32-true (the frozen weights' type is "
