@@ -1,4 +1,4 @@
-"""What `validate` and `test` say of every class."""
+"""What `validate` and `test` print."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lora_pl.storage.write_whole import write_whole
 
 
 class EvaluationReport(Callback):
-    """Prints support, precision, recall and F1 of every class after `validate` and `test`, and writes all metrics.
+    """Prints loss and metrics after `validate` and `test`, and precision, recall and F1 of every class.
 
     Args:
         path: The JSON file to write, with every class's values and the confusion matrix; by default none.
@@ -47,21 +47,26 @@ class EvaluationReport(Callback):
         assert isinstance(pl_module, TaskModule)
         task = pl_module.task
         content: dict[str, dict[str, Any]] = {}
+        shown: list[str | Table] = []
         for split, metrics in pl_module.stage_metrics()[0].evaluated(stage).items():
-            content[split] = {name: _number(value) for name, value in metrics.compute().items()}
+            values = metrics.compute()
+            content[split] = {name: _number(value) for name, value in values.items()}
+            shown.append("  ".join([split, *(f"{name} {value:.4f}" for name, value in values.items())]))
             if (scores := metrics.class_scores()) is not None:
                 content[split] |= _of_classes(task.labels, scores)
-                if trainer.is_global_zero:
-                    make_console(stderr=False).print(_table(split, task.labels, scores))
+                shown.append(_table(task.labels, scores))
+        if trainer.is_global_zero:
+            for part in shown:
+                make_console(stderr=False).print(part, soft_wrap=isinstance(part, str))
         if self.path is not None and trainer.is_global_zero:
             told = {"checkpoint": trainer.ckpt_path, "task": task.name, "verb": trainer.state.fn, "splits": content}
             text = json.dumps(told, indent=2, allow_nan=False)
             write_whole(self.path, lambda beside: beside.write_text(f"{text}\n", encoding="utf-8"))
 
 
-def _table(split: str, labels: tuple[str, ...], scores: ClassScores) -> Table:
+def _table(labels: tuple[str, ...], scores: ClassScores) -> Table:
     """A row per class, and the means."""
-    table = Table(title=split, title_justify="left")
+    table = Table()
     table.add_column("class", overflow="fold")
     for name in ("support", *Scores._fields):
         table.add_column(name, justify="right", no_wrap=True)
@@ -72,7 +77,6 @@ def _table(split: str, labels: tuple[str, ...], scores: ClassScores) -> Table:
         table.add_section()
     for name, mean in scores.means.items():
         table.add_row(name, f"{scores.support.sum():,}", *(f"{value:.4f}" for value in mean))
-    table.add_row(scores.accuracy_name, f"{scores.total:,}", "", "", f"{scores.accuracy:.4f}")
     return table
 
 

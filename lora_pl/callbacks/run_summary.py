@@ -18,6 +18,10 @@ from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.tasks import Task
 from lora_pl.reporting import say
 
+CORRELATIONS = ("val/matthews", "val/pearson", "val/spearman")
+ROUNDING = 1e-6
+"""Of an accuracy in fp32."""
+
 
 class RunSummary(Callback):
     """Prints the best result, its checkpoint and the commands that come next."""
@@ -44,10 +48,11 @@ class RunSummary(Callback):
         if not checkpoint:
             return
         say(Rule("Done", align="left"))
-        result = _result(trainer, str(pl_module.monitor), best.best_model_score if best else None)
-        say(f"{result}, in {time.monotonic() - self._started:.0f} s")
-        if best and str(pl_module.monitor) == "val/accuracy":
-            _say_if_nothing_was_learned(trainer, float(best.best_model_score or 0))
+        monitor, score = str(pl_module.monitor), best.best_model_score if best else None
+        say(f"{_result(trainer, monitor, score)}, in {time.monotonic() - self._started:.0f} s")
+        latest = trainer.callback_metrics.get(monitor)
+        if (reached := latest if score is None else score) is not None:
+            _say_if_nothing_was_learned(trainer, monitor, float(reached))
         # no frame: commands are copied
         for line in _lines(trainer, _short(checkpoint)):
             say(line)
@@ -62,12 +67,20 @@ def _result(trainer: Trainer, monitor: str, best: Tensor | None) -> str:
     return f"{trainer.global_step:,} steps without validation"
 
 
-def _say_if_nothing_was_learned(trainer: Trainer, best: float) -> None:
+def _say_if_nothing_was_learned(trainer: Trainer, monitor: str, best: float) -> None:
+    """Compare with one answer for all sentences, of which a correlation is 0, or NaN."""
     data: object = trainer.datamodule  # type: ignore[attr-defined]
-    if not isinstance(data, SentenceDataModule) or best > (share := data.largest_share(data.validation_splits[0])):
+    if monitor in CORRELATIONS:
+        least, what = 0.0, "one answer for all sentences"
+    elif monitor == "val/accuracy" and isinstance(data, SentenceDataModule):
+        least = data.largest_share(data.validation_splits[0])
+        what = f"the most frequent label, {least:.1%} of the sentences"
+    else:
+        return
+    if best > least + ROUNDING:  # NaN is not
         return
     say(
-        f"This is no better than the most frequent label, {share:.1%} of the sentences: take another learning rate "
+        f"This is no better than {what}: take another learning rate "
         "(--model.learning_rate), more epochs (--trainer.max_epochs), or configs/recipe.yaml"
     )
 

@@ -210,6 +210,14 @@ class ClassifierCLI(LightningCLI):
         """Let the `Run` train."""
         cast(Run, self.trainer).fit(model, datamodule, **self._trainer_options())
 
+    def validate(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
+        """Measure without Lightning's table, as `EvaluationReport` prints the metrics."""
+        self.trainer.validate(model, datamodule=datamodule, verbose=False, **kwargs)
+
+    def test(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
+        """As `validate`."""
+        self.trainer.test(model, datamodule=datamodule, verbose=False, **kwargs)
+
     def _run(self) -> Run:
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
         settings = {key: self._option(key) for key in ("ckpt_path", *OPTIONS)}

@@ -3,8 +3,8 @@
 VERBS = {
     "fit": ("trainer", "train, validate after each epoch, keep the best checkpoint"),
     "validate": ("trainer", "measure a checkpoint on the validation split"),
-    "test": ("trainer", "measure a checkpoint on the labelled split that stands for the test"),
-    "predict": ("predict", "label the texts of a file or of standard input; --adapter NAME=CHECKPOINT asks several"),
+    "test": ("trainer", "measure as validate does, on the validation split or on --data.validation_file"),
+    "predict": ("predict", "label the texts of a file or of standard input; --adapter NAME=CHECKPOINT runs several"),
     "export": ("export", "write a checkpoint's model for other programs: hf, peft, onnx, adapter"),
     "import": ("import_adapter", "make a checkpoint of an adapter that another program trained"),
     "params": ("params", "count LoRA's, the head's and the encoder's parameters for several ranks"),

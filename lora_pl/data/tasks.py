@@ -196,7 +196,8 @@ class Classes(Task):
 
     def distribution(self, labels: NDArray[np.float32]) -> str:
         """How many sentences each class has."""
-        shown = [f"{name} {count:,}" for name, count in zip(self.labels, self.counts(labels), strict=True)]
+        named = (f'"{name}"' if "," in name else name for name in self.labels)
+        shown = [f"{name}: {count:,}" for name, count in zip(named, self.counts(labels), strict=True)]
         more = f", ... ({self.outputs:,} classes)" if self.outputs > MAX_SHOWN else ""
         return ", ".join(shown[:MAX_SHOWN]) + more
 

@@ -31,8 +31,9 @@ def sentences_of(data: SentenceData, count: int) -> Sentences:
     split = data.validation_splits[0]
     examples = data.read(split)
     texts, labels = _rows(examples.texts, count), tuple(examples.labels[: count or None])
-    where = (data.places or [data.source])[-1]
-    return Sentences(texts, labels, f"the {split} split of {data.task.name} ({where})")
+    total, where = len(examples.labels), (data.places or [data.source])[-1]
+    part = f"the first {len(texts):,} of {total:,} sentences of " if len(texts) < total else ""
+    return Sentences(texts, labels, f"{part}the {split} split of {data.task.name} ({where})")
 
 
 def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:

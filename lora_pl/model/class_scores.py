@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,8 +64,6 @@ class ClassScores:
         right_examples: How many examples are right.
         examples: Of how many.
     """
-
-    accuracy_name: ClassVar[str] = "accuracy"
 
     def __init__(
         self, right: Tensor, predicted: Tensor, support: Tensor, right_examples: Tensor, examples: Tensor

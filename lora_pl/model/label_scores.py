@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -46,8 +44,6 @@ class LabelScores(ClassScores):
         labels: (3, classes), integers: right, decided and there.
         examples: (2,): right and all.
     """
-
-    accuracy_name: ClassVar[str] = "exact_match"
 
     def __init__(self, labels: Tensor, examples: Tensor) -> None:
         super().__init__(*labels, *examples)

@@ -226,7 +226,7 @@ def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
         if part != "encoder" and part in stored and stored[part] != base[part]:
             raise UserError(
                 "checkpoint.base",
-                f"trained on {stored['encoder']}, but the {part} of {base['encoder']} differs "
+                f"trained on {stored['encoder']}, but {base['encoder']} differs in its {part} "
                 f"(fingerprint {base[part]}, expected {stored[part]}); give that encoder",
             )
 

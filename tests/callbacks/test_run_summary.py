@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,22 @@ def test_the_last_line_asks_about_an_example_of_the_task(name):
     assert last.endswith(get_task(name).example_command("elsewhere/last.ckpt"))
 
 
-@pytest.mark.parametrize(("best", "said"), [(0.7, ""), (0.5, "than the most frequent label, 60.0% of the sentences")])
-def test_a_run_that_learned_nothing_says_so(best, said, capsys):
+@pytest.mark.parametrize(
+    ("monitor", "best", "said"),
+    [
+        ("val/accuracy", 0.7, ""),
+        ("val/accuracy", 0.5, "than the most frequent label, 60.0% of the sentences"),
+        ("val/accuracy", float(np.float32(0.6)), "than the most frequent label"),
+        ("val/pearson", 0.1, ""),
+        ("val/pearson", -0.1, "than one answer for all sentences"),
+        ("val/matthews", math.nan, "than one answer for all sentences"),
+        ("val/macro_f1", 0.1, ""),
+    ],
+)
+def test_a_run_that_learned_nothing_says_so(monitor, best, said, capsys):
     data = SentenceDataModule(source="sample")
     data._tokens["validation"] = SimpleNamespace(labels=np.array([0, 1, 1, 1, 0], np.float32))
-    _say_if_nothing_was_learned(SimpleNamespace(datamodule=data), best)
+    _say_if_nothing_was_learned(SimpleNamespace(datamodule=data), monitor, best)
     assert bool(said) == bool(found := " ".join(capsys.readouterr().err.split()))
     assert said in found
 

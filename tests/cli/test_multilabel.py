@@ -41,7 +41,7 @@ def test_from_the_file_to_the_answers(own, capsys):
     fit = ["fit", *own, *COLUMNS, "--data.validation_share", "0.25", *smoothed, "--run_name", "own"]
     assert main(fit) == 0
     said = capsys.readouterr().err
-    assert "blame 18, praise 18; 9 without a label" in said
+    assert "blame: 18, praise: 18; 9 without a label" in said
     assert "best micro_f1" in said
     assert fails(capsys, *fit, "--data.task", "custom") == "data.label_columns"
 

@@ -135,14 +135,16 @@ def test_the_distribution_counts_every_label(task):
         assert not len(task.counts(labels))
     else:
         without = "; 1 without a label" if isinstance(task, MultiLabel) else ""
-        assert said == ", ".join(f"{name} {2 if id == 0 else 1}" for id, name in enumerate(task.labels)) + without
+        assert said == ", ".join(f"{name}: {2 if id == 0 else 1}" for id, name in enumerate(task.labels)) + without
         assert task.counts(labels).tolist() == [2, *[1] * (len(task.labels) - 1)]
 
 
 def test_a_class_without_sentences_and_many_classes_are_counted():
-    assert CUSTOM.distribution(np.array([0, 2, 2], np.float32)) == "bad 1, fair 0, good 2"
+    assert CUSTOM.distribution(np.array([0, 2, 2], np.float32)) == "bad: 1, fair: 0, good: 2"
+    marked = CUSTOM_TASK.customized(["bad", "so, so"]).distribution(np.array([0, 1], np.float32))
+    assert marked == 'bad: 1, "so, so": 1'
     many = CUSTOM_TASK.customized([f"c{id}" for id in range(50)]).distribution(np.arange(50, dtype=np.float32))
-    assert many.startswith("c0 1, c1 1, ")
+    assert many.startswith("c0: 1, c1: 1, ")
     assert many.endswith(", ... (50 classes)")
 
 

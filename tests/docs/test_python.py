@@ -19,6 +19,9 @@ def test_the_page_runs_from_top_to_bottom(tiny_encoder, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "checkpoints/first/best.ckpt" in printed
     assert re.search(r"^(negative|positive) \{'negative': ", printed, re.MULTILINE)
+    assert "0 of 256 predictions flipped" in printed
+    for written in ("checkpoints/own_file/best.ckpt", "metrics.json", "errors.csv", "imported.ckpt"):
+        assert Path(written).is_file()
     assert names["logits"].shape == (1, 2)
     resumed = torch.load("own/last.ckpt", weights_only=True)
     assert (resumed["epoch"], resumed["global_step"]) == (1, 4)
