@@ -61,9 +61,12 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     made_from = {"checkpoint": _digest(checkpoint), "options": parser.dump(options, skip_unset=False)}
     bar = options.trainer.enable_progress_bar is not False
     # a function of the module and its arguments, which another process can be given
-    written = fabric.launch(partial(_predict, model, data, stream, kept, options.output, made_from, bar))
-    if options.output != STDOUT and fabric.is_global_zero:
-        say(f"{written:,} predictions in {options.output}")
+    written, asked, cut = fabric.launch(partial(_predict, model, data, stream, kept, options.output, made_from, bar))
+    told = [] if options.output == STDOUT else [f"{written:,} predictions in {options.output}"]
+    if cut:
+        told.append(f"{cut:,} of {asked:,} texts cut at {model.max_length} tokens")
+    if told and fabric.is_global_zero:
+        say("; ".join(told))
 
 
 def _processes(trainer: Any) -> Any:
@@ -94,15 +97,24 @@ def _predict(
     made_from: dict[str, Any],
     bar: bool,
     fabric: Any,
-) -> int:
-    """Merged in fp32, then rounded once to what the precision computes in."""
+) -> tuple[int, int, int]:
+    """Merged in fp32, then rounded once to what the precision computes in.
 
+    Returns:
+        How many rows were written, how many texts were asked about (not those of a stopped run), and how many were cut.
+    """
     width = len(data.text_columns)
+    asked = cut = 0
 
     def answers(given: Sequence[Text]) -> Rows:
+        nonlocal asked, cut
         rows = [as_row(text) for text in given]
         texts = [as_text(row[:width]) for row in rows]
-        predictions = model.predict(texts, data.eval_batch_tokens, data.batching)
+        tokens = model.tokenize(texts)
+        if tokens.cut and data.hparams["too_long"] == "refuse":
+            raise _too_long(model, texts, stream.where)
+        asked, cut = asked + len(texts), cut + tokens.cut
+        predictions = model.task.predictions(model.logits_of(tokens, data.eval_batch_tokens, data.batching))
         return [
             with_kept({**named(text), **prediction}, dict(zip(kept, row[width:], strict=True)))
             for text, row, prediction in zip(texts, rows, predictions, strict=True)
@@ -112,7 +124,18 @@ def _predict(
     precision = fabric.precision if isinstance(fabric, OneProcess) else str(fabric.strategy.precision.precision)
     dtype = resolve_dtype(model.hparams["base_dtype"], precision)
     with _stoppable(), _memory(), model.merged_for_prediction(dtype), fabric.autocast():
-        return predict_file(stream, output, answers, made_from, fabric, bar)
+        written = predict_file(stream, output, answers, made_from, fabric, bar)
+    asked, cut = fabric.all_reduce(torch.tensor([asked, cut]), reduce_op="sum").tolist()
+    return written, asked, cut
+
+
+def _too_long(model: PlainClassifier, texts: Sequence[Text], where: Sequence[str]) -> UserError:
+    first = next(place for text, place in zip(texts, where, strict=True) if model.tokenize([text]).cut)
+    return UserError(
+        "data.too_long",
+        f"{first}: longer than {model.max_length} tokens; "
+        "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
+    )
 
 
 def predict_adapters(

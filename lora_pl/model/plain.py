@@ -15,6 +15,7 @@ from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.tasks import Prediction, get_task
 from lora_pl.data.texts import Text, as_columns, require_list
+from lora_pl.data.tokens import Tokens
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.biases_and_norms import TrainBiases, biases_and_norms, require_biases_and_norms
 from lora_pl.encoder.dtype import BaseDtype, resolve_dtype
@@ -260,12 +261,19 @@ class PlainClassifier(nn.Module):
         with merged_lora(self.encoder) if merges else nullcontext():
             return self.task.predictions(self.logits(texts, batch_tokens, batching))
 
-    @torch.inference_mode()
     def logits(
         self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
     ) -> Tensor:
         """(texts, outputs), fp32, on the CPU: the logits behind `predict`; adapters stay merged or unmerged."""
-        tokens = self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
+        return self.logits_of(self.tokenize(texts), batch_tokens, batching)
+
+    def tokenize(self, texts: Sequence[Text]) -> Tokens:
+        """The texts' tokens, cut to `max_length`; a UserError, `predict.texts`, if the model reads others."""
+        return self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
+
+    @torch.inference_mode()
+    def logits_of(self, tokens: Tokens, batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None) -> Tensor:
+        """(texts, outputs): the `logits` of texts that are tokenized."""
         with evaluating(self):
             batches = self.base.batches(tokens, batch_tokens, batching)
             rows, indices = zip(*((self(batch).cpu(), torch.tensor(own)) for batch, own in batches), strict=True)
