@@ -24,7 +24,7 @@ def export_checkpoint(
     output: str | Path,
     format: Format = "hf",
     options: ExportOptions = ExportOptions(),  # noqa: B008  frozen
-    encoder: str | None = None,
+    encoder: str | Path | None = None,
     sentences: Sentences | int = DEFAULT_COUNT,
     overwrite: bool = False,
 ) -> dict[str, Comparison]:

@@ -30,6 +30,7 @@ from lora_pl.lora import VARIANTS, LoRAConfig, inject_lora
 from lora_pl.lora.injection import linear_layers
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.storage.checkpoint import BASE_KEY, check_base, save_checkpoint
+from lora_pl.storage.flat import primitive
 from lora_pl.storage.paths import expanded
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ FILES = {"peft": (peft_folder.WEIGHTS, peft_folder.CONFIG), "adapter": (native.W
 class ImportOptions:
     """What the adapter's file does not say, or says wrongly."""
 
-    encoder: str | None = None
+    encoder: str | Path | None = None
     """The base: a hub name, a folder, or package://NAME/PATH; by default what the file names."""
     lora_alpha: float | None = None
     """The numerator of the scale, alpha / r or rsLoRA's alpha / sqrt(r); overrides what the file says."""
@@ -57,7 +58,8 @@ class ImportOptions:
 
     def given(self) -> dict[str, Any]:
         """The arguments of `LoRAClassifier` among them, those that are None left out."""
-        return {name: value for name, value in vars(self).items() if value is not None and name != "lora_alpha"}
+        given = {name: primitive(value) for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in given.items() if name != "lora_alpha"}
 
 
 def import_adapter(source: str | Path, output: str | Path, options: ImportOptions) -> PlainClassifier:

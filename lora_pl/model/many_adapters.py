@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class ManyAdapters(nn.Module):
     """
 
     def __init__(
-        self, checkpoints: Mapping[str, str | Path], encoder: str | None = None, base_dtype: str = "float32"
+        self, checkpoints: Mapping[str, str | Path], encoder: str | Path | None = None, base_dtype: str = "float32"
     ) -> None:
         super().__init__()
         if not checkpoints:
@@ -66,7 +67,7 @@ class ManyAdapters(nn.Module):
         settings = read_model(next(iter(checkpoints.values())))["hyper_parameters"]
         if encoder is None:
             require_own_package(settings["encoder"])
-        self.base = Base.load(encoder or settings["encoder"])
+        self.base = Base.load(os.fspath(encoder or settings["encoder"]))
         require_shared_batches(self.base.config)
         self.base.cast(DTYPES[base_dtype])
         self.encoder = self.base.encoder

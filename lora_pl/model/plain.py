@@ -74,7 +74,7 @@ class PlainClassifier(nn.Module):
 
     def __init__(
         self,
-        encoder: str = EMBEDDED,
+        encoder: str | Path = EMBEDDED,
         task: str = "sst2",
         label_names: list[str] | None = None,
         pairs: bool | None = None,
@@ -102,17 +102,18 @@ class PlainClassifier(nn.Module):
         super().__init__()
         lora = LoRAConfig.of(lora)
         settings["lora"] = lora.to_dict()
-        if isinstance(start_from, str | Path):
-            settings["start_from"] = os.path.abspath(expanded(start_from))
         require_json(settings, arguments(PlainClassifier.__init__), "model", "")
+        name: str = settings["encoder"]
+        if start_from is not None:
+            settings["start_from"] = os.path.abspath(expanded(start_from))
         _require_ranges(settings)
         self.task = get_task(task).customized(label_names, pairs)
         require_monitor(monitor, reported(self.task))
         self.loss = TrainingLoss(self.task, settings)
-        canonical = {"encoder": canonical_name(encoder), "label_names": self.label_names, "pairs": self.pairs}
+        canonical = {"encoder": canonical_name(name), "label_names": self.label_names, "pairs": self.pairs}
         # primitive values only, so that checkpoints load with weights_only=True
         self._keep({**settings, **canonical})
-        self.base = Base.load(encoder, dropout, head)
+        self.base = Base.load(name, dropout, head)
         self.encoder = self.base.encoder
         self.max_length = min(max_length, self.base.max_tokens)
         self.head = self.base.new_head(head, self.task.outputs)
