@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -143,8 +143,8 @@ def predict_adapters(
     input: str = STDIN,
     input_format: Format | None = None,
     output: str = STDOUT,
-    text_column: str = "text",
-    text_pair_column: str = "text_pair",
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
     adapter_column: str | None = None,
     encoder: str | None = None,
     base_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32",
@@ -156,8 +156,8 @@ def predict_adapters(
         input: A text file, CSV, TSV, JSON lines or Parquet; - is stdin.
         input_format: By default the ending's; text on standard input.
         output: JSON lines; - is stdout.
-        text_column: In a table: the column of the texts.
-        text_pair_column: The second texts', for tasks on pairs.
+        text_column: In a table: the column of the texts; by default the adapters', if they name one alone, else text.
+        text_pair_column: The second texts', for tasks on pairs; by default likewise, else text_pair.
         adapter_column: In a table: the adapter to ask about each row; by default all of them.
         encoder: The base, if it has moved.
         base_dtype: What is computed in.
@@ -169,7 +169,11 @@ def predict_adapters(
     with uncollected():
         models = ManyAdapters(checkpoints, encoder, base_dtype)
     pairs = {name: member.task.pairs for name, member in models.members.items()}
-    columns = [text_column, *([text_pair_column] if any(pairs.values()) else [])]
+    members = models.members.values()
+    columns = [text_column or _agreed((member.text_column for member in members), "text")]
+    if any(pairs.values()):
+        of_pairs = (member.text_pair_column for member in members if member.task.pairs)
+        columns.append(text_pair_column or _agreed(of_pairs, "text_pair"))
 
     def answers(texts: Sequence[Text]) -> Rows:
         asked = []
@@ -185,11 +189,17 @@ def predict_adapters(
 
     made_from = {
         "checkpoints": {name: _digest(path) for name, path in checkpoints.items()},
-        "options": [input_format, text_column, text_pair_column, adapter_column, encoder, base_dtype],
+        "options": [input_format, adapter_column, encoder, base_dtype],
     }
     stream = TextStream(input, [*columns, *([adapter_column] if adapter_column else [])], input_format)
     with _stoppable():
         predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
+
+
+def _agreed(names: Iterable[str | None], otherwise: str) -> str:
+    """The one name that all have."""
+    different = set(names)
+    return (different.pop() if len(different) == 1 else None) or otherwise
 
 
 def adapters_parser() -> Parser:

@@ -29,7 +29,7 @@ from lora_pl.formats.stock_model import stock_shapes
 from lora_pl.lora import VARIANTS, LoRAConfig, inject_lora
 from lora_pl.lora.injection import linear_layers
 from lora_pl.model.plain import PlainClassifier
-from lora_pl.storage.checkpoint import BASE_KEY, check_base, save_checkpoint
+from lora_pl.storage.checkpoint import BASE_KEY, DATA_KEY, check_base, save_checkpoint
 from lora_pl.storage.flat import primitive
 from lora_pl.storage.paths import expanded
 
@@ -79,7 +79,9 @@ def import_adapter(source: str | Path, output: str | Path, options: ImportOption
     if output.exists():
         raise UserError("import.taken", f"{output} exists already; give another name, or remove it")
     model = load_external(source, options)
-    save_checkpoint(checkpoint_of(model), output)
+    renamed = options.task is not None or options.pairs is not None  # to texts of other columns
+    columns = {} if renamed else native.recorded_columns(expanded(source))
+    save_checkpoint({**checkpoint_of(model), DATA_KEY: columns}, output)
     return model
 
 

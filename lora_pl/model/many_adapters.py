@@ -25,7 +25,7 @@ from lora_pl.lora import AdapterBank, LoRAConfig
 from lora_pl.lora.state import below, copy_state
 from lora_pl.model.base import Base
 from lora_pl.model.plain import read_model
-from lora_pl.storage.checkpoint import check_base
+from lora_pl.storage.checkpoint import DATA_KEY, check_base
 
 _LOADING = threading.Lock()
 
@@ -38,6 +38,9 @@ class Member:
     max_length: int
     has_adapter: bool
     """False if only the head was trained."""
+    text_column: str | None
+    """In the tables that it was trained on, if the checkpoint names it."""
+    text_pair_column: str | None
 
 
 class ManyAdapters(nn.Module):
@@ -99,7 +102,8 @@ class ManyAdapters(nn.Module):
         settings = checkpoint["hyper_parameters"]
         self._require_fitting(name, path, checkpoint)
         task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
-        member = Member(task, settings["max_length"], settings["method"] == "lora")
+        columns = (checkpoint.get(DATA_KEY, {}).get(name) for name in ("text_column", "text_pair_column"))
+        member = Member(task, settings["max_length"], settings["method"] == "lora", *columns)
         head = self.base.new_head(settings["head"], task.outputs)
         copy_state(head.state_dict(), below("head.", checkpoint["state_dict"]))
         head.to(self.base.device).eval().requires_grad_(False)

@@ -52,6 +52,18 @@ def test_the_last_line_is_a_command_that_works(own, capsys):
     rows = [json.loads(text) for text in Path("x.jsonl").read_text().splitlines()]
     assert len(rows) == 24
     assert rows[0]["text_pair"] == "a plot"
+    assert main(["export", "--ckpt_path", "checkpoints/own/last.ckpt", "--format", "adapter", "--output", "out"]) == 0
+    assert main(["import", "out"]) == 0
+    for number, given in enumerate(("--ckpt_path=", "--adapter=a=")):
+        output = f"{number}.jsonl"
+        flags = [f"{given}checkpoints/out/best.ckpt", "--input", "my films.csv", "--output", output]
+        assert main(["predict", *flags]) == 0
+        again = [json.loads(text) for text in Path(output).read_text().splitlines()]
+        assert [row["label"] for row in again] == [row["label"] for row in rows]
+    record = json.loads(Path("out/lora_pl.json").read_text())
+    record["datamodule_hyper_parameters"]["text_column"] = 3
+    Path("out/lora_pl.json").write_text(json.dumps(record))
+    assert fails(capsys, "import", "out", "--output", "other.ckpt") == "adapter.settings"
 
 
 @pytest.mark.usefixtures("empty_figures")
