@@ -33,6 +33,11 @@ def test_a_run_keeps_its_held_out_sentences(own, capsys, monkeypatch):
     share = ["--data.validation_share", "0.25", "--seed_everything", "5"]
     checkpoint = fit(own, *share)
     fingerprint = torch.load(checkpoint, weights_only=True)[RESUME_KEY]["conditions"]["the validation data"]
+    predict = ["predict", "--ckpt_path", checkpoint, "--input", "my films.csv", "--output", "x.jsonl"]
+    assert main(predict) == 0
+    assert main([*predict, "--config", "checkpoints/own/config.yaml"]) == 0
+    for flag in ("--data.folds=3", "--data.validation_share=0.5", "--seed_everything=1"):
+        assert fails(capsys, *predict, flag, code=2) == "usage"
     found = []
     monkeypatch.setattr(ErrorList, "setup", lambda self, *_, stage: found.append(self.data.fingerprints()))
     arguments = ["validate", "--ckpt_path", checkpoint, "--errors", "errors.jsonl"]
