@@ -11,6 +11,7 @@ import torch
 from lora_pl.ablation.table import ResultTable
 from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.cli.main import main
+from lora_pl.data.rows import read_rows
 from lora_pl.training.resume.exact_resume import RESUME_KEY
 from tests.cli.mistakes import fails
 
@@ -43,6 +44,10 @@ def test_a_run_keeps_its_held_out_sentences(own, capsys, monkeypatch):
     arguments = ["validate", "--ckpt_path", checkpoint, "--errors", "errors.jsonl"]
     assert main(arguments) == 0
     assert found == [{"validation": fingerprint}]
+    texts = [text for _, (text,) in read_rows("my films.csv", ["the review"])]
+    errors = [json.loads(line) for line in Path("errors.jsonl").read_text().splitlines()]
+    assert errors
+    assert all(texts[error["row"] - 1] == error["text"] for error in errors)
     assert main([*arguments, "--data.validation_file", "my films.csv"]) == 0
     assert " 24 sentences in errors.jsonl" in capsys.readouterr().err
     again = ["fit", *own, "--run_name", "own", "--resume", *share, "--data.validation_share", "0.5"]
