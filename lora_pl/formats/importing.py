@@ -99,6 +99,9 @@ def load_external(source: str | Path, options: ImportOptions = ImportOptions()) 
         return native.read_adapter_folder(source, **options.given())
     if files.keys() >= set(FILES["peft"]):
         return _built(peft_folder.read_peft(files, str(source)), options)
+    if files.keys() <= {RECORD} and (source / "config.json").is_file():
+        said = "a whole model, which holds no adapter; give the run's checkpoint, or export it by --format adapter"
+        raise UserError("adapter.unknown", f"{source}: {said}")
     expected = " or ".join(" and ".join(names) for names in FILES.values())
     raise UserError("adapter.unknown", f"{source}: expected {expected}, got {', '.join(files) or 'neither'}")
 
