@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from lora_pl.cli.checkpoint_defaults import option_value
 from lora_pl.cli.parser import Parser, verb_parser
 from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
@@ -37,6 +38,8 @@ from lora_pl.training.resume.stop_signals import RunStopped
 def run(args: list[str]) -> None:
     """Run `lora_pl predict ARGS`."""
     if any(arg.partition("=")[0] == "--adapter" for arg in args):
+        if option_value(args, "--ckpt_path") is not None:
+            raise UsageError("adapter", "expected --adapter or --ckpt_path, got both")
         options = adapters_parser().parse_args(args[1:]).as_dict()
         predict_adapters(options.pop("adapter"), **options)
     else:
@@ -52,9 +55,7 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     with uncollected():  # Transformers comes with the first encoder
         made = parser.instantiate_classes(options)
     data, model, kept, checkpoint = made.data, made.model, options.keep_columns, options.ckpt_path
-    stream = TextStream(options.input, [*data.text_columns, *kept], options.input_format)
-    if kept and not stream.ending:
-        raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
+    stream = _stream(options.input, data.text_columns, kept, options.input_format)
     stored = read_model(checkpoint)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
@@ -67,6 +68,13 @@ def predict_checkpoint(args: Sequence[str]) -> None:
         told.append(f"{cut:,} of {asked:,} texts cut at {model.max_length} tokens")
     if told and fabric.is_global_zero:
         say("; ".join(told))
+
+
+def _stream(path: str, columns: Sequence[str], kept: Sequence[str], format: Format | None) -> TextStream:
+    stream = TextStream(path, [*columns, *kept], format)
+    if kept and not stream.ending:
+        raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
+    return stream
 
 
 def _processes(trainer: Any) -> Any:
@@ -146,6 +154,7 @@ def predict_adapters(
     text_column: str | None = None,
     text_pair_column: str | None = None,
     adapter_column: str | None = None,
+    keep_columns: list[str] | None = None,
     encoder: str | None = None,
     base_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32",
 ) -> None:
@@ -159,6 +168,7 @@ def predict_adapters(
         text_column: In a table: the column of the texts; by default the adapters', if they name one alone, else text.
         text_pair_column: The second texts', for tasks on pairs; by default likewise, else text_pair.
         adapter_column: In a table: the adapter to ask about each row; by default all of them.
+        keep_columns: Columns of the input table to write beside the answers.
         encoder: The base, if it has moved.
         base_dtype: What is computed in.
     """
@@ -175,23 +185,29 @@ def predict_adapters(
         of_pairs = (member.text_pair_column for member in members if member.task.pairs)
         columns.append(text_pair_column or _agreed(of_pairs, "text_pair"))
 
+    kept, width = keep_columns or [], len(columns)
+    by_column = [adapter_column] if adapter_column else []
+    stream = _stream(input, [*columns, *by_column], kept, input_format)
+
     def answers(texts: Sequence[Text]) -> Rows:
         asked = []
-        for row in map(as_row, texts):
-            for name in [row[-1]] if adapter_column else models.members:
+        for where, row in zip(stream.where, map(as_row, texts), strict=True):
+            cells = dict(zip(kept, row[width + len(by_column) :], strict=True))
+            for name in [row[width]] if by_column else models.members:
+                if name not in pairs:
+                    raise UserError("adapter", f"{where}: there is no {name!r}; there are: {', '.join(pairs)}")
                 # the first text alone for an adapter that reads single sentences
-                asked.append((as_text(row[: len(columns) if pairs.get(name) else 1]), name))
-        predictions = models.predict([text for text, _ in asked], [name for _, name in asked])
+                asked.append((as_text(row[: width if pairs[name] else 1]), name, cells))
+        predictions = models.predict([text for text, _, _ in asked], [name for _, name, _ in asked])
         return [
-            {**named(text), "adapter": name, **prediction}
-            for (text, name), prediction in zip(asked, predictions, strict=True)
+            with_kept({**named(text), "adapter": name, **prediction}, cells)
+            for (text, name, cells), prediction in zip(asked, predictions, strict=True)
         ]
 
     made_from = {
         "checkpoints": {name: _digest(path) for name, path in checkpoints.items()},
         "options": [input_format, adapter_column, encoder, base_dtype],
     }
-    stream = TextStream(input, [*columns, *([adapter_column] if adapter_column else [])], input_format)
     with _stoppable():
         predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
 
