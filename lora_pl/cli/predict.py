@@ -62,12 +62,9 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     made_from = {"checkpoint": _digest(checkpoint), "options": parser.dump(options, skip_unset=False)}
     bar = options.trainer.enable_progress_bar is not False
     # a function of the module and its arguments, which another process can be given
-    written, asked, cut = fabric.launch(partial(_predict, model, data, stream, kept, options.output, made_from, bar))
-    told = [] if options.output == STDOUT else [f"{written:,} predictions in {options.output}"]
-    if cut:
-        told.append(f"{cut:,} of {asked:,} texts cut at {model.max_length} tokens")
+    told = fabric.launch(partial(_predict, model, data, stream, kept, options.output, made_from, bar))
     if told and fabric.is_global_zero:
-        say("; ".join(told))
+        say(told)
 
 
 def _stream(path: str, columns: Sequence[str], kept: Sequence[str], format: Format | None) -> TextStream:
@@ -105,12 +102,8 @@ def _predict(
     made_from: dict[str, Any],
     bar: bool,
     fabric: Any,
-) -> tuple[int, int, int]:
-    """Merged in fp32, then rounded once to what the precision computes in.
-
-    Returns:
-        How many rows were written, how many texts were asked about (not those of a stopped run), and how many were cut.
-    """
+) -> str:
+    """Merged in fp32, then rounded once to what the precision computes in; the line that tells of it."""
     width = len(data.text_columns)
     asked = cut = 0
 
@@ -134,7 +127,15 @@ def _predict(
     with _stoppable(), _memory(), model.merged_for_prediction(dtype), fabric.autocast():
         written = predict_file(stream, output, answers, made_from, fabric, bar)
     asked, cut = fabric.all_reduce(torch.tensor([asked, cut]), reduce_op="sum").tolist()
-    return written, asked, cut
+    # of a stopped run's texts nobody knows any more how many were cut
+    said = f"{cut:,} of {asked:,} texts cut at {model.max_length} tokens" * (cut > 0)
+    return _told(written, output, stream, said)
+
+
+def _told(written: int, output: str, stream: TextStream, cut: str = "") -> str:
+    where = "" if output == STDOUT else f"{written:,} predictions in {output}"
+    blank = f"{stream.blank:,} empty row{'s' * (stream.blank > 1)} skipped" * (stream.blank > 0)
+    return "; ".join(filter(None, (where, cut, blank)))
 
 
 def _too_long(model: PlainClassifier, texts: Sequence[Text], where: Sequence[str]) -> UserError:
@@ -209,7 +210,9 @@ def predict_adapters(
         "options": [input_format, adapter_column, encoder, base_dtype],
     }
     with _stoppable():
-        predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
+        written = predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
+    if told := _told(written, output, stream):
+        say(told)
 
 
 def _agreed(names: Iterable[str | None], otherwise: str) -> str:

@@ -91,6 +91,8 @@ class TextStream:
         self._place = Path(path).absolute() if path != STDIN == str(Path(path)) else Path(path)
         self.once = path == STDIN or Path(path).is_fifo()
         """Whether the texts are gone once they are read."""
+        self.blank = 0
+        """How many blank lines of a table were skipped."""
         self.where: list[str] = []
         """Where the texts of the last list are (`x.csv, line 3`)."""
         if not self.once and not Path(path).is_file():
@@ -109,9 +111,15 @@ class TextStream:
         return ((shard, (chunk for _, chunk in items)) for shard, items in numbered if wanted(shard))
 
     def _rows(self) -> Iterator[Row]:
-        if self.ending:
-            return read_rows(self._place, self.columns, once=True, ending=self.ending)
-        return self._lines()
+        if not self.ending:
+            yield from self._lines()
+            return
+        self.blank = 0
+        for where, cells in read_rows(self._place, self.columns, once=True, ending=self.ending, blank=True):
+            if cells:
+                yield where, cells
+            else:
+                self.blank += 1
 
     def _lines(self) -> Iterator[Row]:
         name, width = source_name(self._place), len(self.columns)

@@ -118,6 +118,14 @@ def test_long_texts_are_counted_or_refused(predict, capsys):
     assert not Path("z.jsonl").exists()
 
 
+def test_blank_lines_of_a_table_are_counted(predict, capsys):
+    Path("x.csv").write_text("sentence\n" + "\n\n".join(TEXTS[:3]) + "\n")
+    given = ["--input", "x.csv", "--output", "y.jsonl"]
+    for asked in (predict[:3], ["predict", f"--adapter=a={predict[2]}", "--text_column", "sentence"]):
+        assert main([*asked, *given]) == 0
+        assert capsys.readouterr().err.endswith("3 predictions in y.jsonl; 2 empty rows skipped\n")
+
+
 def test_the_trainers_options_without_effect_are_reported(predict, capsys):
     """They are read, since configurations have them, but never ignored without a word."""
     assert main([*predict, "y.jsonl", "--trainer.limit_predict_batches", "1", "--trainer.accelerator=cpu"]) == 0
