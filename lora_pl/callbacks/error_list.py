@@ -25,8 +25,9 @@ KEY = "errors"
 class ErrorList(Callback):
     """Writes the misclassified sentences of a validation to a file, the most confident errors first.
 
-    A row has the texts, the label, the prediction and its probability, and names the split where there are several. Of
-    several labels per text, the probability is that of the surest wrong decision about one of them.
+    A row has its number in the file that was read (`row`: from 1, without header and blank lines), the texts, the
+    label, the prediction and its probability, and names the split where there are several. Of several labels per text,
+    the probability is that of the surest wrong decision about one of them.
     For a regression it has all sentences, with label, prediction and their difference, the largest first.
 
     Args:
@@ -92,6 +93,7 @@ class ErrorList(Callback):
         wrong = task.differ(task.decisions(logits), task.targets(labels)) | (not task.labels)
         return [
             split
+            | {"row": examples.rows[places[index]]}
             | named(as_text([column[places[index]] for column in examples.texts]))
             | task.error(examples.labels[places[index]], prediction)
             for index, prediction in zip(wrong.nonzero().flatten(), task.predictions(logits[wrong]), strict=True)

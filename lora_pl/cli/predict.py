@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from lora_pl.cli.checkpoint_defaults import option_value
 from lora_pl.cli.parser import Parser, verb_parser
 from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
@@ -37,6 +38,8 @@ from lora_pl.training.resume.stop_signals import RunStopped
 def run(args: list[str]) -> None:
     """Run `lora_pl predict ARGS`."""
     if any(arg.partition("=")[0] == "--adapter" for arg in args):
+        if option_value(args, "--ckpt_path") is not None:
+            raise UsageError("adapter", "expected --adapter or --ckpt_path, got both")
         options = adapters_parser().parse_args(args[1:]).as_dict()
         predict_adapters(options.pop("adapter"), **options)
     else:
@@ -52,18 +55,23 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     with uncollected():  # Transformers comes with the first encoder
         made = parser.instantiate_classes(options)
     data, model, kept, checkpoint = made.data, made.model, options.keep_columns, options.ckpt_path
-    stream = TextStream(options.input, [*data.text_columns, *kept], options.input_format)
-    if kept and not stream.ending:
-        raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
+    stream = _stream(options.input, data.text_columns, kept, options.input_format)
     stored = read_model(checkpoint)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
     made_from = {"checkpoint": _digest(checkpoint), "options": parser.dump(options, skip_unset=False)}
     bar = options.trainer.enable_progress_bar is not False
     # a function of the module and its arguments, which another process can be given
-    written = fabric.launch(partial(_predict, model, data, stream, kept, options.output, made_from, bar))
-    if options.output != STDOUT and fabric.is_global_zero:
-        say(f"{written:,} predictions in {options.output}")
+    told = fabric.launch(partial(_predict, model, data, stream, kept, options.output, made_from, bar))
+    if told and fabric.is_global_zero:
+        say(told)
+
+
+def _stream(path: str, columns: Sequence[str], kept: Sequence[str], format: Format | None) -> TextStream:
+    stream = TextStream(path, [*columns, *kept], format)
+    if kept and not stream.ending:
+        raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
+    return stream
 
 
 def _processes(trainer: Any) -> Any:
@@ -94,15 +102,20 @@ def _predict(
     made_from: dict[str, Any],
     bar: bool,
     fabric: Any,
-) -> int:
-    """Merged in fp32, then rounded once to what the precision computes in."""
-
+) -> str:
+    """Merged in fp32, then rounded once to what the precision computes in; the line that tells of it."""
     width = len(data.text_columns)
+    asked = cut = 0
 
     def answers(given: Sequence[Text]) -> Rows:
+        nonlocal asked, cut
         rows = [as_row(text) for text in given]
         texts = [as_text(row[:width]) for row in rows]
-        predictions = model.predict(texts, data.eval_batch_tokens, data.batching)
+        tokens = model.tokenize(texts)
+        if tokens.cut and data.hparams["too_long"] == "refuse":
+            raise _too_long(model, texts, stream.where)
+        asked, cut = asked + len(texts), cut + tokens.cut
+        predictions = model.task.predictions(model.logits_of(tokens, data.eval_batch_tokens, data.batching))
         return [
             with_kept({**named(text), **prediction}, dict(zip(kept, row[width:], strict=True)))
             for text, row, prediction in zip(texts, rows, predictions, strict=True)
@@ -112,7 +125,26 @@ def _predict(
     precision = fabric.precision if isinstance(fabric, OneProcess) else str(fabric.strategy.precision.precision)
     dtype = resolve_dtype(model.hparams["base_dtype"], precision)
     with _stoppable(), _memory(), model.merged_for_prediction(dtype), fabric.autocast():
-        return predict_file(stream, output, answers, made_from, fabric, bar)
+        written = predict_file(stream, output, answers, made_from, fabric, bar)
+    asked, cut = fabric.all_reduce(torch.tensor([asked, cut]), reduce_op="sum").tolist()
+    # of a stopped run's texts nobody knows any more how many were cut
+    said = f"{cut:,} of {asked:,} texts cut at {model.max_length} tokens" * (cut > 0)
+    return _told(written, output, stream, said)
+
+
+def _told(written: int, output: str, stream: TextStream, cut: str = "") -> str:
+    where = "" if output == STDOUT else f"{written:,} predictions in {output}"
+    blank = f"{stream.blank:,} empty row{'s' * (stream.blank > 1)} skipped" * (stream.blank > 0)
+    return "; ".join(filter(None, (where, cut, blank)))
+
+
+def _too_long(model: PlainClassifier, texts: Sequence[Text], where: Sequence[str]) -> UserError:
+    first = next(place for text, place in zip(texts, where, strict=True) if model.tokenize([text]).cut)
+    return UserError(
+        "data.too_long",
+        f"{first}: longer than {model.max_length} tokens; "
+        "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
+    )
 
 
 def predict_adapters(
@@ -120,9 +152,10 @@ def predict_adapters(
     input: str = STDIN,
     input_format: Format | None = None,
     output: str = STDOUT,
-    text_column: str = "text",
-    text_pair_column: str = "text_pair",
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
     adapter_column: str | None = None,
+    keep_columns: list[str] | None = None,
     encoder: str | None = None,
     base_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32",
 ) -> None:
@@ -133,9 +166,10 @@ def predict_adapters(
         input: A text file, CSV, TSV, JSON lines or Parquet; - is stdin.
         input_format: By default the ending's; text on standard input.
         output: JSON lines; - is stdout.
-        text_column: In a table: the column of the texts.
-        text_pair_column: The second texts', for tasks on pairs.
+        text_column: In a table: the column of the texts; by default the adapters', if they name one alone, else text.
+        text_pair_column: The second texts', for tasks on pairs; by default likewise, else text_pair.
         adapter_column: In a table: the adapter to ask about each row; by default all of them.
+        keep_columns: Columns of the input table to write beside the answers.
         encoder: The base, if it has moved.
         base_dtype: What is computed in.
     """
@@ -146,27 +180,45 @@ def predict_adapters(
     with uncollected():
         models = ManyAdapters(checkpoints, encoder, base_dtype)
     pairs = {name: member.task.pairs for name, member in models.members.items()}
-    columns = [text_column, *([text_pair_column] if any(pairs.values()) else [])]
+    members = models.members.values()
+    columns = [text_column or _agreed((member.text_column for member in members), "text")]
+    if any(pairs.values()):
+        of_pairs = (member.text_pair_column for member in members if member.task.pairs)
+        columns.append(text_pair_column or _agreed(of_pairs, "text_pair"))
+
+    kept, width = keep_columns or [], len(columns)
+    by_column = [adapter_column] if adapter_column else []
+    stream = _stream(input, [*columns, *by_column], kept, input_format)
 
     def answers(texts: Sequence[Text]) -> Rows:
         asked = []
-        for row in map(as_row, texts):
-            for name in [row[-1]] if adapter_column else models.members:
+        for where, row in zip(stream.where, map(as_row, texts), strict=True):
+            cells = dict(zip(kept, row[width + len(by_column) :], strict=True))
+            for name in [row[width]] if by_column else models.members:
+                if name not in pairs:
+                    raise UserError("adapter", f"{where}: there is no {name!r}; there are: {', '.join(pairs)}")
                 # the first text alone for an adapter that reads single sentences
-                asked.append((as_text(row[: len(columns) if pairs.get(name) else 1]), name))
-        predictions = models.predict([text for text, _ in asked], [name for _, name in asked])
+                asked.append((as_text(row[: width if pairs[name] else 1]), name, cells))
+        predictions = models.predict([text for text, _, _ in asked], [name for _, name, _ in asked])
         return [
-            {**named(text), "adapter": name, **prediction}
-            for (text, name), prediction in zip(asked, predictions, strict=True)
+            with_kept({**named(text), "adapter": name, **prediction}, cells)
+            for (text, name, cells), prediction in zip(asked, predictions, strict=True)
         ]
 
     made_from = {
         "checkpoints": {name: _digest(path) for name, path in checkpoints.items()},
-        "options": [input_format, text_column, text_pair_column, adapter_column, encoder, base_dtype],
+        "options": [input_format, adapter_column, encoder, base_dtype],
     }
-    stream = TextStream(input, [*columns, *([adapter_column] if adapter_column else [])], input_format)
     with _stoppable():
-        predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
+        written = predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
+    if told := _told(written, output, stream):
+        say(told)
+
+
+def _agreed(names: Iterable[str | None], otherwise: str) -> str:
+    """The one name that all have."""
+    different = set(names)
+    return (different.pop() if len(different) == 1 else None) or otherwise
 
 
 def adapters_parser() -> Parser:

@@ -25,6 +25,7 @@ from lora_pl.cli.verbs import described
 from lora_pl.data.rows import STDIN
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.texts import Format
+from lora_pl.errors import UsageError
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.precision import Precision
 from lora_pl.model.predict_output import STDOUT
@@ -40,7 +41,11 @@ OF_TRAINER = (
     *("default_root_dir", "enable_autolog_hparams", "model_registry"),
 )
 """The Trainer's other options: without effect, and read so that a configuration such as configs/demo.yaml serves."""
-UNUSED = rf"{OF_TRAINING}|data\.(source|validation_file|label_columns?)"
+HELD_OUT = ("validation_share", "folds", "fold")
+"""The data's settings that divide training sentences."""
+OF_LABELLED = ("seed_everything", *(f"data.{name}" for name in HELD_OUT))
+"""Options of verbs that read labelled data; predict reads them in a configuration or a checkpoint alone."""
+UNUSED = rf"{OF_TRAINING}|{'|'.join(map(re.escape, OF_LABELLED))}|data\.(source|validation_file|label_columns?)"
 FLAG = re.compile(rf"--trainer\.(?:{'|'.join(OF_TRAINER)})(?:[.+][\w.+]*)?(?P<value>=.*)?", re.DOTALL)
 
 
@@ -68,7 +73,7 @@ def make_parser() -> Parser:
     parser.unused, parser.stored = UNUSED, STORED
     add = parser.add_argument
     add("-c", "--config", action="config", help="A YAML file of options.")
-    add("--seed_everything", type=bool | int, default=0, help="Has no effect: nothing is drawn.")
+    add("--seed_everything", type=bool | int, default=0, help=SUPPRESS)
     add("--ckpt_path", type=str | None, help="best.ckpt or last.ckpt of a run.")
     add("--input", default=STDIN, help="A text file, CSV, TSV, JSON lines or Parquet; - is stdin.")
     add("--input_format", type=Format | None, default=None, help="By default the ending's; text on standard input.")
@@ -93,6 +98,8 @@ def parsed(parser: Parser, args: Sequence[str]) -> Any:
         UserError: `checkpoint...`: see `read_model`.
     """
     refuse_options_of_fit(args)
+    if data := [name for name in OF_LABELLED if any(arg.partition("=")[0] == f"--{name}" for arg in args)]:
+        raise UsageError("usage", f"there is no option --{data[0]}; predict draws nothing and reads no labels")
     given = _without_trainers(args)
     if (checkpoint := early_value(given, "ckpt_path")) is not None:
         refuse_start(given)
@@ -103,6 +110,8 @@ def parsed(parser: Parser, args: Sequence[str]) -> Any:
     require_seed(options.seed_everything)
     require_checkpoint(options.ckpt_path)
     options.model.start_from = None
+    for name in HELD_OUT:
+        options.data[name] = None
     return options
 
 

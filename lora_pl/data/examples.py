@@ -28,6 +28,11 @@ class Examples:
     texts: tuple[list[str], ...]
     """One list per text column, two for pairs."""
     labels: list[Label]
+    rows: Sequence[int] = ()
+    """The examples' numbers in their source, from 1; by default all of it in order."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", self.rows or range(1, len(self) + 1))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,7 +45,7 @@ class Examples:
     def take(self, chosen: NDArray[np.bool_]) -> Examples:
         """The examples where `chosen`, (examples,), is true."""
         texts = tuple(list(compress(column, chosen)) for column in self.texts)
-        return Examples(texts, list(compress(self.labels, chosen)))
+        return Examples(texts, list(compress(self.labels, chosen)), list(compress(self.rows, chosen)))
 
 
 def read_examples(

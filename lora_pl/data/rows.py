@@ -39,11 +39,12 @@ def read_rows(
     once: bool = False,
     ending: str = "",
     lists: Collection[str] = (),
+    blank: bool = False,
 ) -> Iterator[Row]:
     """The columns of a CSV, TSV, JSON lines or Parquet file, row by row.
 
     Cells are texts as written, empty if missing. Quotes count in CSV but not in TSV (as in GLUE's files). A `.json`
-    file may be one array. Memory is constant. Blank lines are skipped.
+    file may be one array. Memory is constant.
 
     Args:
         path: The file; - is standard input.
@@ -52,13 +53,20 @@ def read_rows(
         once: Whether nobody reads it again, so that it may be a pipe; not of Parquet, which is read from its end.
         ending: Its format: `.csv`, `.tsv`, ...; by default the path's own.
         lists: The columns in which JSON lines and Parquet may have lists of texts, which are read as JSON.
+        blank: Whether a blank line of CSV, TSV or JSON lines is a row without cells; by default it is skipped.
 
     Raises:
         UserError: `data.missing`, `data.format` (an unknown ending, or not the ending's format), `data.empty`,
             `data.encoding` (not UTF-8), `data.column`, `data.row` (a wrong number of cells, or a cell that is no text),
             `data.long_line` (a line or row of more than 16 MiB).
     """
-    path = expanded(path)
+    rows = _rows(expanded(path), columns, header, once, ending, lists)
+    return rows if blank else (row for row in rows if row[1])
+
+
+def _rows(
+    path: Path, columns: Sequence[str], header: Sequence[str], once: bool, ending: str, lists: Collection[str]
+) -> Iterator[Row]:
     reader = TABLES.get(ending or path.suffix.lower())
     if str(path) == STDIN and reader not in (None, _parquet):
         return reader(path, columns, header, lists)
@@ -142,16 +150,15 @@ def _csv(lines: Iterator[str], name: str) -> Numbered:
     try:
         for row in reader:
             read = 0
-            if row:
-                yield reader.line_num, row
+            yield reader.line_num, row
     except csv.Error as error:
         raise UserError("data.format", f"{name}, line {reader.line_num}: could not be read as csv: {error}") from None
 
 
 def _tsv(lines: Iterator[str], name: str) -> Numbered:
     for number, line in enumerate(lines, 1):
-        if text := line.rstrip("\r\n"):
-            yield number, text.split("\t")
+        text = line.rstrip("\r\n")
+        yield number, text.split("\t") if text else []
 
 
 def _delimited(
@@ -164,15 +171,15 @@ def _delimited(
     name = source_name(path)
     with opened(path) as file:
         rows = split(decoded_lines(file, name), name)
-        names = list(header) or next((row for _, row in rows), [])
+        names = list(header) or next((row for _, row in rows if row), [])
         if not names:
             raise UserError("data.empty", f"{name}: the file is empty")
         require_columns(columns, names, name)
         places = [names.index(column) for column in columns]
         for number, row in rows:
-            if len(row) != len(names):
+            if row and len(row) != len(names):
                 raise UserError("data.row", f"{name}, line {number}: expected {len(names)} columns, got {len(row)}")
-            yield f"{name}, line {number}", tuple(row[place] for place in places)
+            yield f"{name}, line {number}", tuple(row[place] for place in places) if row else ()
 
 
 def _json(path: Path, columns: Sequence[str], header: Sequence[str], lists: Collection[str]) -> Iterator[Row]:
@@ -182,9 +189,8 @@ def _json(path: Path, columns: Sequence[str], header: Sequence[str], lists: Coll
             yield from _json_array(file, path, columns, lists)
             return
         for number, line in enumerate(decoded_lines(file, name), 1):
-            if line.strip():
-                where = f"{name}, line {number}"
-                yield _json_row(parse_json(line, where), columns, where, lists)
+            where = f"{name}, line {number}"
+            yield _json_row(parse_json(line, where), columns, where, lists) if line.strip() else (where, ())
 
 
 def _json_array(file: IO[bytes], path: Path, columns: Sequence[str], lists: Collection[str]) -> Iterator[Row]:

@@ -73,9 +73,9 @@ class SentenceData:
     def __init__(
         self,
         task: str | None = None,
-        source: str = HUB,
-        train_file: str | None = None,
-        validation_file: str | None = None,
+        source: str | Path = HUB,
+        train_file: str | Path | None = None,
+        validation_file: str | Path | None = None,
         validation_share: float | None = None,
         folds: int | None = None,
         fold: int | None = None,
@@ -84,7 +84,7 @@ class SentenceData:
         label_column: str | None = None,
         label_columns: list[str] | None = None,
         label_names: list[str] | None = None,
-        encoder: str = EMBEDDED,
+        encoder: str | Path = EMBEDDED,
         train_sentences: int | None = None,
         train_draw: Literal["random", "stratified"] = "random",
         max_length: int = 64,
@@ -93,13 +93,14 @@ class SentenceData:
         batching: Batching = "packed",
         eval_batch_tokens: int = BATCH_TOKENS,
         num_workers: int = 0,
-        cache_dir: str | None = None,
+        cache_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         settings = {name: primitive(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        settings |= {name: _absolute(settings[name]) for name in PATHS}
         require_json(settings, arguments(SentenceData.__init__), "data", "")
+        given = {name: settings[name] for name in PATHS}
+        settings |= {name: _absolute(path) for name, path in given.items()}
         self._keep(settings)
         # <s>, one token, </s>
         least = {"max_length": 3, "batch_size": 1, "eval_batch_tokens": 1, "train_sentences": 1, "folds": 2, "seed": 0}
@@ -108,12 +109,12 @@ class SentenceData:
                 raise UserError(f"data.{name}", f"expected at least {value}, got {self.hparams[name]}")
         if not all(name.strip() for name in label_names or []):
             raise UserError("data.label_names", f"expected a name for every class, got {label_names}")
-        self.own = _own_data(source, train_file, validation_file)
+        self.own = _own_data(given["source"], given["train_file"], given["validation_file"])
         self.held_out = HeldOut.of(self.hparams)
         self.task: Task = get_task(task_name(task, self.own is not None))
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
         _require_label_columns(self.task, label_columns, label_names)
-        self.source, self.encoder, self.seed = source, encoder, seed
+        self.source, self.encoder, self.seed = given["source"], settings["encoder"], seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
         self._tokens: dict[str, Tokens] = {}
 

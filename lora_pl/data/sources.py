@@ -22,8 +22,8 @@ def read_split(source: str, task: Task, split: str) -> Examples:
     if task.name in OWN_TASKS:
         raise UserError(
             "data.source",
-            f"the task {task.name} has no source of its own; give --data.train_file and --data.validation_file, or "
-            "--data.source hub:NAME",
+            f"the task {task.name} has no source of its own; give --data."
+            f"{'train' if split == TRAIN else 'validation'}_file, or --data.source hub:NAME",
         )
     if source == HUB:
         return _read_hub(task, split)

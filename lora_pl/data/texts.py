@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_pl.data.rows import STDIN, TABLES, decoded_lines, opened, read_rows, source_name
+from lora_pl.data.rows import STDIN, TABLES, Row, decoded_lines, opened, read_rows, source_name
 from lora_pl.errors import UserError
 
 CHUNK = 512  # texts read at a time: enough for batches of like length, few enough for memory
@@ -91,26 +91,37 @@ class TextStream:
         self._place = Path(path).absolute() if path != STDIN == str(Path(path)) else Path(path)
         self.once = path == STDIN or Path(path).is_fifo()
         """Whether the texts are gone once they are read."""
+        self.blank = 0
+        """How many blank lines of a table were skipped."""
+        self.where: list[str] = []
+        """Where the texts of the last list are (`x.csv, line 3`)."""
         if not self.once and not Path(path).is_file():
             what = "not a regular file or a pipe" if Path(path).exists() else "no such file"
             raise UserError("input", f"{path}: {what}; give a file, or - for standard input")
 
     def __iter__(self) -> Iterator[list[Text]]:
         rows = self._rows()
-        while chunk := [as_text(row) for row in itertools.islice(rows, CHUNK)]:
-            yield chunk
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            self.where = [where for where, _ in chunk]
+            yield [as_text(cells) for _, cells in chunk]
 
     def shards(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[list[Text]]]]:
         """The stream in shards of `SHARD` lists: number and lists of the `wanted` ones."""
         numbered = itertools.groupby(enumerate(self), lambda item: item[0] // SHARD)
         return ((shard, (chunk for _, chunk in items)) for shard, items in numbered if wanted(shard))
 
-    def _rows(self) -> Iterator[tuple[str, ...]]:
-        if self.ending:
-            return (cells for _, cells in read_rows(self._place, self.columns, once=True, ending=self.ending))
-        return self._lines()
+    def _rows(self) -> Iterator[Row]:
+        if not self.ending:
+            yield from self._lines()
+            return
+        self.blank = 0
+        for where, cells in read_rows(self._place, self.columns, once=True, ending=self.ending, blank=True):
+            if cells:
+                yield where, cells
+            else:
+                self.blank += 1
 
-    def _lines(self) -> Iterator[tuple[str, ...]]:
+    def _lines(self) -> Iterator[Row]:
         name, width = source_name(self._place), len(self.columns)
         with opened(self._place) as stream:
             for number, line in enumerate(decoded_lines(stream, name), 1):
@@ -122,10 +133,10 @@ class TextStream:
                         f"{table}, or --input_format text if every line is a text",
                     )
                 row = tuple(text.split("\t")) if width > 1 else (text,)
+                where = f"{name}, line {number}"
                 if len(row) != width:
-                    where = f"{name}, line {number}"
                     raise UserError("data.row", f"{where}: expected {width} texts separated by a tab, got {len(row)}")
-                yield row
+                yield where, row
 
 
 def _table_of(line: str, column: str) -> Format | None:

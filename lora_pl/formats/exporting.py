@@ -24,7 +24,7 @@ def export_checkpoint(
     output: str | Path,
     format: Format = "hf",
     options: ExportOptions = ExportOptions(),  # noqa: B008  frozen
-    encoder: str | None = None,
+    encoder: str | Path | None = None,
     sentences: Sentences | int = DEFAULT_COUNT,
     overwrite: bool = False,
 ) -> dict[str, Comparison]:
@@ -64,10 +64,10 @@ def export_checkpoint(
     comparisons: dict[str, Comparison] = {}
 
     def fill(folder: Path) -> None:
-        write_record(folder, export, {})
+        write_record(folder, export, checkpoint, {})
         export.write(folder)
         comparisons.update(_compared(export, folder, sentences))
-        write_record(folder, export, comparisons)
+        write_record(folder, export, checkpoint, comparisons)
         write_model_card(folder, export, checkpoint, _made_by(ckpt_path, format, options), comparisons)
 
     try:

@@ -29,7 +29,8 @@ from lora_pl.formats.stock_model import stock_shapes
 from lora_pl.lora import VARIANTS, LoRAConfig, inject_lora
 from lora_pl.lora.injection import linear_layers
 from lora_pl.model.plain import PlainClassifier
-from lora_pl.storage.checkpoint import BASE_KEY, check_base, save_checkpoint
+from lora_pl.storage.checkpoint import BASE_KEY, DATA_KEY, check_base, save_checkpoint
+from lora_pl.storage.flat import primitive
 from lora_pl.storage.paths import expanded
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ FILES = {"peft": (peft_folder.WEIGHTS, peft_folder.CONFIG), "adapter": (native.W
 class ImportOptions:
     """What the adapter's file does not say, or says wrongly."""
 
-    encoder: str | None = None
+    encoder: str | Path | None = None
     """The base: a hub name, a folder, or package://NAME/PATH; by default what the file names."""
     lora_alpha: float | None = None
     """The numerator of the scale, alpha / r or rsLoRA's alpha / sqrt(r); overrides what the file says."""
@@ -57,7 +58,8 @@ class ImportOptions:
 
     def given(self) -> dict[str, Any]:
         """The arguments of `LoRAClassifier` among them, those that are None left out."""
-        return {name: value for name, value in vars(self).items() if value is not None and name != "lora_alpha"}
+        given = {name: primitive(value) for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in given.items() if name != "lora_alpha"}
 
 
 def import_adapter(source: str | Path, output: str | Path, options: ImportOptions) -> PlainClassifier:
@@ -77,7 +79,9 @@ def import_adapter(source: str | Path, output: str | Path, options: ImportOption
     if output.exists():
         raise UserError("import.taken", f"{output} exists already; give another name, or remove it")
     model = load_external(source, options)
-    save_checkpoint(checkpoint_of(model), output)
+    renamed = options.task is not None or options.pairs is not None  # to texts of other columns
+    columns = {} if renamed else native.recorded_columns(expanded(source))
+    save_checkpoint({**checkpoint_of(model), DATA_KEY: columns}, output)
     return model
 
 
@@ -95,6 +99,9 @@ def load_external(source: str | Path, options: ImportOptions = ImportOptions()) 
         return native.read_adapter_folder(source, **options.given())
     if files.keys() >= set(FILES["peft"]):
         return _built(peft_folder.read_peft(files, str(source)), options)
+    if files.keys() <= {RECORD} and (source / "config.json").is_file():
+        said = "a whole model, which holds no adapter; give the run's checkpoint, or export it by --format adapter"
+        raise UserError("adapter.unknown", f"{source}: {said}")
     expected = " or ".join(" and ".join(names) for names in FILES.values())
     raise UserError("adapter.unknown", f"{source}: expected {expected}, got {', '.join(files) or 'neither'}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
 from lora_pl.formats.comparison import Comparison
@@ -17,20 +18,32 @@ from lora_pl.lora import VARIANTS
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.versions import versions
 from lora_pl.printable import printable
-from lora_pl.storage.checkpoint import START_KEY
+from lora_pl.storage.checkpoint import DATA_KEY, SETTINGS_KEY, START_KEY
 
 RECORD = "lora_pl.json"
-"""What the model was made of, for programs: settings, base, comparison, versions."""
+"""What the model was made of, for programs: settings, base, columns of the data, comparison, versions."""
+
+
+class Columns(TypedDict, total=False):
+    """The columns of a run's own data, as `SentenceData` names them."""
+
+    text_column: str
+    text_pair_column: str
+    label_column: str
+    label_columns: list[str]
+
+
 OF_BIASES = {"none": "", "lora": "those of the adapted layers", "all": "all"}
 
 
-def write_record(folder: Path, export: Export, comparisons: dict[str, Comparison]) -> None:
+def write_record(folder: Path, export: Export, checkpoint: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
     """Write `lora_pl.json`."""
-    model = export.model
+    model, data = export.model, checkpoint.get(DATA_KEY, {})
     record = {
         "format": export.name,
         "base": model.base.fingerprints,
-        "hyper_parameters": dict(model.hparams),
+        SETTINGS_KEY: dict(model.hparams),
+        DATA_KEY: {name: data[name] for name in Columns.__annotations__ if data.get(name) is not None},
         "dtype": export.options.dtype,
         "comparisons": {name: asdict(comparison) for name, comparison in comparisons.items()},
         "versions": versions(),
@@ -106,7 +119,7 @@ def _placement(lora: dict[str, Any]) -> str:
 
 
 def _data(checkpoint: dict[str, Any]) -> str:
-    data = checkpoint.get("datamodule_hyper_parameters", {})
+    data = checkpoint.get(DATA_KEY, {})
     return str(data.get("train_file") or data.get("source") or "")
 
 

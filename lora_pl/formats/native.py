@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired
 
 from torch import Tensor
 from typing_extensions import TypedDict
@@ -13,11 +13,11 @@ from lora_pl.data.texts import Text
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
 from lora_pl.formats.external import parse_safetensors
-from lora_pl.formats.model_card import RECORD
+from lora_pl.formats.model_card import RECORD, Columns
 from lora_pl.model.plain import PlainClassifier, model_settings
 from lora_pl.storage.archive import require_finite
-from lora_pl.storage.checkpoint import BASE_KEY, SETTINGS_KEY, Fingerprints, check_base, differing
-from lora_pl.storage.schema import parse_json, require_values
+from lora_pl.storage.checkpoint import BASE_KEY, DATA_KEY, SETTINGS_KEY, Fingerprints, check_base, differing
+from lora_pl.storage.schema import parse_json, require_json, require_values
 
 WEIGHTS = "adapter.safetensors"
 RENAMED = ("task", "label_names", "pairs")
@@ -30,6 +30,8 @@ class Record(TypedDict):
     format: str
     base: Fingerprints
     hyper_parameters: dict[str, Any]
+    datamodule_hyper_parameters: NotRequired[dict[str, Any]]
+    """`Columns`, if lora_pl trained it on own data."""
 
 
 class AdapterExport(Export):
@@ -98,4 +100,11 @@ def parse_record(data: bytes, source: str) -> dict[str, Any]:
     where = f"{source}: {RECORD}"
     record = parse_json(data, "adapter.damaged", where)
     require_values(record, Record, "adapter.damaged", f"{where}: ")
+    require_json(record.get(DATA_KEY, {}), Columns, "adapter.settings", f"{where}: data.")
     return {**record, SETTINGS_KEY: model_settings(record, where, "adapter")}
+
+
+def recorded_columns(folder: Path) -> dict[str, Any]:
+    """The `Columns` that the `lora_pl.json` of a folder names; none where there is no such file."""
+    path = folder / RECORD
+    return dict(parse_record(path.read_bytes(), str(folder)).get(DATA_KEY, {})) if path.is_file() else {}

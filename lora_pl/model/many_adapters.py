@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from lora_pl.lora import AdapterBank, LoRAConfig
 from lora_pl.lora.state import below, copy_state
 from lora_pl.model.base import Base
 from lora_pl.model.plain import read_model
-from lora_pl.storage.checkpoint import check_base
+from lora_pl.storage.checkpoint import DATA_KEY, check_base
 
 _LOADING = threading.Lock()
 
@@ -37,6 +38,9 @@ class Member:
     max_length: int
     has_adapter: bool
     """False if only the head was trained."""
+    text_column: str | None
+    """In the tables that it was trained on, if the checkpoint names it."""
+    text_pair_column: str | None
 
 
 class ManyAdapters(nn.Module):
@@ -58,7 +62,7 @@ class ManyAdapters(nn.Module):
     """
 
     def __init__(
-        self, checkpoints: Mapping[str, str | Path], encoder: str | None = None, base_dtype: str = "float32"
+        self, checkpoints: Mapping[str, str | Path], encoder: str | Path | None = None, base_dtype: str = "float32"
     ) -> None:
         super().__init__()
         if not checkpoints:
@@ -66,7 +70,7 @@ class ManyAdapters(nn.Module):
         settings = read_model(next(iter(checkpoints.values())))["hyper_parameters"]
         if encoder is None:
             require_own_package(settings["encoder"])
-        self.base = Base.load(encoder or settings["encoder"])
+        self.base = Base.load(os.fspath(encoder or settings["encoder"]))
         require_shared_batches(self.base.config)
         self.base.cast(DTYPES[base_dtype])
         self.encoder = self.base.encoder
@@ -98,7 +102,8 @@ class ManyAdapters(nn.Module):
         settings = checkpoint["hyper_parameters"]
         self._require_fitting(name, path, checkpoint)
         task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
-        member = Member(task, settings["max_length"], settings["method"] == "lora")
+        columns = (checkpoint.get(DATA_KEY, {}).get(name) for name in ("text_column", "text_pair_column"))
+        member = Member(task, settings["max_length"], settings["method"] == "lora", *columns)
         head = self.base.new_head(settings["head"], task.outputs)
         copy_state(head.state_dict(), below("head.", checkpoint["state_dict"]))
         head.to(self.base.device).eval().requires_grad_(False)

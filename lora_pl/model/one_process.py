@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_pl.encoder.dtype import OF_PRECISION
 from lora_pl.model.precision import SHORT
@@ -50,6 +50,10 @@ class OneProcess:
         """Autocast to the precision's dtype."""
         dtype = OF_PRECISION.get(self.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def all_reduce(self, data: Tensor, reduce_op: str) -> Tensor:
+        """The process's own."""
+        return data
 
     def barrier(self, name: str) -> None:
         """Nothing: there is no other process to wait for."""

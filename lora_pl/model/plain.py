@@ -15,6 +15,7 @@ from lora_pl.data.batches import BATCH_TOKENS, Batch, Batching
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.tasks import Prediction, get_task
 from lora_pl.data.texts import Text, as_columns, require_list
+from lora_pl.data.tokens import Tokens
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.biases_and_norms import TrainBiases, biases_and_norms, require_biases_and_norms
 from lora_pl.encoder.dtype import BaseDtype, resolve_dtype
@@ -73,7 +74,7 @@ class PlainClassifier(nn.Module):
 
     def __init__(
         self,
-        encoder: str = EMBEDDED,
+        encoder: str | Path = EMBEDDED,
         task: str = "sst2",
         label_names: list[str] | None = None,
         pairs: bool | None = None,
@@ -101,17 +102,18 @@ class PlainClassifier(nn.Module):
         super().__init__()
         lora = LoRAConfig.of(lora)
         settings["lora"] = lora.to_dict()
-        if isinstance(start_from, str | Path):
-            settings["start_from"] = os.path.abspath(expanded(start_from))
         require_json(settings, arguments(PlainClassifier.__init__), "model", "")
+        name: str = settings["encoder"]
+        if start_from is not None:
+            settings["start_from"] = os.path.abspath(expanded(start_from))
         _require_ranges(settings)
         self.task = get_task(task).customized(label_names, pairs)
         require_monitor(monitor, reported(self.task))
         self.loss = TrainingLoss(self.task, settings)
-        canonical = {"encoder": canonical_name(encoder), "label_names": self.label_names, "pairs": self.pairs}
+        canonical = {"encoder": canonical_name(name), "label_names": self.label_names, "pairs": self.pairs}
         # primitive values only, so that checkpoints load with weights_only=True
         self._keep({**settings, **canonical})
-        self.base = Base.load(encoder, dropout, head)
+        self.base = Base.load(name, dropout, head)
         self.encoder = self.base.encoder
         self.max_length = min(max_length, self.base.max_tokens)
         self.head = self.base.new_head(head, self.task.outputs)
@@ -260,12 +262,19 @@ class PlainClassifier(nn.Module):
         with merged_lora(self.encoder) if merges else nullcontext():
             return self.task.predictions(self.logits(texts, batch_tokens, batching))
 
-    @torch.inference_mode()
     def logits(
         self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
     ) -> Tensor:
         """(texts, outputs), fp32, on the CPU: the logits behind `predict`; adapters stay merged or unmerged."""
-        tokens = self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
+        return self.logits_of(self.tokenize(texts), batch_tokens, batching)
+
+    def tokenize(self, texts: Sequence[Text]) -> Tokens:
+        """The texts' tokens, cut to `max_length`; a UserError, `predict.texts`, if the model reads others."""
+        return self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
+
+    @torch.inference_mode()
+    def logits_of(self, tokens: Tokens, batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None) -> Tensor:
+        """(texts, outputs): the `logits` of texts that are tokenized."""
         with evaluating(self):
             batches = self.base.batches(tokens, batch_tokens, batching)
             rows, indices = zip(*((self(batch).cpu(), torch.tensor(own)) for batch, own in batches), strict=True)

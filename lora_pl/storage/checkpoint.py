@@ -105,7 +105,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = read_archive(Path(path))
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in REQUIRED):
         raise UserError(
-            "checkpoint.format", f"{path}: lora_pl did not write this file; expected best.ckpt or last.ckpt of a run"
+            "checkpoint.format",
+            f"{path}: lora_pl did not write this file; expected best.ckpt or last.ckpt of a run; of another program's "
+            "adapter lora_pl import makes a checkpoint",
         )
     require_values(checkpoint, Contents, "checkpoint.format", f"{path}: ")
     require_finite(str(path), checkpoint["state_dict"], "checkpoint", NUMBERS)

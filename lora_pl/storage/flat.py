@@ -1,7 +1,8 @@
-"""Settings as plain values: by their full names, without NumPy's types."""
+"""Settings as plain values: by their full names, without NumPy's types and paths'."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,5 +35,7 @@ def with_options(values: Mapping[str, Any], options: Mapping[str, Any]) -> dict[
 
 
 def primitive(value: Any) -> Any:
-    """A NumPy number as Python's, which YAML and checkpoints can hold; any other value as it is."""
+    """A NumPy number as Python's and a path as text, which YAML and checkpoints can hold; other values as they are."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value

@@ -34,6 +34,7 @@ def test_the_errors_are_those_of_predict_most_confident_first(checkpoint, glue_f
                 if label != answer["label"]}  # fmt: skip
     assert 0 < len(rows) < 48
     assert {row["text"]: (row["label"], row["prediction"]) for row in rows} == expected
+    assert all(texts[row["row"] - 1] == row["text"] for row in rows)
     chances = [row["probability"] for row in rows]
     assert chances == sorted(chances, reverse=True)
     assert chances[0] == pytest.approx(max(a["score"] for t, a in zip(texts, answers, strict=True) if t in expected))
@@ -60,7 +61,7 @@ def test_scores_go_by_their_difference(tiny_encoder):
     Path("mine.csv").write_text("text,label\ngood,5\nbad,0.5\nslow,-7\n")
     rows = listed(SentenceDataModule(task="stsb", text_column="text", validation_file="mine.csv", train_file="mine.csv",
                                      encoder=tiny_encoder()))  # fmt: skip
-    assert [row["text"] for row in rows] == ["slow", "good", "bad"]
+    assert [(row["row"], row["text"]) for row in rows] == [(3, "slow"), (1, "good"), (2, "bad")]
     assert all(row["difference"] == abs(row["prediction"] - row["label"]) for row in rows)
 
 

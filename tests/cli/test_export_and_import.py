@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from lora_pl.cli.main import main
 from tests.cli.mistakes import fails
 from tests.support import run_in_process
 
@@ -44,6 +46,7 @@ def test_an_imported_checkpoint_is_validated_and_exported(checkpoint, glue_folde
     assert figures[0] == figures[1]
     run_in_process(["export", "--ckpt_path", "ours.ckpt", "--output", "hf"], tmp_path, check=True)
     assert (tmp_path / "hf" / "config.json").is_file()
+    assert "hf: a whole model, which holds no adapter" in run_in_process(["import", "hf"], tmp_path).stderr
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,9 @@ def test_options(arguments, key, capsys):
 def test_files(capsys, checkpoint):
     assert fails(capsys, "export", "--ckpt_path", "x.ckpt", "--output", "y") == "checkpoint.missing"
     fails(capsys, "import", "x.pt")
+    torch.save({"query.lora_A": torch.ones(1, 1)}, "x.pt")
+    assert main(["predict", "--ckpt_path", "x.pt"]) == 1
+    assert "adapter lora_pl import makes a checkpoint" in capsys.readouterr().err
     Path("taken").mkdir()
     Path("taken/file").touch()
     fails(capsys, "export", "--ckpt_path", str(checkpoint), "--output", "taken")

@@ -11,6 +11,7 @@ import torch
 from lora_pl.ablation.table import ResultTable
 from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.cli.main import main
+from lora_pl.data.rows import read_rows
 from lora_pl.training.resume.exact_resume import RESUME_KEY
 from tests.cli.mistakes import fails
 
@@ -33,11 +34,20 @@ def test_a_run_keeps_its_held_out_sentences(own, capsys, monkeypatch):
     share = ["--data.validation_share", "0.25", "--seed_everything", "5"]
     checkpoint = fit(own, *share)
     fingerprint = torch.load(checkpoint, weights_only=True)[RESUME_KEY]["conditions"]["the validation data"]
+    predict = ["predict", "--ckpt_path", checkpoint, "--input", "my films.csv", "--output", "x.jsonl"]
+    assert main(predict) == 0
+    assert main([*predict, "--config", "checkpoints/own/config.yaml"]) == 0
+    for flag in ("--data.folds=3", "--data.validation_share=0.5", "--seed_everything=1"):
+        assert fails(capsys, *predict, flag, code=2) == "usage"
     found = []
     monkeypatch.setattr(ErrorList, "setup", lambda self, *_, stage: found.append(self.data.fingerprints()))
     arguments = ["validate", "--ckpt_path", checkpoint, "--errors", "errors.jsonl"]
     assert main(arguments) == 0
     assert found == [{"validation": fingerprint}]
+    texts = [text for _, (text,) in read_rows("my films.csv", ["the review"])]
+    errors = [json.loads(line) for line in Path("errors.jsonl").read_text().splitlines()]
+    assert errors
+    assert all(texts[error["row"] - 1] == error["text"] for error in errors)
     assert main([*arguments, "--data.validation_file", "my films.csv"]) == 0
     assert " 24 sentences in errors.jsonl" in capsys.readouterr().err
     again = ["fit", *own, "--run_name", "own", "--resume", *share, "--data.validation_share", "0.5"]
@@ -52,6 +62,18 @@ def test_the_last_line_is_a_command_that_works(own, capsys):
     rows = [json.loads(text) for text in Path("x.jsonl").read_text().splitlines()]
     assert len(rows) == 24
     assert rows[0]["text_pair"] == "a plot"
+    assert main(["export", "--ckpt_path", "checkpoints/own/last.ckpt", "--format", "adapter", "--output", "out"]) == 0
+    assert main(["import", "out"]) == 0
+    for number, given in enumerate(("--ckpt_path=", "--adapter=a=")):
+        output = f"{number}.jsonl"
+        flags = [f"{given}checkpoints/out/best.ckpt", "--input", "my films.csv", "--output", output]
+        assert main(["predict", *flags]) == 0
+        again = [json.loads(text) for text in Path(output).read_text().splitlines()]
+        assert [row["label"] for row in again] == [row["label"] for row in rows]
+    record = json.loads(Path("out/lora_pl.json").read_text())
+    record["datamodule_hyper_parameters"]["text_column"] = 3
+    Path("out/lora_pl.json").write_text(json.dumps(record))
+    assert fails(capsys, "import", "out", "--output", "other.ckpt") == "adapter.settings"
 
 
 @pytest.mark.usefixtures("empty_figures")

@@ -27,27 +27,36 @@ def test_everyone_or_each_its_own(checkpoint, table, tmp_path):
     asked = [(row["text"], row["adapter"]) for row in rows(output)]
     assert asked == [(text, who) for text in ("the film is good", "the cast is dull") for who in ("first", "second")]
     done = run_in_process(
-        ["predict", *adapters, "--input", str(table), "--adapter_column", "who"], tmp_path, check=True
+        ["predict", *adapters, "--input", str(table), "--adapter_column", "who", "--keep_columns", "[who]"],
+        tmp_path,
+        check=True,
     )
     own = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["adapter"] for row in own] == ["first", "second"]
+    assert [(row["adapter"], row["who"]) for row in own] == [("first", "first"), ("second", "second")]
     scores = [answer["score"] for answer in expected]
     assert [row["score"] for row in own] == pytest.approx(scores, abs=rounding(TINY_TERMS))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key"),
+    ("arguments", "key", "said"),
     [
-        (["--adapter", "first"], "adapter"),
-        (["--adapter", "first=nowhere.ckpt"], "checkpoint.missing"),
-        (["--adapter", "first={checkpoint}", "--adapter_column", "who"], "adapter"),
-        (["--adapter", "first={checkpoint}", "--text_column", "sentence"], "data.column"),
-        (["--adapter", "first={checkpoint}", "--output", "rows.parquet"], "output"),
+        (["--adapter", "first"], "adapter", "NAME=CHECKPOINT"),
+        (["--adapter", "first={checkpoint}", "--ckpt_path", "{checkpoint}"], "adapter", "--adapter or --ckpt_path"),
+        (["--adapter", "first=nowhere.ckpt"], "checkpoint.missing", "nowhere.ckpt"),
+        (
+            ["--adapter", "first={checkpoint}", "--adapter_column", "who"],
+            "adapter",
+            "texts.csv, line 3: there is no",
+        ),
+        (["--adapter", "first={checkpoint}", "--text_column", "sentence"], "data.column", "sentence"),
+        (["--adapter", "first={checkpoint}", "--output", "rows.parquet"], "output", "JSON lines"),
     ],
 )
-def test_mistakes(arguments, key, checkpoint, table, tmp_path, capsys, monkeypatch):
+def test_mistakes(arguments, key, said, checkpoint, table, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = [argument.format(checkpoint=checkpoint) for argument in arguments]
     assert main(["predict", "--input", str(table), *given]) != 0
-    assert error_of(capsys.readouterr().err)[0] == key
+    told = capsys.readouterr().err
+    assert error_of(told)[0] == key
+    assert said in told
     assert list(tmp_path.iterdir()) == [table]

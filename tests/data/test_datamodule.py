@@ -1,10 +1,12 @@
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
+from lora_pl.model.classifier import LoRAClassifier
 
 
 def module(tiny_encoder, glue_folder, **changes) -> SentenceDataModule:
@@ -20,6 +22,18 @@ def test_batches_of_a_folder(tiny_encoder, glue_folder):
     assert len(batches[0]) == 5
     assert set(torch.cat([batch.labels for batch in batches]).tolist()) == {0.0, 1.0}
     assert sum(len(batch) for batch in data.val_dataloader()[0]) == 48
+
+
+def test_paths_may_be_objects(tiny_encoder, glue_folder, tmp_path):
+    folder = Path(tiny_encoder())
+    data = SentenceDataModule(source=glue_folder, encoder=folder, cache_dir=tmp_path)
+    data.setup("validate")
+    assert data.hparams["source"] == str(glue_folder)
+    own = SentenceDataModule(train_file=glue_folder / "train.tsv", text_column="sentence", encoder=folder)
+    model = LoRAClassifier.for_data(own)
+    assert model.hparams["encoder"] == own.hparams["encoder"] == str(folder)
+    with pytest.raises(UserError, match="train_file"):
+        SentenceDataModule(train_file=3)
 
 
 def test_validation_alone_needs_no_training_file(tiny_encoder, glue_folder, tmp_path):

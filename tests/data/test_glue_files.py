@@ -1,7 +1,7 @@
 import pytest
 
 from lora_pl.data.sources import read_glue_file, read_split
-from lora_pl.data.tasks import GLUE_TASKS
+from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS
 from lora_pl.errors import UserError
 
 MNLI_HEADER = (
@@ -88,6 +88,12 @@ def test_missing_files_and_folders(tmp_path):
         with pytest.raises(UserError) as error:
             read_split(str(source), GLUE_TASKS[task], "train")
         assert error.value.key == f"data.{key}"
+
+
+def test_own_tasks_name_the_file_that_is_missing():
+    for split in ("train", "validation"):
+        with pytest.raises(UserError, match=f"give --data.{split}_file, or --data.source"):
+            read_split("hub", CUSTOM_TASK, split)
 
 
 def test_a_hub_out_of_reach_names_the_ways_on(monkeypatch):

@@ -39,7 +39,7 @@ def rows_of(name: str) -> list[dict]:
 @pytest.mark.parametrize("name", ["y.jsonl", "y.parquet"])
 def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, predict, capsys, monkeypatch):
     assert main([*predict, "whole" + name]) == 0
-    asked, answer = [], PlainClassifier.predict
+    asked, answer = [], PlainClassifier.tokenize
 
     def stop(self, batch, *given):
         asked.extend(batch)
@@ -47,7 +47,7 @@ def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, pred
             raise UserError("stopped", "by a test")
         return answer(self, batch, *given)
 
-    monkeypatch.setattr(PlainClassifier, "predict", stop)
+    monkeypatch.setattr(PlainClassifier, "tokenize", stop)
     assert main([*predict, name]) == 1
     assert not Path(name).exists()
     assert "48 predictions are in" in capsys.readouterr().err
@@ -59,14 +59,14 @@ def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, pred
 
 
 def test_sigterm_stops_at_once_and_keeps_what_is_whole(predict, capsys, monkeypatch):
-    answer, before = PlainClassifier.predict, signal.getsignal(signal.SIGTERM)
+    answer, before = PlainClassifier.tokenize, signal.getsignal(signal.SIGTERM)
 
     def stop(self, batch, *given):
         if TEXTS[30] in batch:
             signal.raise_signal(signal.SIGTERM)
         return answer(self, batch, *given)
 
-    monkeypatch.setattr(PlainClassifier, "predict", stop)
+    monkeypatch.setattr(PlainClassifier, "tokenize", stop)
     assert main([*predict, "y.jsonl"]) == 128 + signal.SIGTERM
     assert "24 predictions are in y.jsonl.parts; the same command resumes" in capsys.readouterr().err
     assert {path.name for path in Path("y.jsonl.parts").iterdir()} == {"plan.json", "00000000.jsonl", "00000001.jsonl"}
@@ -107,6 +107,23 @@ def test_parts_of_another_input_are_not_taken(predict, capsys, monkeypatch):
     assert main([*predict, "y.jsonl"]) == 0
     assert "is of other texts or another checkpoint" in capsys.readouterr().err
     assert [row["text"] for row in rows_of("y.jsonl")] == TEXTS[::-1]
+
+
+def test_long_texts_are_counted_or_refused(predict, capsys):
+    Path("x.txt").write_text("\n".join([*TEXTS[:5], "a very good film", "bad " * 9]) + "\n")
+    assert main([*predict, "y.jsonl", "--data.max_length", "8"]) == 0
+    assert capsys.readouterr().err.endswith("7 predictions in y.jsonl; 1 of 7 texts cut at 8 tokens\n")
+    assert main([*predict, "z.jsonl", "--data.max_length", "8", "--data.too_long", "refuse"]) == 1
+    assert "data.too_long: x.txt, line 7: longer than 8 tokens" in capsys.readouterr().err
+    assert not Path("z.jsonl").exists()
+
+
+def test_blank_lines_of_a_table_are_counted(predict, capsys):
+    Path("x.csv").write_text("sentence\n" + "\n\n".join(TEXTS[:3]) + "\n")
+    given = ["--input", "x.csv", "--output", "y.jsonl"]
+    for asked in (predict[:3], ["predict", f"--adapter=a={predict[2]}", "--text_column", "sentence"]):
+        assert main([*asked, *given]) == 0
+        assert capsys.readouterr().err.endswith("3 predictions in y.jsonl; 2 empty rows skipped\n")
 
 
 def test_the_trainers_options_without_effect_are_reported(predict, capsys):
