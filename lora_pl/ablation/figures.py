@@ -63,8 +63,10 @@ def parameters_by_rank(series: Sequence[Series]) -> Figure:
         name, per_rank = one.name or "this encoder", {count / rank for rank, count in own}
         label = f"{per_rank.pop():,.0f} r ({name})" if len(per_rank) == 1 else name
         axes.plot(*zip(*own, strict=True), color=color, linestyle=line, marker=marker, label=label)
+    largest = dict(points)  # of each rank, told above its line, the others below theirs
     for rank, count in points:
-        axes.annotate(f"{count:,}", (rank, count), (0, -14), textcoords="offset points", ha="center", fontsize=8)
+        place = (0, 6 if count == largest[rank] else -14)
+        axes.annotate(f"{count:,}", (rank, count), place, textcoords="offset points", ha="center", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
