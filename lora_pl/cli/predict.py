@@ -19,7 +19,7 @@ from lora_pl.cli.parser import Parser, verb_parser
 from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
 from lora_pl.data.rows import STDIN
-from lora_pl.data.sentence_data import SentenceData
+from lora_pl.data.sentence_data import IF_TOO_LONG, SentenceData
 from lora_pl.data.texts import Format, Text, TextStream, as_row, as_text, named, with_kept
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line
@@ -140,11 +140,7 @@ def _told(written: int, output: str, stream: TextStream, cut: str = "") -> str:
 
 def _too_long(model: PlainClassifier, texts: Sequence[Text], where: Sequence[str]) -> UserError:
     first = next(place for text, place in zip(texts, where, strict=True) if model.tokenize([text]).cut)
-    return UserError(
-        "data.too_long",
-        f"{first}: longer than {model.max_length} tokens; "
-        "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
-    )
+    return UserError("data.too_long", f"{first}: longer than {model.max_length} tokens; {IF_TOO_LONG}")
 
 
 def predict_adapters(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 PATHS = ("source", "train_file", "validation_file", "cache_dir")
+IF_TOO_LONG = "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut"
 
 
 class SentenceData:
@@ -210,8 +211,7 @@ class SentenceData:
         if tokens.cut and self.hparams["too_long"] == "refuse":
             raise UserError(
                 "data.too_long",
-                f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; "
-                "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut",
+                f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; {IF_TOO_LONG}",
             )
         said = f"{split}: {len(tokens):,} sentences{self._of(split)}, {tokens.lengths.mean():.1f} tokens each"
         if tokens.cut:

@@ -91,5 +91,5 @@ def _path(name: str) -> Path:
             raise ValueError("it has a NUL or more than 1,000 characters")
         name.encode()
         return expanded(name)
-    except (ValueError, RuntimeError) as error:  # RuntimeError: ~ of an unknown user
+    except ValueError as error:
         raise UserError("model.encoder", f"{name[:100]!r} is no path: {error}") from None

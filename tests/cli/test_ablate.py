@@ -192,21 +192,33 @@ def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, f
     assert rows_of(table.parent) == [row for row in rows_of(study) if row["method"] == "lora"]
 
 
+@pytest.fixture
+def stopped_in_the_ninth_step(monkeypatch):
+    """Called, it lets SIGTERM come there; the list that it returns gets epoch and batch of every step."""
+    from lora_pl.ablation.record import EpochRecord
+
+    def arm() -> list[tuple[int, int]]:
+        steps, begin = [], EpochRecord.on_train_batch_start
+
+        def watched(self, trainer, module, batch, batch_idx):
+            steps.append((trainer.current_epoch, batch_idx))
+            if len(steps) == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+            begin(self, trainer, module, batch, batch_idx)
+
+        monkeypatch.setattr(EpochRecord, "on_train_batch_start", watched)
+        return steps
+
+    return arm
+
+
 @pytest.mark.usefixtures("empty_figures")
-def test_a_stopped_trial_is_resumed_where_it_was(study, flags, tmp_path, monkeypatch, capsys):
+def test_a_stopped_trial_is_resumed_where_it_was(
+    study, flags, tmp_path, monkeypatch, capsys, stopped_in_the_ninth_step
+):
     """SIGTERM in the second epoch of the first trial."""
-    from lora_pl.ablation.record import TrialRecord
-
     monkeypatch.chdir(tmp_path)
-    steps, begin = [], TrialRecord.on_train_batch_start
-
-    def watched(self, trainer, module, batch, batch_idx):
-        steps.append((trainer.current_epoch, batch_idx))
-        if len(steps) == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, trainer, module, batch, batch_idx)
-
-    monkeypatch.setattr(TrialRecord, "on_train_batch_start", watched)
+    steps = stopped_in_the_ninth_step()
     assert main(flags) == 128 + signal.SIGTERM
     assert error_of(capsys.readouterr().err)[0] == "stopped"
     assert steps[-1] == (1, 2)
@@ -222,22 +234,14 @@ def test_a_stopped_trial_is_resumed_where_it_was(study, flags, tmp_path, monkeyp
 
 
 @pytest.mark.usefixtures("empty_figures")
-def test_stopped_joint_trials_are_resumed_where_they_were(flags, tmp_path, monkeypatch, capsys):
+def test_stopped_joint_trials_are_resumed_where_they_were(
+    flags, tmp_path, monkeypatch, capsys, stopped_in_the_ninth_step
+):
     """SIGTERM in the second epoch of the first group; dropout is on."""
-    from lora_pl.ablation.record import JointRecord
-
     monkeypatch.chdir(tmp_path)
     packed = [*flags, "--pack", "3"]
     assert main([*packed, "--output", "whole"]) == 0
-    steps, begin = [], JointRecord.on_train_batch_start
-
-    def watched(self, trainer, module, batch, batch_idx):
-        steps.append((trainer.current_epoch, batch_idx))
-        if len(steps) == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
-        begin(self, trainer, module, batch, batch_idx)
-
-    monkeypatch.setattr(JointRecord, "on_train_batch_start", watched)
+    steps = stopped_in_the_ninth_step()
     assert main(packed) == 128 + signal.SIGTERM
     assert error_of(capsys.readouterr().err)[0] == "stopped"
     assert [path.name for path in Path("study/trials").glob("joint-*/last.ckpt")] == ["last.ckpt"]
