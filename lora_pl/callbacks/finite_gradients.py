@@ -35,7 +35,7 @@ class FiniteGradients(Callback):
         if pl_module.hparams.get("nonfinite_loss") != "skip":
             raise UserError(
                 "trainer.gradients",
-                f"{where}; take a lower learning rate or --trainer.gradient_clip_val 1, and resume with --resume",
+                f"{where}; take a lower learning rate or --trainer.gradient_clip_val 1, with --resume --force",
             )
         say(f"{where}; the step is skipped")
         optimizer.zero_grad(set_to_none=True)

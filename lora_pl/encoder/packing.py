@@ -125,9 +125,11 @@ class Packing:
 
     @cached_property
     def positions(self) -> Tensor:
-        """(1, tokens), int64: 0, 1, 2, ... in each segment."""
+        """(1, tokens), int64: 0, 1, 2, ... in each sentence; 0 in the filler, which may be longer than any sentence."""
         starts = np.repeat(self._ends - self.lengths, self.lengths)
-        return self._tensor(np.arange(len(starts)) - starts)[None]
+        positions = np.arange(len(starts)) - starts
+        positions[self._own.sum() :] = 0
+        return self._tensor(positions)[None]
 
     @property
     def short(self) -> bool:

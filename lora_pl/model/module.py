@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from torch.optim.lr_scheduler import LambdaLR
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import Task
@@ -50,8 +51,9 @@ class TaskModule(LightningModule):
         """Convert the frozen base to the dtype that the trainer computes in.
 
         Raises:
-            UserError: `model.nonfinite_loss`: skip, with several processes; `data.encoder`, `data.label_names`: the
-                data are another encoder's tokens, or have other classes; `model.monitor`: of a split that they lack;
+            UserError: `model.nonfinite_loss`: skip, with several processes; `data.encoder`, `data.label_names`,
+                `data.pairs`, `data.max_length`: the data are another encoder's tokens, have other classes or another
+                form of text; `model.monitor`: of a split that they lack;
                 `trainer.precision`, see `require_precision`; `predict`, by a Trainer from a data module.
         """
         require_precision(str(self.trainer.precision))
@@ -77,7 +79,9 @@ class TaskModule(LightningModule):
         Raises:
             UserError: `model.schedule`: linear, in a run without an end.
         """
-        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=True)
+        # a scaler of gradients leaves them to a fused step, for which Lightning refuses to clip in any mixed precision
+        clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
+        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=not clips)
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps) and self.hparams["schedule"] == "linear":
             raise UserError("model.schedule", "linear needs an end; give --trainer.max_epochs or --trainer.max_steps")
@@ -87,8 +91,21 @@ class TaskModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def on_train_start(self) -> None:
-        """Let each process draw dropout masks of its own; until here all draw the same."""
+        """Let each process draw dropout masks of its own; until here all draw the same.
+
+        A resumed run goes on with its own learning rates and weight decay, where they differ from the checkpoint's.
+        """
         take_own_stream(self.global_rank)
+        self._take_rates()
+
+    def _take_rates(self) -> None:
+        schedule: LambdaLR = self.lr_schedulers()  # type: ignore[assignment]
+        optimizer, own = schedule.optimizer, self.parameter_groups()
+        schedule.base_lrs = [group["lr"] for group in own]
+        factor, fused = schedule.lr_lambdas[0](schedule.last_epoch), optimizer.defaults["fused"]
+        for group, new in zip(optimizer.param_groups, own, strict=True):
+            rates = {"lr": new["lr"] * factor, "initial_lr": new["lr"], "weight_decay": new["weight_decay"]}
+            group.update(rates, fused=fused)
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's metrics."""
@@ -130,5 +147,9 @@ def _require_own_data(data: SentenceDataModule, settings: Mapping[str, Any]) -> 
             f"the data are tokenized for {data.encoder}, but the model is {settings['encoder']}; give both the same "
             "encoder, as LoRAClassifier.for_data does",
         )
-    if list(data.label_names) != list(settings["label_names"]):
-        raise UserError("data.label_names", f"{data.label_names}, but the model has {settings['label_names']}")
+    own = {"label_names": list(data.label_names), "pairs": data.pairs, "max_length": data.max_length}
+    for name, value in own.items():
+        if value != settings[name]:
+            raise UserError(
+                f"data.{name}", f"{value}, but the model has {settings[name]}; LoRAClassifier.for_data takes the data's"
+            )

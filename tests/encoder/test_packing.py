@@ -14,6 +14,8 @@ def test_positions_restart_and_lengths_cumulate():
     assert packing.cumulative_lengths.tolist() == [0, 3, 4, 6]
     assert packing.cumulative_lengths.dtype == torch.int32
     assert packing.longest == 3
+    filled = Packing([3, 1], filler=5)  # longer than any sentence, and perhaps than the encoder's positions
+    assert filled.positions.tolist() == [[0, 1, 2, 0, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [1, 9, 2, 40, 3, 3], [512, 2, 2]])

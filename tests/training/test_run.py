@@ -101,7 +101,18 @@ def test_changed_settings_are_refused_unless_forced(made):
         assert refused.value.key == "resume"
     forced = Run("mine", resume=True, force=True)
     forced.fit(model, data, max_epochs=2)
-    assert read_checkpoint(forced.last_checkpoint)["global_step"] == 12
+    checkpoint = read_checkpoint(forced.last_checkpoint)
+    assert checkpoint["global_step"] == 12
+    assert {group["initial_lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]} == {1e-2}
+    assert set(checkpoint["lr_schedulers"][0]["base_lrs"]) == {1e-2}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_clipped(precision, made):
+    model, data = made()
+    Run("mine").fit(model, data, max_steps=2, precision=precision, gradient_clip_val=1e-3)
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    assert 5e-4 < torch.stack(norms).norm() < 1.001e-3
 
 
 def test_two_ways_to_write_a_path_are_one_setting(tmp_path):
@@ -206,6 +217,15 @@ def test_a_model_does_not_train_on_another_encoders_tokens(made, tiny_encoder, g
     with pytest.raises(UserError) as error:
         Run("mine").fit(model, other, max_epochs=1)
     assert error.value.key == "data.encoder"
+
+
+@pytest.mark.parametrize("changed", [{"max_length": 32}, {"pairs": True}])
+def test_a_model_does_not_train_on_texts_of_another_form(changed, made):
+    _, data = made()
+    other = LoRAClassifier(encoder=data.encoder, **{"max_length": data.max_length, **changed})
+    with pytest.raises(UserError) as error:
+        Run("mine").fit(other, data, max_epochs=1)
+    assert error.value.key == f"data.{next(iter(changed))}"
 
 
 def test_numbers_of_numpy_are_saved_as_pythons(made):
