@@ -1,4 +1,4 @@
-"""Against the real ONNX Runtime; RoBERTa and BERT are in test_round_trips.py."""
+"""Against the real ONNX Runtime; RoBERTa is in test_formats.py, BERT in test_round_trips.py."""
 
 import pytest
 import torch
