@@ -174,7 +174,8 @@ class ClassifierCLI(LightningCLI):
             raise UsageError("model.lora", f"expected a mapping of LoRA's options, got {lora!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
         if self.verb == "fit":
-            self.saved = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
+            # every option, with its value
+            self.saved = yaml.safe_load(self._parser(self.verb).dump(self.config[self.verb], skip_unset=False))
             self.saved["model"]["lora"] = LoRAConfig.of(self.saved["model"]["lora"]).to_dict()  # as checkpoints say it
         if self._option("ckpt_path"):
             self._option("model").start_from = None
@@ -228,11 +229,6 @@ class ClassifierCLI(LightningCLI):
 
     def _option(self, key: str) -> Any:
         return self.config[self.verb].get(key)
-
-
-def config_text(parser: Any, config: Any) -> str:
-    """The configuration as YAML, every option with its value."""
-    return str(parser.dump(config, skip_unset=False))
 
 
 def quiet_libraries() -> None:
