@@ -10,9 +10,8 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
 from lora_pl.data.tasks import MetricName, Task
 from lora_pl.lora.transfer import transfer
-from lora_pl.model.class_scores import ClassScores, Confusion
+from lora_pl.model.class_scores import ClassScores, Confusion, LabelCounts
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
-from lora_pl.model.label_scores import LabelCounts
 from lora_pl.model.monitor import suffix
 
 METRICS: dict[MetricName, Callable[[int], Metric]] = {
