@@ -109,3 +109,13 @@ def test_archives_that_two_readers_could_read_differently(kind, tmp_path):
     with pytest.raises(UserError) as error:
         read_archive(other, "adapter")
     assert error.value.key in ("adapter.refused", "adapter.damaged")
+
+
+def test_a_changed_byte_in_a_tensor_is_found(tmp_path):
+    path = saved({"x": torch.full((1000,), 1.5)}, tmp_path / "x.pt")
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((4,), 1.5).numpy().tobytes()) + 400] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_archive(path)
+    assert error.value.key == "checkpoint.damaged"
