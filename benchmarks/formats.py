@@ -38,7 +38,7 @@ def rows(ckpt_path: str, folder: Path) -> list[str]:
     found = [row("predict", "lora_pl", expected, expected, sentences)]
     for format, dtype in FORMATS:
         output = folder / f"{format}-{dtype}"
-        options = ExportOptions(dtype, flags=frozenset({"int8"} if format == "onnx" else ()))
+        options = ExportOptions(dtype, int8=format == "onnx")
         comparisons = export_checkpoint(ckpt_path, output, format, options, sentences=sentences)
         job = {"program": format, "folder": str(output), "base": local_path(model.hparams["encoder"]), "dtype": dtype}
         job |= {"texts": sentences.texts, "labels": model.label_names}

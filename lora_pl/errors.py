@@ -21,8 +21,8 @@ class UserError(ValueError):
     exit_code = 1
 
     def __init__(self, key: str, message: str) -> None:
-        super().__init__(f"{key}: {printable(message)[:LONGEST]}")
-        self.key = key
+        self.key, self.message = key, printable(message)[:LONGEST]
+        super().__init__(f"{key}: {self.message}")
 
     def __reduce__(self) -> Any:
         # an exception is pickled as a call of its class with `args`; this one, as Ray sends it, without a call

@@ -15,7 +15,7 @@ bidirectional text, invisible characters that no script needs, halves of surroga
 
 def printable(text: str, kept: str = "") -> str:
     """`text` with the characters of `CONTROLS` escaped, except those in `kept`; text of any language stays as it is."""
-    return CONTROLS.sub(lambda found: found[0] if found[0] in kept else _escape(found[0]), text)
+    return CONTROLS.sub(lambda at: at[0] if at[0] in kept else at[0].encode("unicode_escape").decode(), text)
 
 
 def json_line(value: Any) -> str:
@@ -25,7 +25,3 @@ def json_line(value: Any) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode()

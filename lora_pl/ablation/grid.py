@@ -114,17 +114,13 @@ class Grid:
         found = list(self._trials())
         known: set[str] = set()
         _require("vary", bool(found), "at least one trial", "none")
-        compared = {(trial.options.get("data.task"), self._monitor(trial)) for trial in found}
+        compared = {(trial.options.get("data.task"), {**self.shared, **trial.options}.get(MONITOR)) for trial in found}
         _require("vary", len(compared) == len(dict(compared)), f"one {MONITOR} for the trials of a task", "several")
         for trial in found:
             ways = {repr((trial.seed, sorted({**self.shared, **trial.options}.items()))), trial.name}
             _require("vary", not ways & known, "trials that differ in their options", f"two like {trial.name}")
             known |= ways
         return found
-
-    def _monitor(self, trial: Trial) -> str | None:
-        monitor: str | None = trial.options.get(MONITOR, self.shared.get(MONITOR))
-        return monitor
 
     def _trials(self) -> Iterator[Trial]:
         for seed, arm in itertools.product(range(self.seeds), self.arms):

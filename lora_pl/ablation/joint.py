@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.encoder.dropout import use_bulk_dropout
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
@@ -42,7 +41,7 @@ class JointTrials(TaskModule):
 
     Args:
         like: A model with the settings that all trials share. It gives its base away and can't be used afterwards.
-        trials: LoRA trials, of any ranks, seeds, alphas, learning rates and targets.
+        trials: LoRA trials that are not `Trial.alone`, of any ranks, seeds, alphas, learning rates and targets.
     """
 
     def __init__(self, like: LoRAClassifier, trials: Sequence[Trial]) -> None:
@@ -60,14 +59,11 @@ class JointTrials(TaskModule):
         start_from = like.hparams["start_from"]
         self.start = read_start(start_from, self.base) if start_from else None
         for trial, settings in zip(self.trials, self.settings, strict=True):
-            require_shared_base(settings)
             self._draw(trial.seed, settings)
         use_bulk_dropout(self.encoder)  # the adapters' own
 
     def _draw(self, seed: int, settings: Mapping[str, Any]) -> None:
         """Add a trial as `fit --seed_everything SEED` draws it: the head, then A layer by layer."""
-        if settings["lora"]["init"] == "eva":
-            raise UserError("pack", "EVA looks at each trial's own data, so trials with init eva train alone")
         seed_everything(seed, workers=True, verbose=False)
         head = self.base.new_head(settings["head"], self.task.outputs)
         taken = self.start.tensors(settings) if self.start else {}
@@ -246,12 +242,6 @@ def require_packed(data: SentenceDataModule) -> None:
         raise UserError(
             "pack", f"joint trials need packed batches, and those of {data.encoder} are padded; take --pack 1"
         )
-
-
-def require_shared_base(model: Mapping[str, Any]) -> None:
-    """Raise a UserError, `pack`, if the model's settings train more of the encoder than adapters."""
-    if trains_biases_or_norms(model):
-        raise UserError("pack", "joint trials share the encoder's biases and norms, which are trained; take --pack 1")
 
 
 def _settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:

@@ -135,16 +135,14 @@ def _sentences(one: Series) -> tuple[str, ...]:
 
 
 def _curves(folder: Path, series: Series) -> dict[str, Curve]:
-    names = [row["trial"] for group in series.groups for row in group.rows]
-    paths = {name: folder / "trials" / name / "metrics.json" for name in names}
-    return {name: _curve(path) for name, path in paths.items() if path.is_file()}
-
-
-def _curve(path: Path) -> Curve:
-    content = parse_json(path.read_bytes(), "report", str(path))
-    require_json(content, Metrics, "report", f"{path}: ", unknown="ignore")
-    curve: Curve = content["loss_curve"]
-    return curve
+    curves = {}
+    for name in (row["trial"] for group in series.groups for row in group.rows):
+        path = folder / "trials" / name / "metrics.json"
+        if path.is_file():
+            content = parse_json(path.read_bytes(), "report", str(path))
+            require_json(content, Metrics, "report", f"{path}: ", unknown="ignore")
+            curves[name] = content["loss_curve"]
+    return curves
 
 
 def _save(figure: Figure, path: Path) -> str:

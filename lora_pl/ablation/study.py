@@ -120,9 +120,10 @@ def run_study(
             _write_metrics(folder / "trials" / outcome.trial.name, outcome, settings)
         table.add(row for outcome in outcomes for row in outcome.rows())
         done += len(outcomes)
-        pace = (time.monotonic() - started) / (done - first)
+        rest = (time.monotonic() - started) / (done - first) * (total - done)
+        about = f"{rest / 60:.0f} min" if rest >= 90 else f"{rest:.0f} s"
         for outcome in outcomes:
-            say(f"{done}/{total}  {_told(outcome)}  about {_duration(pace * (total - done))} left")
+            say(f"{done}/{total}  {_told(outcome)}  about {about} left")
     return [trial.name for unit in units for trial in unit if trial.name in table.trials(FAILED)]
 
 
@@ -191,10 +192,6 @@ def _told(outcome: Outcome) -> str:
     metric, values = epochs[0]["metric"], [row["validation"] for row in epochs]
     best, seconds = best_known(metric, values), sum(row["seconds"] for row in epochs)
     return f"{outcome.trial.name}: {metric} {values[-1]:.4f} (best {best:.4f}), {seconds:.0f} s"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def concerns_all(error: BaseException | None) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lora_pl.ablation.grid import RANK, Trial, told
 from lora_pl.errors import UserError, first_line
-from lora_pl.model.monitor import best_of, mode_of
+from lora_pl.model.monitor import mode_of
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
 
@@ -91,8 +91,8 @@ def trial_rows(trial: Trial, epochs: Sequence[Row]) -> list[Row]:
 def best_known(metric: str, items: Sequence[T], value: Callable[[T], float] = float) -> T:  # type: ignore[assignment]
     """The item with the best value of a metric; one whose value is NaN only if all are."""
     known = [item for item in items if not math.isnan(value(item))]
-    best: T = best_of(metric)(known or items, key=value)
-    return best
+    best: Callable[..., T] = min if mode_of(metric) == "min" else max
+    return best(known or items, key=value)
 
 
 def failed_row(trial: Trial, error: str) -> Row:

@@ -168,7 +168,7 @@ def joint_name(trials: Sequence[Trial]) -> str:
 
 def _without_advice(error: UserError) -> str:
     """Why a run can't be resumed, without what `fit` could do about it."""
-    why = str(error).partition(", or ")[0].removeprefix(f"{error.key}: ")
+    why = error.message.partition(", or ")[0]
     return why.rpartition("; ")[0] or why
 
 

@@ -33,7 +33,10 @@ class ConfusionFigure(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw it if it is due, by the first process alone."""
         best = _best(trainer, pl_module)
-        if trainer.sanity_checking or best is None or not _is_new(trainer, best) or find_spec("matplotlib") is None:
+        if trainer.sanity_checking or best is None:
+            return
+        is_best = best.check_monitor_top_k(trainer, trainer.callback_metrics.get(str(best.monitor)))  # collective
+        if not is_best or find_spec("matplotlib") is None:
             return
         assert isinstance(pl_module, TaskModule)
         for number, (split, metrics) in enumerate(pl_module.stage_metrics()[0].evaluated("val").items()):
@@ -59,11 +62,6 @@ def _best(trainer: Trainer, pl_module: LightningModule) -> ModelCheckpoint | Non
     """The callback that keeps the best checkpoint by the model's monitor."""
     followers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
     return next((callback for callback in followers if callback.monitor == pl_module.monitor), None)
-
-
-def _is_new(trainer: Trainer, best: ModelCheckpoint) -> bool:
-    """Whether this validation is better than those before; collective over the processes."""
-    return best.check_monitor_top_k(trainer, trainer.callback_metrics.get(str(best.monitor)))
 
 
 def _path(best: ModelCheckpoint, number: int, split: str) -> Path:

@@ -31,7 +31,7 @@ from lora_pl.ablation.trial_runner import TrialRunner
 from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
-from lora_pl.cli.study_options import SHORT_NAMES, StudyOptions, joined_vary
+from lora_pl.cli.study_options import StudyOptions, joined_vary
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
@@ -49,10 +49,7 @@ from lora_pl.training.resume.stop_signals import RunStopped
 from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_folder import LOGS
 from lora_pl.training.run_lock import run_lock
-
-OWN = (*SHORT_NAMES, "vary", "arms", "seeds", "head_rate", "full_rate", "reference_seeds", "task_config", "data_seed",
-       "pack", "launcher", "workers", "output")  # fmt: skip
-NOT_FITS = ("run_name", "ckpt_path", "seed_everything", "config", "resume", "force")
+from lora_pl.training.run_options import OPTIONS
 
 
 def run(args: list[str]) -> None:
@@ -186,7 +183,7 @@ class AblateCLI(ClassifierCLI):
 
     def _of_fit(self) -> dict[str, Any]:
         """The configuration that every trial's `fit` starts from."""
-        shared = {key: value for key, value in self.saved.items() if key not in (*OWN, *NOT_FITS)}
+        shared = {key: value for key, value in self.saved.items() if key in ("trainer", "model", "data", *OPTIONS)}
         return with_options(shared, {"trainer.devices": 1} if shared["trainer"]["devices"] == "auto" else {})
 
     def _settings(self, trials: Sequence[Trial]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_pl.cli.checkpoint_defaults import early_value
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.shared_options import (
     OF_TRAINING,
@@ -16,10 +15,9 @@ from lora_pl.cli.shared_options import (
     ignore_options_of_fit,
     link_model_and_data,
     refuse_options_of_fit,
-    refuse_start,
     require_checkpoint,
     require_seed,
-    take_defaults,
+    with_checkpoint,
 )
 from lora_pl.cli.verbs import described
 from lora_pl.data.rows import STDIN
@@ -100,13 +98,7 @@ def parsed(parser: Parser, args: Sequence[str]) -> Any:
     refuse_options_of_fit(args)
     if data := [name for name in OF_LABELLED if any(arg.partition("=")[0] == f"--{name}" for arg in args)]:
         raise UsageError("usage", f"there is no option --{data[0]}; predict draws nothing and reads no labels")
-    given = _without_trainers(args)
-    if (checkpoint := early_value(given, "ckpt_path")) is not None:
-        refuse_start(given)
-        take_defaults(parser, checkpoint, given)
-        # last, as a saved configuration says `ckpt_path: null`
-        given = [*given, "--ckpt_path", checkpoint]
-    options = parser.parse_args(given[1:])
+    options = parser.parse_args(with_checkpoint(parser, _without_trainers(args))[1:])
     require_seed(options.seed_everything)
     require_checkpoint(options.ckpt_path)
     options.model.start_from = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, option_value
+from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, option_value
 from lora_pl.cli.parser import Parser
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.errors import UsageError
@@ -50,13 +51,22 @@ def refuse_options_of_fit(args: Sequence[str]) -> None:
         raise UsageError("usage", f"there is no option --{own[0]}; it is one of fit's")
 
 
-def refuse_start(args: Sequence[str]) -> None:
-    """Raise a UsageError, `model.start_from`, where it is given beside a checkpoint."""
+def with_checkpoint(parser: Parser, args: list[str]) -> list[str]:
+    """The arguments, over the settings of the checkpoint that they or their configuration name; see `take_defaults`.
+
+    Raises:
+        UsageError: `model.start_from` is given beside a checkpoint.
+    """
+    if (checkpoint := early_value(args, "ckpt_path")) is None:
+        return args
     if option_value(args, "--model.start_from"):
         raise UsageError("model.start_from", "the weights are those of --ckpt_path; leave one of the two out")
+    take_defaults(parser, checkpoint, args)
+    # last, as a saved configuration says `ckpt_path: null`
+    return [*args, "--ckpt_path", checkpoint]
 
 
-def take_defaults(parser: Parser, checkpoint: str, args: Sequence[str]) -> None:
+def take_defaults(parser: Parser, checkpoint: str | Path, args: Sequence[str]) -> None:
     """Make the checkpoint's settings the parser's defaults; see `read_model` and `checkpoint_defaults`."""
     parser.set_defaults(checkpoint_defaults(read_model(checkpoint), args, parser.known_keys()))
 

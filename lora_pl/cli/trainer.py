@@ -23,10 +23,10 @@ from lora_pl.cli.shared_options import (
     ignore_options_of_fit,
     link_model_and_data,
     refuse_options_of_fit,
-    refuse_start,
     require_checkpoint,
     require_seed,
     take_defaults,
+    with_checkpoint,
 )
 from lora_pl.cli.type_errors import in_one_line
 from lora_pl.cli.verbs import described
@@ -117,24 +117,15 @@ class ClassifierCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
-        self._describe(cast(Parser, self._subcommand_parsers[self.verb]))
+        of_verb = cast(Parser, self._subcommand_parsers[self.verb])
+        self._describe(of_verb)
         if self.verb != "fit":
             refuse_options_of_fit(given)
         self.config_file = option_value(given, "--config", "-c")
         # from flags only: a saved configuration must not force the next run
         self.resumes, self.forced = self.verb == "fit" and "--resume" in given, "--force" in given
-        checkpoint = self._resumed(given) if self.resumes else early_value(given, "ckpt_path")
-        if checkpoint is not None:
-            if not self.resumes:
-                refuse_start(given)
-            # a resumed run has its whole configuration: in the command, or saved beside its checkpoint
-            if self.resumes and Path(checkpoint).with_name(CONFIG).is_file():
-                read_model(checkpoint)
-            else:
-                take_defaults(cast(Parser, self._subcommand_parsers[self.verb]), checkpoint, given)
-            # last, as a saved configuration says `ckpt_path: null`
-            given = [*self._with_saved_configuration(given, checkpoint), "--ckpt_path", checkpoint]
-        self.config = parser.parse_args(given)
+        given = self._resumed(of_verb, given) if self.resumes else with_checkpoint(of_verb, given)
+        self.config = parser.parse_args(self._with_saved_configuration(given))
         require_seed(self._option("seed_everything"))
         if self.verb != "fit":
             require_checkpoint(self._option("ckpt_path"))
@@ -145,7 +136,7 @@ class ClassifierCLI(LightningCLI):
         parser.unused = UNUSED.get(self.name, "")
         parser.stored = STORED if self.verb != "fit" else ""
 
-    def _resumed(self, given: list[str]) -> str | None:
+    def _resumed(self, parser: Parser, given: list[str]) -> list[str]:
         name = early_value(given, "run_name")
         if option_value(given, "--ckpt_path"):
             raise UsageError("resume", "expected --resume or --ckpt_path, got both")
@@ -153,15 +144,23 @@ class ClassifierCLI(LightningCLI):
             raise UsageError("resume", "expected --run_name NAME beside --resume, got none")
         require_name(name)
         self._held.enter_context(run_lock(CHECKPOINTS / name))
-        path = checkpoint_to_resume(CHECKPOINTS / name)
-        return str(path) if path else None
-
-    def _with_saved_configuration(self, given: list[str], checkpoint: str) -> list[str]:
-        """A run that is resumed without `--config` uses the configuration beside its checkpoint."""
-        saved = Path(checkpoint).with_name(CONFIG)
-        if self.verb != "fit" or self.config_file or not saved.is_file():
+        checkpoint = checkpoint_to_resume(CHECKPOINTS / name)
+        if checkpoint is None:
             return given
-        return [self.verb, "--config", str(saved), *given[1:]]
+        # a resumed run has its whole configuration: in the command, or saved beside its checkpoint
+        if checkpoint.with_name(CONFIG).is_file():
+            read_model(checkpoint)
+        else:
+            take_defaults(parser, checkpoint, given)
+        return [*given, "--ckpt_path", str(checkpoint)]
+
+    def _with_saved_configuration(self, given: list[str]) -> list[str]:
+        """A run that is resumed without `--config` uses the configuration beside its checkpoint."""
+        checkpoint = option_value(given, "--ckpt_path")
+        if self.verb != "fit" or self.config_file or not checkpoint:
+            return given
+        saved = Path(checkpoint).with_name(CONFIG)
+        return [self.verb, "--config", str(saved), *given[1:]] if saved.is_file() else given
 
     def _parse_ckpt_path(self) -> None:
         """Done in `parse_arguments`, where flags override the checkpoint; in LightningCLI they don't."""
@@ -175,7 +174,8 @@ class ClassifierCLI(LightningCLI):
             raise UsageError("model.lora", f"expected a mapping of LoRA's options, got {lora!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
         if self.verb == "fit":
-            self.saved = yaml.safe_load(config_text(self._parser(self.verb), self.config[self.verb]))
+            # every option, with its value
+            self.saved = yaml.safe_load(self._parser(self.verb).dump(self.config[self.verb], skip_unset=False))
             self.saved["model"]["lora"] = LoRAConfig.of(self.saved["model"]["lora"]).to_dict()  # as checkpoints say it
         if self._option("ckpt_path"):
             self._option("model").start_from = None
@@ -229,11 +229,6 @@ class ClassifierCLI(LightningCLI):
 
     def _option(self, key: str) -> Any:
         return self.config[self.verb].get(key)
-
-
-def config_text(parser: Any, config: Any) -> str:
-    """The configuration as YAML, every option with its value."""
-    return str(parser.dump(config, skip_unset=False))
 
 
 def quiet_libraries() -> None:

@@ -116,7 +116,7 @@ def main() -> None:
     try:
         _decode(path, *map(json.loads, sys.argv[2:]))
     except UserError as error:
-        key, message = error.key, str(error).removeprefix(f"{error.key}: ")
+        key, message = error.key, error.message
     except MemoryError:
         key, message = "data.format", f"{path}: could not be read as parquet in {MEMORY >> 20:,} MiB of memory"
     except Exception as error:  # whatever the decoder raises

@@ -37,7 +37,7 @@ def base_fingerprints(name: str, encoder: PreTrainedModel, tokenizer: PreTrained
         "weights": weights_fingerprint(encoder),
         "vocabulary": vocabulary_fingerprint(tokenizer),
         "configuration": configuration_fingerprint(encoder.config),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": _digest(tokenizer_definition(tokenizer)),
     }
 
 
@@ -68,11 +68,6 @@ def configuration_fingerprint(config: PretrainedConfig) -> str:
     changed = {name: value for name, value in config.to_dict().items() if value != usual.get(name)}
     effective = {name: value for name, value in changed.items() if name not in WITHOUT_EFFECT}
     return _digest({**effective, "model_type": kind.model_type})
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over the tokenizer's definition."""
-    return _digest(tokenizer_definition(tokenizer))
 
 
 def tokenizer_definition(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -30,8 +30,8 @@ class ExportOptions:
     """The type of the written weights."""
     merge_dtype: MergeDtype = "float32"
     """The type in which W0 + s B A is summed, before it is rounded once to dtype."""
-    flags: frozenset[str] = frozenset()
-    """Those of `Export.flags` that are on."""
+    int8: bool = False
+    """onnx: A second file, model.int8.onnx, with the linear layers in 8 bits (dynamic quantization)."""
 
 
 class Export(ABC):
@@ -56,8 +56,8 @@ class Export(ABC):
     """The packages without which nothing can be written."""
     is_merged: ClassVar[bool] = True
     """Whether the adapters are merged into the base's weights."""
-    flags: ClassVar[Mapping[str, str]] = {}
-    """Options of this format alone, off by default, and their help."""
+    has_int8: ClassVar[bool] = False
+    """Whether it has the option `int8`."""
     relative_tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-5}
     """By dtype: the largest change of a logit, relative to the largest logit, that rounding explains."""
 
@@ -75,9 +75,8 @@ class Export(ABC):
         dtype, dtypes = self.options.dtype, list(self.relative_tolerances)
         if dtype not in dtypes:
             raise UserError("export.dtype", f"the format {self.name} expects {' or '.join(dtypes)}, got {dtype}")
-        unknown = self.options.flags - self.flags.keys()
-        if unknown:
-            raise UserError("export.flags", f"the format {self.name} has no option {', '.join(sorted(unknown))}")
+        if self.options.int8 and not self.has_int8:
+            raise UserError("export.flags", f"the format {self.name} has no option int8")
 
     @property
     def reader(self) -> str:

@@ -96,6 +96,6 @@ def require_free(output: Path, overwrite: bool) -> None:
 
 
 def _made_by(ckpt_path: str | Path, format: str, options: ExportOptions) -> str:
-    flags = "".join(f" --{name} true" for name in sorted(options.flags))
+    int8 = " --int8 true" if options.int8 else ""
     types = f"--dtype {options.dtype} --merge_dtype {options.merge_dtype}"
-    return f"```sh\nlora_pl export --ckpt_path {ckpt_path} --format {format} {types}{flags}\n```"
+    return f"```sh\nlora_pl export --ckpt_path {ckpt_path} --format {format} {types}{int8}\n```"

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,9 +28,7 @@ class OnnxExport(Export):
     name: ClassVar[str] = "onnx"
     program: ClassVar[str] = "onnxruntime"
     needed: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
-    flags: ClassVar[Mapping[str, str]] = {
-        "int8": f"A second file, {INT8}, with the linear layers in 8 bits (dynamic quantization)."
-    }
+    has_int8: ClassVar[bool] = True
 
     @property
     def usage(self) -> str:
@@ -55,7 +53,7 @@ class OnnxExport(Export):
                 model, kwargs=inputs, f=folder / MODEL, dynamo=True, opset_version=OPSET, external_data=False,
                 input_names=list(inputs), output_names=["logits"], dynamic_shapes=free,
             )  # fmt: skip
-            if "int8" in self.options.flags:
+            if self.options.int8:
                 from onnxruntime.quantization import QuantType, quantize_dynamic
 
                 quantize_dynamic(folder / MODEL, folder / INT8, weight_type=QuantType.QInt8, per_channel=True)
@@ -66,7 +64,7 @@ class OnnxExport(Export):
 
     def extra_files(self, folder: Path, texts: Sequence[Text]) -> dict[str, Tensor]:
         """The int8 model's logits."""
-        return {INT8: _run(folder / INT8, texts)} if "int8" in self.options.flags else {}
+        return {INT8: _run(folder / INT8, texts)} if self.options.int8 else {}
 
 
 def _run(path: Path, texts: Sequence[Text]) -> Tensor:

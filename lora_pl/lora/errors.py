@@ -11,7 +11,7 @@ class LoRAError(ValueError):
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(key, message)  # both, for pickle
-        self.key = key
+        self.key, self.message = key, message
 
     def __str__(self) -> str:
         return ": ".join(self.args)

@@ -122,7 +122,7 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
             moments = input_moments(self.base, self.trainer.datamodule.train_dataloader(), lora.eva_batches)  # type: ignore[attr-defined]
             matrices = eva_matrices(resolved, moments)
         except LoRAError as error:
-            raise UserError(f"model.lora.{error.key}", error.args[1]) from None
+            raise UserError(f"model.lora.{error.key}", error.message) from None
         # every process has seen batches of its own; the first one's A holds for all
         ranked = eva_init(self.encoder, resolved, self.trainer.strategy.broadcast(matrices))
         if ranked != resolved:

@@ -10,9 +10,8 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
 from lora_pl.data.tasks import MetricName, Task
 from lora_pl.lora.transfer import transfer
-from lora_pl.model.class_scores import ClassScores, Confusion
+from lora_pl.model.class_scores import ClassScores, Confusion, LabelCounts
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
-from lora_pl.model.label_scores import LabelCounts
 from lora_pl.model.monitor import suffix
 
 METRICS: dict[MetricName, Callable[[int], Metric]] = {
@@ -187,7 +186,7 @@ class StageMetrics(nn.ModuleDict):
     def broken_places(self, stage: str) -> str:
         """The first of them by their numbers, from 1: `no. 3, 17 of validation`; empty if none is known."""
         found = {name: self.of(stage, split).broken_rows for split, name in enumerate(self.splits(stage))}
-        return "; ".join(f"no. {_first(rows)} of {name}" for name, rows in found.items() if rows)
+        return "; ".join(f"no. {_first_five(rows)} of {name}" for name, rows in found.items() if rows)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """A stage's losses and metrics by their logged names: `val/accuracy`, `val/accuracy_mismatched`."""
@@ -204,8 +203,8 @@ class StageMetrics(nn.ModuleDict):
         return {split: metrics for split, metrics in found.items() if metrics.seen}
 
 
-def _first(rows: list[int], most: int = 5) -> str:
-    return ", ".join(str(row + 1) for row in rows[:most]) + (", ..." if len(rows) > most else "")
+def _first_five(rows: list[int]) -> str:
+    return ", ".join(str(row + 1) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
 
 
 def _on(state: Tensor | list[Tensor], device: Any) -> Tensor | list[Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from lora_pl.data.tasks import Task
 from lora_pl.errors import UserError
@@ -12,11 +12,6 @@ from lora_pl.errors import UserError
 def mode_of(metric: str) -> Literal["min", "max"]:
     """Which values are better: min of `loss`, `val/loss_mismatched`, ...; max of every other metric."""
     return "min" if metric.removeprefix("val/").startswith("loss") else "max"
-
-
-def best_of(metric: str) -> Callable[..., Any]:
-    """The function that picks the best of several values of a metric: `min` or `max`."""
-    return min if mode_of(metric) == "min" else max
 
 
 def require_monitor(monitor: str | None, known: Sequence[str]) -> None:

@@ -331,7 +331,7 @@ def read_start(path: str, base: Base) -> Start:
     try:
         return Start(path, read_model(path), base)
     except (UserError, LoRAError, OSError) as error:
-        raise UserError("model.start_from", str(error).removeprefix(f"{getattr(error, 'key', '')}: ")) from error
+        raise UserError("model.start_from", getattr(error, "message", str(error))) from error
 
 
 def model_settings(checkpoint: Mapping[str, Any], source: str, kind: str = "checkpoint") -> dict[str, Any]:

@@ -106,8 +106,7 @@ def _answered(chunks: Iterable[list[Text]], first: int, answers: Answers) -> Ite
         except UserError as error:
             if error.key != "predict.nonfinite":
                 raise
-            said = str(error).removeprefix(f"{error.key}: ")
-            raise UserError("predict.nonfinite", f"after the first {first:,} texts, {said}") from error
+            raise UserError("predict.nonfinite", f"after the first {first:,} texts, {error.message}") from error
         first += len(chunk)
 
 

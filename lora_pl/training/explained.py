@@ -53,7 +53,8 @@ def explained(trainer: Trainer) -> Iterator[None]:
                 f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches * 2} for the same steps, or cut "
                 "--data.eval_batch_tokens if it was validation",
             ) from error
-        if not isinstance(error, LoRAError) and _restores(error):
+        restores = any(frame.f_code.co_name in RESTORING for frame, _ in traceback.walk_tb(error.__traceback__))
+        if restores and not isinstance(error, LoRAError):
             raise UserError(
                 "checkpoint.state",
                 f"the checkpoint's state does not fit this run ({type(error).__name__}: {first_line(error)}); resume "
@@ -64,7 +65,3 @@ def explained(trainer: Trainer) -> Iterator[None]:
         if "val_check_interval" in text:
             raise UserError("trainer.val_check_interval", " ".join(text.split())) from error
         raise
-
-
-def _restores(error: Exception) -> bool:
-    return any(frame.f_code.co_name in RESTORING for frame, _ in traceback.walk_tb(error.__traceback__))

@@ -171,13 +171,6 @@ def test_padded_batches_are_refused(kind, batching, tiny_encoder, glue_folder):
     assert error.value.key == "pack"
 
 
-@pytest.mark.parametrize("settings", [{"train_biases": "lora"}, {"train_norms": True}])
-def test_trained_biases_and_norms_are_refused(settings, tiny_encoder):
-    with pytest.raises(UserError) as error:
-        JointTrials(like(tiny_encoder, **settings), TRIALS)
-    assert error.value.key == "pack"
-
-
 def test_what_takes_packed_rows_shares_batches():
     """So that packed batches are all that joint trials need."""
     assert all(row.shares_batches for row in ARCHITECTURES.values() if row.packed)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from lora_pl import LoRAClassifier
 from lora_pl.cli.trainer import ClassifierCLI
-from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import BASE_KEY, read_checkpoint
 from lora_pl.training.resume.exact_resume import RESUME_KEY
 from lora_pl.training.run_config import RUN_KEY
@@ -53,17 +52,6 @@ def test_archives(count, checkpoint, tmp_path):
         told(read_checkpoint, path)
 
     fuzz(count, changed_archive(checkpoint.read_bytes()), check)
-
-
-def test_one_changed_bit_in_a_tensor_is_found(checkpoint, tmp_path):
-    content = bytearray(checkpoint.read_bytes())
-    with zipfile.ZipFile(checkpoint) as archive:
-        largest = max(archive.infolist(), key=lambda record: record.file_size)
-    content[content.index(largest.filename.encode()) + 300] ^= 1
-    (tmp_path / "x.ckpt").write_bytes(content)
-    with pytest.raises(UserError) as error:
-        read_checkpoint(tmp_path / "x.ckpt")
-    assert error.value.key == "checkpoint.damaged"
 
 
 def with_pickle(valid: Path, data: bytes) -> bytes:

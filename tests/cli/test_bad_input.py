@@ -30,7 +30,6 @@ def test_verbs_and_keys(capsys, fit):
         assert fails(capsys, *fit, "--config", "wrong.yaml", code=2) == key
     assert fails(capsys, *fit, "--seed_everything=-1", code=2) == "seed_everything"
     assert fails(capsys, *fit, "--model.lora.r", "four", code=2) == "model.lora.r"
-    assert fails(capsys, *fit, "--model.schedule", "cosine", code=2) == "model.schedule"
     assert fails(capsys, *fit, "--model.lora.scaling", "rs", code=2) == "model.lora.scaling"
     assert fails(capsys, *fit, "--data.batch_size", code=2) == "data.batch_size"
 
@@ -39,15 +38,12 @@ def test_verbs_and_keys(capsys, fit):
     ("arguments", "key"),
     [
         (["--model.lora.r", "0"], "r"),
-        (["--model.lora.r", "17"], "r"),
         (["--model.lora.target_modules", "[quary]"], "target_modules"),
         (["--model.lora.layers", "1-2"], "layers"),
         (["--model.lora.exclude", "quary"], "exclude"),
         (["--model.lora.lr_ratio", "0"], "lr_ratio"),
         (["--model.learning_rate", "-1"], "model.learning_rate"),
         (["--data.task", "sst3"], "task"),
-        (["--data.source", "nowhere"], "data.source"),
-        (["--data.batch_size", "0"], "data.batch_size"),
         (["--data.train_file", "none.csv", "--data.validation_file", "none.csv"], "data.missing"),
         (["--data.train_file", "~nobody-here/none.csv", "--data.validation_file", "none.csv"], "data.missing"),
         (["--model.encoder", "./nowhere"], "model.encoder"),
@@ -55,7 +51,6 @@ def test_verbs_and_keys(capsys, fit):
         (["--trainer.accelerator", "gpuu"], "trainer"),
         (["--trainer.strategy", "dpp"], "trainer"),
         (["--trainer.precision", "16-true"], "trainer.precision"),
-        (["--run_name", "a/b"], "run_name"),
     ],
 )
 def test_settings_out_of_range(arguments, key, capsys, fit):
@@ -71,12 +66,7 @@ def test_a_hub_out_of_reach(capsys):
 @pytest.mark.parametrize(
     ("content", "key"),
     [
-        (b"", "data.empty"),
-        (b"text\tlabel\nfine\t1\n", "data.column"),
         (b"sentence\tlabel\nfine\t3\n", "data.label"),
-        (b"sentence\tlabel\nfine\t-1\n", "data.label"),
-        (b"sentence\tlabel\nfine\n", "data.row"),
-        (b"sentence\tlabel\n\xff\t1\n", "data.encoding"),
         (None, "data.missing"),
     ],
 )
@@ -127,22 +117,3 @@ def test_texts_to_predict(capsys, checkpoint, tmp_path):
     assert fails(capsys, *predict, str(tmp_path / "x.csv"), "--keep_columns", "[id]") == "data.column"
     assert main([*predict, str(tmp_path / "x.csv"), "--keep_columns", "id,text"]) == 2
     assert error_of(capsys.readouterr().err) == ("keep_columns", "expected a list such as [a,b], got id,text")
-
-
-def test_a_full_disk_while_fitting(capsys, fit, monkeypatch):
-    """The second epoch's checkpoint fails; the first epoch's stay whole."""
-    save = torch.save
-
-    def full_after_one_epoch(checkpoint, file):
-        if checkpoint["epoch"] > 0:
-            file.write(b"half of it")
-            raise OSError(28, "No space left on device")
-        save(checkpoint, file)
-
-    monkeypatch.setattr(torch, "save", full_after_one_epoch)
-    assert main([*fit, "--trainer.max_epochs", "5"]) == 1
-    assert error_of(capsys.readouterr().err)[0] == "checkpoint.unwritten"
-    folder = Path("checkpoints/bad")
-    assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
-    for name in ("best.ckpt", "last.ckpt"):
-        assert torch.load(folder / name, weights_only=True)["epoch"] == 0

@@ -39,27 +39,13 @@ def test_real_layouts(task, newline, tmp_path):
     assert examples.labels == labels
 
 
-BAD = [
-    (b"", "empty", ""),
-    (b"sentence\tlabel\n", "empty", ""),
-    (b"text\tlabel\nfine\t1\n", "column", ""),
-    (b"sentence\tlabel\nfine\t1\nbad\n", "row", "line 3"),
-    (b"sentence\tlabel\nfine\t1\na\tb\t0\n", "row", "line 3"),
-    (b"sentence\tlabel\nfine\t2\n", "label", "line 2"),
-    (b"sentence\tlabel\nfine\t-1\n", "label", "line 2"),
-    (b"sentence\tlabel\nfine\t\n", "label", "line 2"),
-    (b"sentence\tlabel\nfine\tNaN\n", "label", "line 2"),
-    (b"sentence\tlabel\nfine\t1\ncaf\xe9\t1\n", "encoding", "line 3"),
-]
-
-
-@pytest.mark.parametrize(("content", "key", "line"), BAD)
-def test_bad_files_are_told_with_file_and_line(content, key, line, tmp_path):
+@pytest.mark.parametrize("label", ["2", "-1", "", "NaN"])
+def test_bad_labels_are_told_with_file_and_line(label, tmp_path):
     path = tmp_path / "train.tsv"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=f"train.tsv.*{line}") as error:
+    path.write_text(f"sentence\tlabel\ndull\t0\nfine\t{label}\n")
+    with pytest.raises(UserError, match=r"train\.tsv, line 3") as error:
         read_glue_file(path, GLUE_TASKS["sst2"])
-    assert error.value.key == f"data.{key}"
+    assert error.value.key == "data.label"
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "high", ""])

@@ -98,8 +98,3 @@ def test_a_batch_that_does_not_fit(error, fit, capsys, monkeypatch):
 
 def test_validation_beyond_the_epoch(fit, capsys):
     assert "trainer.val_check_interval:" in fails(capsys, *fit, "--trainer.val_check_interval", "500")
-
-
-@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
-def test_strategies_that_shard_are_refused(strategy, fit, capsys):
-    assert f"trainer.strategy: {strategy} shards" in fails(capsys, *fit, "--trainer.strategy", strategy)

@@ -21,7 +21,7 @@ from tests.formats.conftest import TEXTS, moved, saved
 from tests.support import TINY_TERMS, assert_equal_to_rounding, tiny_tokenizer
 
 SLOW = [name for name, export in FORMATS.items() if export.needed]
-"""These have tools of their own, which take seconds: they write one variant."""
+"""These have tools of their own, which take seconds: they write one variant, with trained biases and norms in it."""
 CASES = [(name, variant) for name in FORMATS for variant in VARIANTS if name not in SLOW or variant == "lora"]
 BOTH = {"train_biases": "all", "train_norms": True}
 each_format = pytest.mark.parametrize("format", FORMATS)
@@ -52,7 +52,8 @@ def path(make_model, tmp_path) -> Path:
 @pytest.mark.parametrize(("format", "variant"), CASES)
 def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_path):
     require(format, variant)
-    model = make_model(lora=LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant), max_length=9)
+    trained = BOTH if format in SLOW else {}
+    model = make_model(lora=LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant), max_length=9, **trained)
     texts = (*TEXTS, "the film is good and the plot is bad but the cast was never very fine")  # cut where predict cuts
     output, sentences = tmp_path / "out", Sentences(texts, (1.0,) * len(texts), "the test")
     found = export_checkpoint(saved(model, tmp_path), output, format, sentences=sentences)[format]
@@ -71,12 +72,10 @@ def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "out"}
 
 
-@each_format
+@pytest.mark.parametrize("format", [name for name in FORMATS if name not in SLOW])
 @pytest.mark.parametrize("settings", [{"train_biases": "lora"}, BOTH])
 def test_trained_biases_and_norms_are_in_it(settings, format, make_model, tmp_path):
     require(format)
-    if format in SLOW and settings != BOTH:
-        pytest.skip("once")
     model = make_model(**settings)
     export_checkpoint(saved(model, tmp_path), tmp_path / "out", format)
     expected = model.logits(TEXTS)
@@ -103,8 +102,8 @@ def test_options_that_a_format_does_not_have(format, path, tmp_path):
     require(format)
     for dtype in DTYPES.keys() - FORMATS[format].relative_tolerances.keys():
         refused("export.dtype", tmp_path / "out", path, format=format, options=ExportOptions(dtype))
-    flags = frozenset({"of another format"})
-    refused("export.flags", tmp_path / "out", path, format=format, options=ExportOptions(flags=flags))
+    if not FORMATS[format].has_int8:
+        refused("export.flags", tmp_path / "out", path, format=format, options=ExportOptions(int8=True))
 
 
 @pytest.mark.parametrize("format", SLOW)

@@ -1,4 +1,4 @@
-"""Against the real ONNX Runtime; RoBERTa and BERT are in test_round_trips.py."""
+"""Against the real ONNX Runtime; RoBERTa is in test_formats.py, BERT in test_round_trips.py."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_onnxruntime_gives_labels_and_logits_for_any_batch_and_length(kind, sett
 
 
 def test_int8_is_measured_beside_it(checkpoint, tmp_path):
-    found = export_checkpoint(checkpoint, tmp_path / "onnx", "onnx", ExportOptions(flags=frozenset({"int8"})))
+    found = export_checkpoint(checkpoint, tmp_path / "onnx", "onnx", ExportOptions(int8=True))
     assert found["onnx"].flipped == 0
     assert 0 < found["model.int8.onnx"].largest_logit_change < 1
     assert "accuracy" in found["model.int8.onnx"].exported_metrics

@@ -1,9 +1,17 @@
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
+from torchmetrics.functional.classification import (
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+    multilabel_exact_match,
+    multilabel_f1_score,
+    multilabel_precision,
+    multilabel_recall,
+)
 
 from lora_pl.data.tasks import CUSTOM_TASK, get_task
-from lora_pl.model.class_scores import Confusion, ConfusionScores
+from lora_pl.model.class_scores import Confusion, ConfusionScores, LabelCounts, LabelScores
 from lora_pl.model.metrics import SplitMetrics, StageMetrics
 
 CUSTOM = CUSTOM_TASK.customized(["a", "b", "c", "d"])
@@ -65,3 +73,52 @@ def test_evaluation_counts_classes_and_training_does_not():
 
 def test_of_a_regression_there_are_none():
     assert SplitMetrics(get_task("stsb")).class_scores() is None
+
+
+def label_scores(labels, decisions) -> LabelScores:
+    metric = LabelCounts(len(labels[0]))
+    metric.update(torch.tensor(decisions), torch.tensor(labels))
+    return metric.scores()
+
+
+def test_the_scores_of_labels_by_hand():
+    """a is found once of twice, b is right, c is decided once and never there, d is neither."""
+    found = label_scores([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    assert (found.support.tolist(), found.total, found.accuracy) == ([2, 1, 0, 0], 3, pytest.approx(2 / 3))
+    assert found.by_class.precision.tolist() == pytest.approx([1, 1, 0, 0])
+    assert found.by_class.recall.tolist() == pytest.approx([1 / 2, 1, 0, 0])
+    assert found.by_class.f1.tolist() == pytest.approx([2 / 3, 1, 0, 0])
+    assert found.macro.f1 == pytest.approx((2 / 3 + 1) / 4)
+    assert found.micro == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+
+
+def test_the_scores_of_labels_are_torchmetrics():
+    labels, decisions = torch.randint(2, (200, 5)), torch.randint(2, (200, 5))
+    found = label_scores(labels.tolist(), decisions.tolist())
+    theirs = (multilabel_precision, multilabel_recall, multilabel_f1_score)
+    for mean in ("micro", "macro"):
+        expected = [float(function(decisions, labels, 5, average=mean)) for function in theirs]
+        assert found.means[mean] == pytest.approx(expected)
+    assert found.accuracy == pytest.approx(float(multilabel_exact_match(decisions, labels, 5)))
+
+
+def test_counts_of_labels_are_exact_over_batches_and_processes():
+    one, other = LabelCounts(2), LabelCounts(2)
+    for metric in (one, other):
+        metric.labels += 1 << 24  # where fp32 has no odd numbers any more
+        metric.update(torch.tensor([[1, 0]]), torch.tensor([[1, 1]]))
+        metric.update(torch.tensor([[0, 1]]), torch.tensor([[0, 1]]))
+    one.merge_state(other)
+    labels, examples = one.compute()
+    assert (labels - (1 << 25)).tolist() == [[2, 2], [2, 2], [2, 4]]
+    assert examples.tolist() == [2, 4]
+
+
+def test_evaluation_counts_labels_and_training_does_not():
+    stages = StageMetrics(get_task("multilabel").customized(["a", "b"]))
+    for stage in ("train", "val"):
+        stages.of(stage).update(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 0.0]]), torch.tensor(0.5))
+    assert [*stages.compute("train")] == ["train/loss"]
+    assert {name: float(value) for name, value in stages.compute("val").items()} == {
+        "val/loss": 0.5, "val/micro_f1": 1, "val/macro_f1": 0.5, "val/exact_match": 1,
+    }  # fmt: skip

@@ -8,13 +8,11 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
-from lora_pl.cli.main import main
 from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS, LoRAError, lora_layers
 from lora_pl.lora.int8 import Int8Weight, int8_is_fast
-from lora_pl.storage.checkpoint import read_checkpoint
 from tests.encoder.test_architectures import KINDS
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
 
@@ -442,22 +440,6 @@ def test_sentences_whose_logits_are_no_numbers_are_named(batching, stage, tiny_e
     assert error.value.key == "model.nonfinite_loss"
     assert "3 sentences" in str(error.value)
     assert "no. 3, 32, 48 of validation" in str(error.value)
-
-
-def test_a_model_for_data_is_the_one_that_the_command_trains(tiny_encoder, glue_folder, tmp_path, monkeypatch):
-    """Bit for bit, with dropout in the encoder."""
-    monkeypatch.chdir(tmp_path)
-    encoder = tiny_encoder()
-    flags = ["--model.encoder", encoder, "--data.source", str(glue_folder), "--data.batch_size", "8"]
-    flags += ["--seed_everything", "5", "--model.learning_rate", "1e-2", "--model.lora.r", "2"]
-    flags += ["--trainer.precision", "32-true", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
-    assert main(["fit", *flags, "--run_name", "here"]) == 0
-    stored = read_checkpoint("checkpoints/here/last.ckpt")
-    data = SentenceDataModule(source=str(glue_folder), encoder=encoder, batch_size=8, seed=5)
-    model = LoRAClassifier.for_data(data, learning_rate=1e-2, lora={"r": 2})
-    trainer(tmp_path, max_steps=-1, max_epochs=2).fit(model, data)
-    assert dict(model.hparams) == stored["hyper_parameters"]
-    assert all(torch.equal(tensor, stored["state_dict"][name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_model_for_data_takes_the_datas_labels_and_seed(tiny_encoder, tmp_path):

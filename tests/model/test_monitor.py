@@ -5,7 +5,7 @@ import pytest
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.data.tasks import CUSTOM_TASK, get_task
 from lora_pl.errors import UserError
-from lora_pl.model.monitor import best_of, mode_of, reported
+from lora_pl.model.monitor import mode_of, reported
 from lora_pl.storage.checkpoint import read_checkpoint
 
 
@@ -18,7 +18,6 @@ def test_what_is_reported_of_a_task():
 def test_losses_are_minimized():
     assert [mode_of(name) for name in ("loss", "val/loss_mismatched")] == ["min", "min"]
     assert [mode_of(name) for name in ("accuracy", "val/macro_f1")] == ["max", "max"]
-    assert (best_of("loss")([2, 1, 3]), best_of("accuracy")([2, 1, 3])) == (1, 3)
 
 
 def test_an_unknown_metric_names_those_there_are(tiny_encoder):

@@ -79,10 +79,8 @@ def test_what_would_change_the_mathematics_is_named(fit, capsys):
     assert "trainer.max_epochs" in fails(capsys, *stretched[:-1])[1]
 
 
-def test_options_that_do_not_fit_together(fit, capsys):
+def test_without_a_name_it_is_an_error(fit, capsys):
     assert fails(capsys, *fit[:-2], code=2)[0] == "resume"
-    assert fails(capsys, *fit, "--ckpt_path", "x.ckpt", code=2)[0] == "resume"
-    assert fails(capsys, *fit, "--save_every_steps", "0")[0] == "save_every_steps"
 
 
 def test_no_whole_checkpoint_is_an_error(fit, capsys):
