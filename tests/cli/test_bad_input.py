@@ -125,6 +125,8 @@ def test_texts_to_predict(capsys, checkpoint, tmp_path):
         assert fails(capsys, *predict[:4], output, "--input", str(tmp_path / "x.txt")) == "output"
     assert fails(capsys, *predict, str(tmp_path / "x.txt"), "--keep_columns", "[id]") == "keep_columns"
     assert fails(capsys, *predict, str(tmp_path / "x.csv"), "--keep_columns", "[id]") == "data.column"
+    for kept in ("[label,input_label]", "[id,id]"):
+        assert fails(capsys, *predict, str(tmp_path / "x.csv"), "--keep_columns", kept) == "keep_columns"
     assert main([*predict, str(tmp_path / "x.csv"), "--keep_columns", "id,text"]) == 2
     assert error_of(capsys.readouterr().err) == ("keep_columns", "expected a list such as [a,b], got id,text")
 
