@@ -185,7 +185,7 @@ def predict_adapters(
         encoder: The base, if it has moved.
         base_dtype: What is computed in.
     """
-    if output.endswith((".parquet", ".csv")):
+    if Path(output).suffix.lower() in (".parquet", ".csv"):
         raise UserError("output", "adapters differ in their labels, so rows are JSON lines; give another ending")
     checkpoints = _by_name(adapter)
     require_output(output, input, *checkpoints.values())
