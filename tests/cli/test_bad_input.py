@@ -28,7 +28,8 @@ def test_verbs_and_keys(capsys, fit):
     for content, key in (("config: {a: 1}", "config"), ("trainer: [1]", "trainer")):
         Path("wrong.yaml").write_text(content)
         assert fails(capsys, *fit, "--config", "wrong.yaml", code=2) == key
-    assert fails(capsys, *fit, "--seed_everything=-1", code=2) == "seed_everything"
+    for seed in ("-1", "true", "false"):
+        assert fails(capsys, *fit, f"--seed_everything={seed}", code=2) == "seed_everything"
     assert fails(capsys, *fit, "--model.lora.r", "four", code=2) == "model.lora.r"
     assert fails(capsys, *fit, "--model.schedule", "cosine", code=2) == "model.schedule"
     assert fails(capsys, *fit, "--model.lora.scaling", "rs", code=2) == "model.lora.scaling"
