@@ -26,6 +26,10 @@ COMMANDS = [
     (FIT + "--r 8", "usage", "there is no option --r; did you mean --model.lora.r?"),
     (FIT + "--epochs 3", "usage", "there is no option --epochs; did you mean --trainer.max_epochs?"),
     (FIT + "--data.label_names a,b", "data.label_names", "expected a list such as [a,b], got a,b"),
+    (FIT + "--data.label_names [yes,no]", "data.label_names",
+     'expected a list such as [a,b], got [True, False]; put numbers and words such as yes in quotes: ["yes","1"]'),
+    ("predict --keep_columns [1]", "keep_columns",
+     'expected str, got 1; put numbers and words such as yes in quotes: ["yes","1"]'),
     (FIT + "--trainer.precision fp16", "trainer.precision",
      "expected one of 64, 32, 16, transformer-engine, transformer-engine-float16, 16-true, 16-mixed, bf16-true, "
      "bf16-mixed, 32-true, 64-true, bf16, got fp16"),

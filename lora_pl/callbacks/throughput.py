@@ -39,7 +39,8 @@ class Throughput(Callback):
         self._sentences += len(batch)
         self._tokens += batch.tokens
         self._batches += 1
-        logs = self._batches % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        logs = interval > 0 and self._batches % interval == 0
         if logs and pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # kernels may still be running
         self._seconds += time.perf_counter() - self._started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
 from lora_pl.data.rows import STDIN
 from lora_pl.data.sentence_data import IF_TOO_LONG, SentenceData
+from lora_pl.data.tasks import Task
 from lora_pl.data.texts import Format, Text, TextStream, as_row, as_text, named, with_kept
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line
@@ -56,6 +57,7 @@ def predict_checkpoint(args: Sequence[str]) -> None:
         made = parser.instantiate_classes(options)
     data, model, kept, checkpoint = made.data, made.model, options.keep_columns, options.ckpt_path
     stream = _stream(options.input, data.text_columns, kept, options.input_format)
+    _require_kept(kept, _example(model.task))
     stored = read_model(checkpoint)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
@@ -72,6 +74,20 @@ def _stream(path: str, columns: Sequence[str], kept: Sequence[str], format: Form
     if kept and not stream.ending:
         raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
     return stream
+
+
+def _example(task: Task) -> dict[str, Any]:
+    """The row of an empty text."""
+    return {**named(("",) * len(task.columns)), **task.predictions(torch.zeros(1, task.outputs))[0]}
+
+
+def _require_kept(kept: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Raise a UserError, `keep_columns`, where two columns beside the row's would have one name."""
+    if len(with_kept(row, dict.fromkeys(kept, ""))) < len(row) + len(kept):
+        raise UserError(
+            "keep_columns",
+            f"expected different names, got {', '.join(kept)} (a column that the answers have too becomes input_NAME)",
+        )
 
 
 def _processes(trainer: Any) -> Any:
@@ -169,7 +185,7 @@ def predict_adapters(
         encoder: The base, if it has moved.
         base_dtype: What is computed in.
     """
-    if output.endswith((".parquet", ".csv")):
+    if Path(output).suffix.lower() in (".parquet", ".csv"):
         raise UserError("output", "adapters differ in their labels, so rows are JSON lines; give another ending")
     checkpoints = _by_name(adapter)
     require_output(output, input, *checkpoints.values())
@@ -185,6 +201,8 @@ def predict_adapters(
     kept, width = keep_columns or [], len(columns)
     by_column = [adapter_column] if adapter_column else []
     stream = _stream(input, [*columns, *by_column], kept, input_format)
+    for member in members:
+        _require_kept(kept, {**_example(member.task), "adapter": ""})
 
     def answers(texts: Sequence[Text]) -> Rows:
         asked = []

@@ -73,7 +73,7 @@ def take_defaults(parser: Parser, checkpoint: str | Path, args: Sequence[str]) -
 
 def require_seed(seed: Any) -> None:
     """Raise a UsageError, `seed_everything`, unless it is a seed of every generator."""
-    if isinstance(seed, int) and not 0 <= seed < 1 << 32:
+    if isinstance(seed, bool) or (isinstance(seed, int) and not 0 <= seed < 1 << 32):
         raise UsageError("seed_everything", f"expected 0 to {(1 << 32) - 1}, got {seed}")
 
 

@@ -12,11 +12,17 @@ LITERAL = re.compile(r"(?:typing\.)?Literal\[(?P<items>[^\]]*)\]")
 TYPE = re.compile(LITERAL.pattern + r"|<class '(?P<kind>[\w.]+)'>|(?P<other>[\w.]+\[[^\]]*\])")
 MISSING = re.compile(r"(?P<name>\w+): expected --(?P=name), got none")
 A_LIST = "a list such as [a,b]"
+NO_TEXT = re.compile(r"Expected a <class 'str'>\. Got value: (?:True|False|[-+.\d]+)$", re.MULTILINE)
+QUOTED = '; put numbers and words such as yes in quotes: ["yes","1"]'
 NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S*)")
 
 
 def in_one_line(said: str) -> str:
     """The error without Python's names for types; of a choice of types the error that tells most."""
+    return _in_one_line(said) + QUOTED * bool(NO_TEXT.search(said))
+
+
+def _in_one_line(said: str) -> str:
     if union := UNION.search(said):
         telling = [found for _, entry in ENTRY.findall(union["errors"]) if (found := _telling(entry))]
         return telling[0] if telling else f"expected {_types(union['types'])}, got {union['given'].strip()[:100]}"

@@ -11,7 +11,7 @@ from typing import Any
 from lora_pl.data.examples import Examples, classes_of, examples_of, list_columns, listed
 from lora_pl.data.rows import Row, cell_text, require_columns
 from lora_pl.data.sources import TRAIN
-from lora_pl.data.tasks import Classes, Task
+from lora_pl.data.tasks import Classes, Task, label_text
 from lora_pl.errors import UserError
 from lora_pl.storage.paths import expanded
 
@@ -62,7 +62,7 @@ class HubDataset:
     def read(
         self, split: str, task: Task, text_columns: Sequence[str], label_column: str, flags: Sequence[str] = ()
     ) -> Examples:
-        """The texts and labels of a split; the ids of a `ClassLabel` are those of the task's labels.
+        """The texts and labels of a split; a `ClassLabel` is read by its names, and by its ids if those are renamed.
 
         Raises:
             UserError: `data.source`: see `split`; `data.column`, `data.row`, `data.label`, `data.empty`: see
@@ -84,12 +84,13 @@ class HubDataset:
         self, name: str, columns: Sequence[str], lists: Collection[str], labels: Sequence[str] = ()
     ) -> Iterator[Row]:
         self._require_columns(name, columns)
-        named = bool(self._names(name, columns[-1]))
+        own = self._names(name, columns[-1])
+        names = labels if _renamed(own, labels) else own
         table = self._splits[name].select_columns(list(dict.fromkeys(columns)))
         for number, row in enumerate(table, 1):
             where = f"{self.source}, {name}, row {number}"
-            if named:
-                row[columns[-1]] = _named(row[columns[-1]], labels)
+            if own and labels:
+                row[columns[-1]] = _named(row[columns[-1]], names)
             yield where, tuple(cell_text(row[column], where, column in lists) for column in columns)
 
     def _names(self, name: str, column: str) -> tuple[str, ...]:
@@ -117,11 +118,19 @@ class HubDataset:
             ) from error
 
 
-def _named(label: Any, labels: Sequence[str]) -> Any:
+def _renamed(own: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether `labels` are other names of the same ids: as many, and none that is another id's in `own`."""
+    before, after = [label_text(name) for name in own], [label_text(name) for name in labels]
+    return len(own) == len(labels) and all(
+        old == new or old not in after for old, new in zip(before, after, strict=True)
+    )
+
+
+def _named(label: Any, names: Sequence[str]) -> Any:
     """A `ClassLabel`'s value, or list of them, by name."""
     if isinstance(label, list):
-        return [_named(item, labels) for item in label]
-    return labels[label] if label is not None and 0 <= label < len(labels) else label
+        return [_named(item, names) for item in label]
+    return names[label] if label is not None and 0 <= label < len(names) else label
 
 
 def absolute(source: str) -> str:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -176,16 +177,22 @@ class Classes(Task):
     def names_in(self, text: str, where: str) -> list[str]:
         """The classes' names or ids in a cell; see `parse`."""
 
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        """By the names, and by what cells of them are read as."""
+        ids = {name: id for id, name in enumerate(self.labels)}
+        return {label_text(name): id for name, id in ids.items()} | ids
+
     def class_id(self, text: str, where: str) -> int:
         """The id of a class that is given by its name or its id (-1 marks GLUE's unlabelled test splits).
 
         Raises:
             UserError: `data.label`: there is no such class.
         """
-        if text in self.labels:
-            return self.labels.index(text)
+        if text in self._ids:
+            return self._ids[text]
         # a number is an id unless the names are numbers themselves
-        by_id = not any(name.isdecimal() for name in self.labels)
+        by_id = not any(name.isdecimal() for name in self._ids)
         if by_id and text.isdecimal() and len(text) < MAX_DIGITS and int(text) < len(self.labels):
             return int(text)
         expected = ", ".join(f"{id} or {name}" if by_id else name for id, name in enumerate(self.labels))

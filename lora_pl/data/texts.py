@@ -36,8 +36,9 @@ def named(text: Text) -> dict[str, str]:
 
 
 def with_kept(row: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, Any]:
-    """A prediction's row and the columns that are kept, those as `input_NAME` that the row has itself."""
-    return {**row, **{f"input_{name}" if name in row else name: cell for name, cell in kept.items()}}
+    """A prediction's row and the columns that are kept, those as `input_NAME` that the row has itself, in CSV too."""
+    own = {*row, *(f"probabilities.{label}" for label in row.get("probabilities", ()))}
+    return {**row, **{f"input_{name}" if name in own else name: cell for name, cell in kept.items()}}
 
 
 def require_list(texts: Sequence[Text]) -> None:

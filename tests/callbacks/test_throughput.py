@@ -7,17 +7,17 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.model.classifier import LoRAClassifier
 
 
-@pytest.mark.parametrize("batching", ["packed", "padded"])
-def test_logs_rates(batching, tiny_encoder, glue_folder, tmp_path):
+@pytest.mark.parametrize(("batching", "interval", "logged"), [("packed", 2, 2), ("padded", 2, 2), ("packed", 0, 0)])
+def test_logs_rates(batching, interval, logged, tiny_encoder, glue_folder, tmp_path):
     rows = []
     logger = CSVLogger(tmp_path)
     logger.log_metrics = lambda metrics, step: rows.append(metrics)
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching, batch_size=8)
     Trainer(
-        default_root_dir=tmp_path, logger=logger, max_steps=4, log_every_n_steps=2, callbacks=[Throughput()],
+        default_root_dir=tmp_path, logger=logger, max_steps=4, log_every_n_steps=interval, callbacks=[Throughput()],
         accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     ).fit(LoRAClassifier(encoder=tiny_encoder()), data)  # fmt: skip
     rows = [row for row in rows if "throughput/tokens_per_second" in row]
-    assert len(rows) == 2
+    assert len(rows) == logged
     for row in rows:
         assert row["throughput/tokens_per_second"] > row["throughput/sentences_per_second"] > 0

@@ -28,7 +28,8 @@ def test_verbs_and_keys(capsys, fit):
     for content, key in (("config: {a: 1}", "config"), ("trainer: [1]", "trainer")):
         Path("wrong.yaml").write_text(content)
         assert fails(capsys, *fit, "--config", "wrong.yaml", code=2) == key
-    assert fails(capsys, *fit, "--seed_everything=-1", code=2) == "seed_everything"
+    for seed in ("-1", "true", "false"):
+        assert fails(capsys, *fit, f"--seed_everything={seed}", code=2) == "seed_everything"
     assert fails(capsys, *fit, "--model.lora.r", "four", code=2) == "model.lora.r"
     assert fails(capsys, *fit, "--model.lora.scaling", "rs", code=2) == "model.lora.scaling"
     assert fails(capsys, *fit, "--data.batch_size", code=2) == "data.batch_size"
@@ -115,5 +116,7 @@ def test_texts_to_predict(capsys, checkpoint, tmp_path):
         assert fails(capsys, *predict[:4], output, "--input", str(tmp_path / "x.txt")) == "output"
     assert fails(capsys, *predict, str(tmp_path / "x.txt"), "--keep_columns", "[id]") == "keep_columns"
     assert fails(capsys, *predict, str(tmp_path / "x.csv"), "--keep_columns", "[id]") == "data.column"
+    for kept in ("[label,input_label]", "[id,id]"):
+        assert fails(capsys, *predict, str(tmp_path / "x.csv"), "--keep_columns", kept) == "keep_columns"
     assert main([*predict, str(tmp_path / "x.csv"), "--keep_columns", "id,text"]) == 2
     assert error_of(capsys.readouterr().err) == ("keep_columns", "expected a list such as [a,b], got id,text")

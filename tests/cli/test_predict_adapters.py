@@ -50,6 +50,8 @@ def test_everyone_or_each_its_own(checkpoint, table, tmp_path):
         ),
         (["--adapter", "first={checkpoint}", "--text_column", "sentence"], "data.column", "sentence"),
         (["--adapter", "first={checkpoint}", "--output", "rows.parquet"], "output", "JSON lines"),
+        (["--adapter", "first={checkpoint}", "--output", "rows.CSV"], "output", "JSON lines"),
+        (["--adapter", "first={checkpoint}", "--keep_columns", "[adapter,input_adapter]"], "keep_columns", "different"),
     ],
 )
 def test_mistakes(arguments, key, said, checkpoint, table, tmp_path, capsys, monkeypatch):

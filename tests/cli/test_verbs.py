@@ -146,9 +146,13 @@ def test_columns_are_kept_beside_the_answers(checkpoint, tmp_path):
     assert {row["label"] for row in rows} <= {"negative", "positive"}
 
 
-def test_predict_writes_csv(checkpoint, tmp_path, monkeypatch):
-    (tmp_path / "x.csv").write_text(as_table("csv"))
-    arguments = ["predict", "--ckpt_path", str(checkpoint), "--input", "x.csv", "--keep_columns", "[id]", "--output"]
+@pytest.mark.parametrize(
+    ("kept", "written_as"), [("id", "id"), ("probabilities.negative", "input_probabilities.negative")]
+)
+def test_predict_writes_csv(kept, written_as, checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "x.csv").write_text(as_table("csv").replace("id", kept, 1))
+    keep = ["--keep_columns", f"[{kept}]"]
+    arguments = ["predict", "--ckpt_path", str(checkpoint), "--input", "x.csv", *keep, "--output"]
     monkeypatch.chdir(tmp_path)
     for name in ("y.csv", "y.jsonl"):
         assert main([*arguments, name]) == 0
@@ -158,6 +162,7 @@ def test_predict_writes_csv(checkpoint, tmp_path, monkeypatch):
     for row, cells in zip(rows, written, strict=True):
         chances = {f"probabilities.{label}": chance for label, chance in row.pop("probabilities").items()}
         assert cells == {name: str(value) for name, value in {**row, **chances}.items()}
+    assert [cells[written_as] for cells in written] == [row["id"] for row in TABLE]
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])

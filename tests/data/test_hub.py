@@ -57,8 +57,16 @@ def test_class_labels_name_the_classes_and_test_stands_for_validation(parquet, t
     data.setup("fit")
     assert data._tokens["validation"].labels.tolist() == [0, 1]
     assert f"the test split of {source}" in " ".join(capsys.readouterr().err.split())
-    renamed = of(source, **columns, label_names=["bad", "good"])
-    assert renamed.read("train").labels == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [(["bad", "good"], [1, 0, 1]), (["pos", "neg"], [0, 1, 0]), (["pos", "fair", "neg"], [0, 2, 0])],
+)
+def test_class_labels_are_read_by_name_unless_they_are_renamed(given, labels, parquet):
+    source = parquet({"train": [1, 0, 1]})
+    data = of(source, text_column="review", label_column="stars", label_names=given)
+    assert data.read("train").labels == labels
 
 
 def test_ids_are_no_names_where_names_are_numbers(parquet):
@@ -91,6 +99,8 @@ def test_what_can_not_be_read(described, parquet, tmp_path):
         (f"{described}:bare", {}, "validation", "source", "there are: train; give --data.validation_share"),
         (f"{described}:plain", {"text_column": "review"}, "train", "column", "there are: text, label"),
         (unlabelled, columns, "validation", "label", "row 1.*unlabelled"),
+        (unlabelled, columns | {"label_names": ["pos", "bad"]}, "train", "label", "row 1: label 'neg' is outside"),
+        (unlabelled, columns | {"label_names": ["a", "b", "c"]}, "train", "label", "row 1: label 'neg' is outside"),
         ("hub:somebody/films", {}, "train", "source", "somebody/films"),
         ("hub:", {}, "train", "source", "expected hub:NAME"),
         ("hub:../elsewhere", {}, "train", "source", "expected hub:NAME"),
