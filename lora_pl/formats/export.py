@@ -56,6 +56,8 @@ class Export(ABC):
     """The packages without which nothing can be written."""
     is_merged: ClassVar[bool] = True
     """Whether the adapters are merged into the base's weights."""
+    needs_encoder: ClassVar[bool] = False
+    """Whether the path of the base in the record is needed to load the folder."""
     flags: ClassVar[Mapping[str, str]] = {}
     """Options of this format alone, off by default, and their help."""
     relative_tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ from lora_pl.formats.peft_folder import BIASES, CONFIG, PREFIX, WEIGHTS
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
 from lora_pl.formats.stock_model import HERE, linear_names, read_logits, save_tokenizer, stock_class, stock_config
 from lora_pl.lora import VARIANTS, lora_layers
+from lora_pl.storage.paths import public
 
 
 class PeftExport(Export):
@@ -57,8 +59,9 @@ class PeftExport(Export):
     @property
     def usage(self) -> str:
         """By PEFT."""
+        base = f"./{public(self._base)}" if os.path.isabs(self._base) else self._base
         settings = {**self._arguments, "dtype": "float32"}
-        arguments = ", ".join([json.dumps(self._base), *(f"{name}={value!r}" for name, value in settings.items())])
+        arguments = ", ".join([json.dumps(base), *(f"{name}={value!r}" for name, value in settings.items())])
         return (
             "from peft import PeftModel\n"
             "from transformers import AutoModelForSequenceClassification\n\n"
