@@ -93,6 +93,16 @@ def test_a_hub_out_of_reach(capsys):
     assert fails(capsys, "fit", "--model.encoder", "no-such/encoder", "--data.source", "sample") == "model.encoder"
 
 
+def test_a_process_whose_neighbour_fails_has_no_traceback(capsys, monkeypatch):
+    said = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:14763."
+
+    def run(args):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("lora_pl.cli.params.run", run)
+    assert fails(capsys, "params") == "trainer"
+
+
 @pytest.mark.parametrize(
     ("content", "key"),
     [
