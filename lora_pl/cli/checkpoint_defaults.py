@@ -39,9 +39,9 @@ def early_value(args: Sequence[str], key: str) -> str | None:
 def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     """Parser defaults by key (`model.lora.r`, `data.source`, ...) from the hyper-parameters of a checkpoint.
 
-    `--data.source` in `args` replaces the run's own files, one of `VALIDATES` the run's way to validate, and
-    `--data.label_column` its `label_columns`. Options of the data that are not `known` are named and left out: another
-    version's, or those of a data module of the user's own.
+    `--data.source` in `args` replaces the run's own files, one of `VALIDATES` the run's way to validate, also in
+    `test`, and `--data.label_column` its `label_columns`. Options of the data that are not `known` are named and left
+    out: another version's, or those of a data module of the user's own.
 
     Raises:
         UserError: `model.encoder`: the checkpoint names an encoder inside another package, and `args` give none.
@@ -57,9 +57,9 @@ def checkpoint_defaults(checkpoint: Mapping[str, Any], args: Sequence[str], know
     data = {key: value for key, value in stored.items() if key in obeyed}
     data |= {key: model[key] for key in FROM_DATA if key != "pairs"}
     if option_value(args, "--data.source") is not None:
-        data |= dict.fromkeys(("train_file", "validation_file"))
+        data |= dict.fromkeys(("train_file", "validation_file", "test_file"))
     if any(option_value(args, f"--data.{name}") is not None for name in VALIDATES):
-        data |= dict.fromkeys((*VALIDATES, "fold"))
+        data |= dict.fromkeys((*VALIDATES, "fold", *(["test_file"] if args[0] == "test" else [])))
     if option_value(args, "--data.label_column") is not None:
         data["label_columns"] = None
     seed = checkpoint.get(DATA_KEY, {}).get("seed")

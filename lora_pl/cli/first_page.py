@@ -24,6 +24,7 @@ OPTIONS = {
     "data.train_file": "CSV, TSV, JSON lines or Parquet, instead of a source",
     "data.validation_file": "such a file to measure on",
     "data.validation_share": "or the share of the training sentences to measure on",
+    "data.test_file": "such a file for `lora_pl test`",
     "data.text_column": "the column of the texts",
     "data.text_pair_column": "the column of the second texts, for pairs",
     "data.label_column": "the column of the labels",
@@ -68,14 +69,15 @@ TRAINED = ("model.encoder", "model.method", "model.lora.r", "model.lora.lora_alp
            "model.lora.target_modules", "model.lora.variant", "model.learning_rate", "model.schedule",
            "model.warmup_ratio", "model.start_from")  # fmt: skip
 COLUMNS = ("data.text_column", "data.text_pair_column", "data.label_column")
-DATA = ("data.source", "data.task", "data.train_file", "data.validation_file", "data.validation_share", *COLUMNS,
-        "data.max_length", "data.batch_size")  # fmt: skip
+DATA = ("data.source", "data.task", "data.train_file", "data.validation_file", "data.validation_share",
+        "data.test_file", *COLUMNS, "data.max_length", "data.batch_size")  # fmt: skip
 DEVICE = ("trainer.precision", "trainer.accelerator")
 CKPT = "--ckpt_path checkpoints/NAME/best.ckpt"
 OF_CHECKPOINT = {
     "model.encoder": "the base, if it has moved",
     "data.source": "hub, sample or the folder of a GLUE download",
     "data.validation_file": "CSV, TSV, JSON lines or Parquet, instead of a source",
+    "data.test_file": "CSV, TSV, JSON lines or Parquet, instead of the validation split",
     "data.max_length": "tokens at which a text is cut",
 }
 """Options whose defaults are those in the checkpoint."""
@@ -91,23 +93,17 @@ class FirstPage:
     """Of options that this verb describes in its own way."""
 
 
-def _evaluation(verb: str, limit: str, *written: str) -> FirstPage:
+def _evaluation(verb: str, file: str, limit: str, *written: str) -> FirstPage:
     return FirstPage(
         {
             "what is measured": ("ckpt_path", "config", "model.encoder"),
             "what is written": written,
-            "data, by default the run's": (
-                "data.source",
-                "data.validation_file",
-                *COLUMNS,
-                "data.max_length",
-                "data.eval_batch_tokens",
-            ),
+            "data, by default the run's": ("data.source", file, *COLUMNS, "data.max_length", "data.eval_batch_tokens"),
             "trainer": (*DEVICE, "trainer.devices", limit),
         },
         (
             f"lora_pl {verb} {CKPT}",
-            f"lora_pl {verb} {CKPT} --data.validation_file held_out.csv",
+            f"lora_pl {verb} {CKPT} --{file} held_out.csv",
             f"lora_pl {verb} {CKPT} --metrics metrics.json",
         ),
         OF_CHECKPOINT,
@@ -130,8 +126,8 @@ PAGES = {
             "lora_pl fit --config configs/glue/rte.yaml --run_name rte --resume",
         ),
     ),
-    "validate": _evaluation("validate", "trainer.limit_val_batches", "metrics", "errors"),
-    "test": _evaluation("test", "trainer.limit_test_batches", "metrics"),
+    "validate": _evaluation("validate", "data.validation_file", "trainer.limit_val_batches", "metrics", "errors"),
+    "test": _evaluation("test", "data.test_file", "trainer.limit_test_batches", "metrics"),
     "predict": FirstPage(
         {
             "who answers": ("ckpt_path", "adapter", "config", "model.encoder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,6 +17,8 @@ from lora_pl.errors import UserError
 from lora_pl.printable import printable
 
 HELP = ("-h", "--help")
+LOST = re.compile(r"(gloo|NCCL)[\s\S]*(closed by peer|reset by peer|remote process exited|Broken pipe)")
+"""How torch.distributed says that another process has gone."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -99,6 +102,8 @@ def _user_error(error: BaseException | None) -> ValueError | None:
             return UserError("file", str(error))
         if type(error).__name__ == "MisconfigurationException":
             return UserError("trainer", str(error))
+        if isinstance(error, RuntimeError) and LOST.search(str(error)):
+            return UserError("trainer", "another process of this command has failed; its own message says why")
         error = error.__cause__
     return None
 

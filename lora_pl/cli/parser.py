@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -14,10 +15,15 @@ from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_set
 from lora_pl.cli.help_page import help_page
 from lora_pl.cli.type_errors import in_one_line
 from lora_pl.errors import UsageError, UserError
-from lora_pl.storage.yaml_file import bounded_load, read_yaml_text
+from lora_pl.storage.flat import flatten
+from lora_pl.storage.paths import expanded
+from lora_pl.storage.yaml_file import bounded_load, line_of, read_options
 
 # how jsonargparse says that an option is unknown (on the command line, in a file), is missing, or has a wrong value
-UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept (?:option|nested key) ')(?P<key>[\w.-]+)")
+UNKNOWN = re.compile(
+    r"(?:(?P<flag>unrecognized arguments: --)|(?:Group '(?P<group>[\w.]+)' )?does not accept option '|"
+    r"Option '(?=\S+ is not))(?P<key>[\w.+-]+)"
+)
 REQUIRED = re.compile(r"arguments are required: (?:--)?(?P<key>[\w.]+)")
 WRONG = re.compile(r"""(?:Parser key "|argument (?:-\w/)?--)(?P<key>[\w.]+)"?[\w ]*:\s*(?P<said>.*)""", re.DOTALL)
 SHORT = {"lr": "learning_rate", "alpha": "lora_alpha", "rank": "r", "epochs": "max_epochs", "steps": "max_steps"}
@@ -47,11 +53,20 @@ class Parser(ArgumentParser):
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         # `--ckpt` for `--ckpt_path` would be parsed here, but missed by `option_value`
         super().__init__(*args, **{"prog": "lora_pl", "allow_abbrev": False, **kwargs})
+        self._files: dict[str, Path] = {}
+        """The configurations read so far, as they were given."""
+        self._reading = ""
+        self._args: list[str] | None = None
+        """What `parse_args` parses."""
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """Parse; a verb that has `--encoder` takes fit's `--model.encoder` for it, and so for its other options."""
         given = args if args is None or self._subcommands_action else [self._own(str(arg)) for arg in args]
-        return super().parse_args(given, *more, **options)
+        self._args = given
+        try:
+            return super().parse_args(given, *more, **options)
+        finally:
+            self._args = None
 
     def _own(self, arg: str) -> str:
         found, known = OF_FIT.fullmatch(arg), self.known_keys()
@@ -68,15 +83,21 @@ class Parser(ArgumentParser):
         if missing := REQUIRED.search(message):
             raise UsageError(missing["key"], f"expected --{missing['key']}, got none; see {self.prog} --help") from ex
         if unknown := UNKNOWN.search(message):
-            raise UsageError("usage", f"there is no option --{unknown['key']}{self.nearest(unknown['key'])}") from ex
+            key = ".".join(filter(None, (unknown["group"], unknown["key"])))
+            where = "" if unknown["flag"] else self.where(key)
+            raise UsageError("usage", f"{where}there is no option --{key}{self.nearest(key)}") from ex
         wrong = WRONG.search(message)
         key = wrong["key"] if wrong else "config" if "parsing config" in message else "usage"
-        raise UsageError(key, in_one_line(wrong["said"] if wrong else message)) from ex
+        by_flag = self._args is None or any(arg.startswith(f"--{key}") for arg in self._args)
+        where = self.where(key) if self._reading or not by_flag else ""
+        raise UsageError(key, where + in_one_line(wrong["said"] if wrong else message)) from ex
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration file; a UsageError, `config`, if that fails."""
-        read_yaml_text(str(cfg_path))
+        options, self._reading = read_options(str(cfg_path)), str(cfg_path)
+        self._files[str(cfg_path)] = expanded(cfg_path).absolute()
         try:
+            self._require_sections(options)
             found = super().parse_path(cfg_path, *args, **kwargs)
         except UserError:
             raise
@@ -84,9 +105,32 @@ class Parser(ArgumentParser):
             if UNKNOWN.search(str(error)) or WRONG.search(str(error)):
                 self.error(str(error), error)
             raise UsageError("config", f"{cfg_path}: {' '.join(str(error).split())[:200]}") from error
+        finally:
+            self._reading = ""
         if not isinstance(found.get("config"), list | None):  # of a saved configuration
             raise UsageError("config", f"{cfg_path}: config: expected a list of files, got {found['config']!r:.60}")
         return found
+
+    def where(self, key: str) -> str:
+        """`FILE, line N: ` of the last configuration that gives an option; else the one that is being read, if any."""
+        for given, path in reversed(self.files().items()):
+            if (line := line_of(path, key)) is not None:
+                return f"{given}, line {line}: "
+        return f"{self._reading}: " if self._reading else ""
+
+    def _require_sections(self, options: Mapping[Any, Any]) -> None:
+        sections = {key.rpartition(".")[0] for key in self.known_keys() if not key.endswith(".help")}
+        for key, value in flatten(options).items():
+            if key in sections and not isinstance(value, dict | str):  # a string is the name of a file
+                raise UsageError(key, f"{self.where(key)}expected options by name, got {value!r:.60}")
+
+    def files(self) -> dict[str, Path]:
+        """The configurations that this parser and its verbs' parsers have read."""
+        return {**self._files, **{given: path for parser in self._verbs() for given, path in parser.files().items()}}
+
+    def _verbs(self) -> Collection[Parser]:
+        action = self._subcommands_action
+        return getattr(action, "_name_parser_map", {}).values() if action else ()
 
     def nearest(self, wrong: str) -> str:
         """A hint at the option that is meant; empty where none is near."""
@@ -101,5 +145,4 @@ class Parser(ArgumentParser):
     def known_keys(self) -> list[str]:
         """Every option of this parser and of its verbs' parsers."""
         own = [action.dest for action in self._actions if action.option_strings]
-        below = getattr(self._subcommands_action, "_name_parser_map", {}) if self._subcommands_action else {}
-        return own + [key for parser in below.values() for key in parser.known_keys()]
+        return own + [key for parser in self._verbs() for key in parser.known_keys()]

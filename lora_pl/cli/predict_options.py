@@ -43,7 +43,7 @@ HELD_OUT = ("validation_share", "folds", "fold")
 """The data's settings that divide training sentences."""
 OF_LABELLED = ("seed_everything", *(f"data.{name}" for name in HELD_OUT))
 """Options of verbs that read labelled data; predict reads them in a configuration or a checkpoint alone."""
-UNUSED = rf"{OF_TRAINING}|{'|'.join(map(re.escape, OF_LABELLED))}|data\.(source|validation_file|label_columns?)"
+UNUSED = rf"{OF_TRAINING}|{'|'.join(map(re.escape, OF_LABELLED))}|data\.(source|(validation|test)_file|label_columns?)"
 FLAG = re.compile(rf"--trainer\.(?:{'|'.join(OF_TRAINER)})(?:[.+][\w.+]*)?(?P<value>=.*)?", re.DOTALL)
 
 

@@ -50,10 +50,10 @@ SKIPPED_ARGUMENTS = {
     "test": {*SKIPPED, "dataloaders", "verbose"},
 }
 
-DEVICES = "accelerator|strategy|devices|num_nodes|precision|enable_progress_bar"
+MEASURES = "accelerator|strategy|devices|num_nodes|precision|enable_progress_bar|callbacks|profiler|plugins"
 UNUSED = {
-    "validate": rf"{OF_TRAINING}|trainer\.(?!({DEVICES}|callbacks|profiler|plugins|limit_val_batches)$).+",
-    "test": rf"{OF_TRAINING}|trainer\.(?!({DEVICES}|callbacks|profiler|plugins|limit_test_batches)$).+",
+    "validate": rf"{OF_TRAINING}|data\.test_file|trainer\.(?!({MEASURES}|limit_val_batches)$).+",
+    "test": rf"{OF_TRAINING}|trainer\.(?!({MEASURES}|limit_test_batches)$).+",
     "ablate": "run_name|resume|force",
 }
 """Options that a verb reads, as a run's own configuration has them, and does not use."""

@@ -39,7 +39,8 @@ def _telling(entry: str) -> str:
         return f"the class needs {missing['name']}; give it as init_args: {{{missing['name']}: ...}}"
     if unknown := NO_CLASS.match(entry):
         return f"no class {unknown['name']} is known; give its name as its module spells it, or its dotted path"
-    return "" if entry.startswith(("Expected a ", "Not a valid subclass")) else " ".join(entry.split())
+    told = " ".join(entry.split()).removeprefix("usage: ")
+    return "" if entry.startswith(("Expected a ", "Not a valid subclass")) else told
 
 
 def _types(types: str) -> str:

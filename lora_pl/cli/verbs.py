@@ -3,7 +3,7 @@
 VERBS = {
     "fit": ("trainer", "train, validate after each epoch, keep the best checkpoint"),
     "validate": ("trainer", "measure a checkpoint on the validation split"),
-    "test": ("trainer", "measure as validate does, on the validation split or on --data.validation_file"),
+    "test": ("trainer", "measure as validate does, on --data.test_file, else on the validation split"),
     "predict": ("predict", "label the texts of a file or of standard input; --adapter NAME=CHECKPOINT runs several"),
     "export": ("export", "write a checkpoint's model for other programs: hf, peft, onnx, adapter"),
     "import": ("import_adapter", "make a checkpoint of an adapter that another program trained"),

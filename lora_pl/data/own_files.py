@@ -1,11 +1,11 @@
-"""One's own training and validation files."""
+"""One's own files: training, validation and test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from lora_pl.data.examples import Examples, discover_labels, read_examples
-from lora_pl.data.sources import TRAIN
+from lora_pl.data.sources import TEST, TRAIN
 from lora_pl.data.tasks import Classes, Task
 from lora_pl.errors import UserError
 
@@ -15,15 +15,16 @@ class OwnFiles:
 
     Args:
         train: The training file.
-        validation: The validation file; either may be missing where it is not read.
+        validation: The validation file.
+        test: The test file; each may be missing where it is not read.
     """
 
-    def __init__(self, train: str | None, validation: str | None) -> None:
-        self.by_split = {TRAIN: train, "validation": validation}
+    def __init__(self, train: str | None, validation: str | None, test: str | None = None) -> None:
+        self.by_split = {TEST: test, TRAIN: train, "validation": validation}
 
     @property
     def places(self) -> list[str]:
-        """The files."""
+        """The files; the last one is what validation sentences are from."""
         return [file for file in self.by_split.values() if file]
 
     def split(self, split: str) -> str:
@@ -48,5 +49,5 @@ class OwnFiles:
         file = self.by_split[split]
         if file is None:
             ways = "" if split == TRAIN else ", or --data.validation_share 0.1 to take it from the training file"
-            raise UserError(f"data.{split}_file", f"expected a file, as the other split has one{ways}; got none")
+            raise UserError(f"data.{split}_file", f"expected a file, as another split has one{ways}; got none")
         return file

@@ -16,7 +16,7 @@ from lora_pl.data.examples import Examples
 from lora_pl.data.held_out import HeldOut
 from lora_pl.data.hub import PREFIX, HubDataset, absolute
 from lora_pl.data.own_files import OwnFiles
-from lora_pl.data.sources import HUB, SAMPLE, TRAIN, read_split
+from lora_pl.data.sources import HUB, SAMPLE, TEST, TRAIN, read_split
 from lora_pl.data.tasks import MAX_SHOWN, OWN_TASKS, Classes, Task, get_task, task_name
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-PATHS = ("source", "train_file", "validation_file", "cache_dir")
+PATHS = ("source", "train_file", "validation_file", "test_file", "cache_dir")
 IF_TOO_LONG = "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut"
 
 
@@ -49,6 +49,7 @@ class SentenceData:
             folder in the hub's layout.
         train_file: Own training file instead of a source: CSV, TSV, JSON lines or Parquet, by its ending.
         validation_file: Own validation file.
+        test_file: Own test file; `test` without one measures on the validation split.
         validation_share: The share of the training sentences to validate on instead, drawn by label and seed.
         folds: Parts of equal size to divide the training sentences into, by label and seed; one of them validates.
         fold: Which one, from 0.
@@ -77,6 +78,7 @@ class SentenceData:
         source: str | Path = HUB,
         train_file: str | Path | None = None,
         validation_file: str | Path | None = None,
+        test_file: str | Path | None = None,
         validation_share: float | None = None,
         folds: int | None = None,
         fold: int | None = None,
@@ -110,7 +112,7 @@ class SentenceData:
                 raise UserError(f"data.{name}", f"expected at least {value}, got {self.hparams[name]}")
         if not all(name.strip() for name in label_names or []):
             raise UserError("data.label_names", f"expected a name for every class, got {label_names}")
-        self.own = _own_data(given["source"], given["train_file"], given["validation_file"])
+        self.own = _own_data(given["source"], *(given[f"{split}_file"] for split in (TRAIN, "validation", TEST)))
         self.held_out = HeldOut.of(self.hparams)
         self.task: Task = get_task(task_name(task, self.own is not None))
         self.text_columns = _text_columns(self.task, text_column, text_pair_column)
@@ -148,8 +150,13 @@ class SentenceData:
 
     @property
     def validation_splits(self) -> list[str]:
-        """The labelled splits of `validate` and `test`."""
+        """The labelled splits of `validate`, and of `test` without a test file."""
         return ["validation"] if self.own or self.held_out else list(self.task.validation)
+
+    @property
+    def test_splits(self) -> list[str]:
+        """The labelled splits of `test`."""
+        return [TEST] if self.hparams["test_file"] else self.validation_splits
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -167,7 +174,7 @@ class SentenceData:
 
     def read(self, split: str) -> Examples:
         """The texts and labels of a split: of its source, or held out of the training split."""
-        if self.held_out is None:
+        if self.held_out is None or split == TEST:
             return self._stored(split)
         whole = self._stored(TRAIN)
         held = self.held_out.mask(whole, classes=bool(self.label_names))
@@ -229,7 +236,7 @@ class SentenceData:
     def _of(self, split: str) -> str:
         """Where a split is from, if that is another one."""
         if self.held_out is not None:
-            return "" if split == TRAIN else f" ({self.held_out.told})"
+            return "" if split in (TRAIN, TEST) else f" ({self.held_out.told})"
         there = self.own.split(split) if self.own else split
         return "" if there == split else f" (the {there} split of {self.source})"
 
@@ -245,10 +252,10 @@ class SentenceData:
         return tokens.take(np.sort(order[:count]))
 
 
-def _own_data(source: str, train_file: str | None, validation_file: str | None) -> OwnFiles | HubDataset | None:
+def _own_data(source: str, *files: str | None) -> OwnFiles | HubDataset | None:
     """Data whose columns and labels are the user's: files, or a data set that is named; None for GLUE's."""
-    if train_file or validation_file:
-        return OwnFiles(train_file, validation_file)
+    if any(files):
+        return OwnFiles(*files)
     return HubDataset(source) if source.startswith(PREFIX) else None
 
 

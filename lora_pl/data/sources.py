@@ -10,7 +10,7 @@ from lora_pl.storage.paths import expanded
 
 HUB, SAMPLE = "hub", "sample"
 HUB_NAME = "nyu-mll/glue"
-TRAIN = "train"
+TRAIN, TEST = "train", "test"
 
 
 def read_split(source: str, task: Task, split: str) -> Examples:

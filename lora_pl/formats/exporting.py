@@ -10,7 +10,7 @@ from lora_pl.formats.export import Export, ExportOptions
 from lora_pl.formats.model_card import RECORD, write_model_card, write_record
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, sentences_for
 from lora_pl.model.plain import PlainClassifier, read_model
-from lora_pl.storage.paths import expanded
+from lora_pl.storage.paths import expanded, public
 from lora_pl.storage.write_whole import recover, write_folder_whole
 
 if TYPE_CHECKING:
@@ -98,4 +98,4 @@ def require_free(output: Path, overwrite: bool) -> None:
 def _made_by(ckpt_path: str | Path, format: str, options: ExportOptions) -> str:
     int8 = " --int8 true" if options.int8 else ""
     types = f"--dtype {options.dtype} --merge_dtype {options.merge_dtype}"
-    return f"```sh\nlora_pl export --ckpt_path {ckpt_path} --format {format} {types}{int8}\n```"
+    return f"```sh\nlora_pl export --ckpt_path {public(str(ckpt_path), 2)} --format {format} {types}{int8}\n```"

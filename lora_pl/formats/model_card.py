@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from lora_pl.data.hub import PREFIX
 from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
 from lora_pl.formats.comparison import Comparison
 from lora_pl.formats.export import Export
@@ -19,6 +20,7 @@ from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.versions import versions
 from lora_pl.printable import printable
 from lora_pl.storage.checkpoint import DATA_KEY, SETTINGS_KEY, START_KEY
+from lora_pl.storage.paths import public
 
 RECORD = "lora_pl.json"
 """What the model was made of, for programs: settings, base, columns of the data, comparison, versions."""
@@ -39,10 +41,13 @@ OF_BIASES = {"none": "", "lora": "those of the adapted layers", "all": "all"}
 def write_record(folder: Path, export: Export, checkpoint: dict[str, Any], comparisons: dict[str, Comparison]) -> None:
     """Write `lora_pl.json`."""
     model, data = export.model, checkpoint.get(DATA_KEY, {})
+    settings = {**model.hparams, "start_from": public(model.hparams["start_from"] or "", 2) or None}
+    if not export.needs_encoder:
+        settings["encoder"] = public(settings["encoder"])
     record = {
         "format": export.name,
-        "base": model.base.fingerprints,
-        SETTINGS_KEY: dict(model.hparams),
+        "base": {**model.base.fingerprints, "encoder": public(model.base.fingerprints["encoder"])},
+        SETTINGS_KEY: settings,
         DATA_KEY: {name: data[name] for name in Columns.__annotations__ if data.get(name) is not None},
         "dtype": export.options.dtype,
         "comparisons": {name: asdict(comparison) for name, comparison in comparisons.items()},
@@ -91,9 +96,9 @@ def _title(export: Export) -> str:
 
 def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
     settings = export.model.hparams
-    lora = settings["lora"]
+    lora, weights = settings["lora"], export.model.base.fingerprints["weights"]
     facts: dict[str, object] = {
-        "base": f"{settings['encoder']} (fingerprint of its weights {export.model.base.fingerprints['weights']})",
+        "base": f"{public(settings['encoder'])} (fingerprint of its weights {weights})",
         "task": settings["task"],
         "labels": ", ".join(settings["label_names"]) or "a score",
         "trained": {"lora": "LoRA and head", "head": "head alone", "full": "everything"}[settings["method"]],
@@ -107,7 +112,8 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
         }
     facts |= {"head": settings["head"], "longest text": f"{export.model.max_length} tokens"}
     if START_KEY in checkpoint:
-        facts["started from"] = "{checkpoint} (SHA-256 {sha256})".format(**checkpoint[START_KEY])
+        start = checkpoint[START_KEY]
+        facts["started from"] = f"{public(start['checkpoint'], 2)} (SHA-256 {start['sha256']})"
     facts |= {"data": _data(checkpoint), **_best(checkpoint), "written as": export.options.dtype}
     return {name: value for name, value in facts.items() if value}
 
@@ -120,7 +126,9 @@ def _placement(lora: dict[str, Any]) -> str:
 
 def _data(checkpoint: dict[str, Any]) -> str:
     data = checkpoint.get(DATA_KEY, {})
-    return str(data.get("train_file") or data.get("source") or "")
+    place = str(data.get("train_file") or data.get("source") or "")
+    path = place.removeprefix(PREFIX)
+    return place.removesuffix(path) + public(path)
 
 
 def _best(checkpoint: dict[str, Any]) -> dict[str, str]:

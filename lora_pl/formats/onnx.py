@@ -49,10 +49,14 @@ class OnnxExport(Export):
         inputs = dict(encode(tokenizer, [(text, text) for text in texts] if self.model.pairs else texts))
         free = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")} for name in inputs}
         with _silence():
-            torch.onnx.export(
-                model, kwargs=inputs, f=folder / MODEL, dynamo=True, opset_version=OPSET, external_data=False,
+            program = torch.onnx.export(
+                model, kwargs=inputs, dynamo=True, opset_version=OPSET,
                 input_names=list(inputs), output_names=["logits"], dynamic_shapes=free,
             )  # fmt: skip
+            assert program is not None
+            for node in program.model.graph.all_nodes():  # the traces name folders of this machine
+                node.metadata_props.clear()
+            program.save(folder / MODEL, external_data=False)
             if self.options.int8:
                 from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +28,7 @@ from lora_pl.formats.peft_folder import BIASES, CONFIG, PREFIX, WEIGHTS
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
 from lora_pl.formats.stock_model import HERE, linear_names, read_logits, save_tokenizer, stock_class, stock_config
 from lora_pl.lora import VARIANTS, lora_layers
+from lora_pl.storage.paths import public
 
 
 class PeftExport(Export):
@@ -34,6 +37,7 @@ class PeftExport(Export):
     name: ClassVar[str] = "peft"
     program: ClassVar[str] = "peft"
     is_merged: ClassVar[bool] = False
+    needs_encoder: ClassVar[bool] = True  # by `lora_pl import`
 
     def require_representable(self) -> None:
         """Refuse a model without adapters, a variant that PEFT lacks and a head that the stock head can't be, too."""
@@ -57,8 +61,9 @@ class PeftExport(Export):
     @property
     def usage(self) -> str:
         """By PEFT."""
+        base = f"./{public(self._base)}" if os.path.isabs(self._base) else self._base
         settings = {**self._arguments, "dtype": "float32"}
-        arguments = ", ".join([json.dumps(self._base), *(f"{name}={value!r}" for name, value in settings.items())])
+        arguments = ", ".join([json.dumps(base), *(f"{name}={value!r}" for name, value in settings.items())])
         return (
             "from peft import PeftModel\n"
             "from transformers import AutoModelForSequenceClassification\n\n"
@@ -141,7 +146,9 @@ class PeftExport(Export):
         from peft import PeftModel
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        with quiet_transformers():
+        with quiet_transformers(), warnings.catch_warnings():
+            # PEFT asks the base by the name that Transformers had before 5
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             base = AutoModelForSequenceClassification.from_pretrained(
                 self._base, dtype=self.dtype, trust_remote_code=False, **self._arguments
             )

@@ -12,6 +12,7 @@ from lora_pl.data.tasks import Label, get_task
 from lora_pl.data.texts import Text, as_text
 from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED
+from lora_pl.storage.paths import public
 
 DEFAULT_COUNT = 256
 
@@ -31,7 +32,7 @@ def sentences_of(data: SentenceData, count: int) -> Sentences:
     split = data.validation_splits[0]
     examples = data.read(split)
     texts, labels = _rows(examples.texts, count), tuple(examples.labels[: count or None])
-    total, where = len(examples.labels), (data.places or [data.source])[-1]
+    total, where = len(examples.labels), public((data.places or [data.source])[-1])
     part = f"the first {len(texts):,} of {total:,} sentences of " if len(texts) < total else ""
     return Sentences(texts, labels, f"{part}the {split} split of {data.task.name} ({where})")
 

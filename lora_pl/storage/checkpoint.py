@@ -156,8 +156,8 @@ FREE = (
 )
 """Those that matter to training alone, and where and how the base is loaded."""
 EVALUATED = (
-    *("task", "source", "train_file", "validation_file", "text_column", "text_pair_column", "label_column"),
-    "label_columns",
+    *("task", "source", "train_file", "validation_file", "test_file"),
+    *("text_column", "text_pair_column", "label_column", "label_columns"),
     *("validation_share", "folds", "fold", "seed"),
     *("label_names", "max_length", "too_long", "batching"),
 )

@@ -53,6 +53,21 @@ def read_yaml_text(path: str | Path) -> str:
     return text
 
 
+def line_of(path: str | Path, key: str) -> int | None:
+    """The line of a file, from 1, that gives the option `key`; None if none does. Raises as `read_yaml_text`."""
+    return _line(yaml.compose(read_yaml_text(path), Loader=LOADER), key)
+
+
+def _line(node: Any, key: str) -> int | None:
+    for name, value in reversed(node.value) if isinstance(node, yaml.MappingNode) else ():
+        if name.value == key:
+            return int(name.start_mark.line) + 1
+        below = key.removeprefix(f"{name.value}.")
+        if below != key and (line := _line(value, below)) is not None:
+            return line
+    return None
+
+
 def _wrong(path: str | Path, why: object) -> UsageError:
     said = " ".join(str(why).split()).replace('in "<unicode string>", ', "in ")[:200]
     hint = "; indent by spaces, not tabs" if "cannot start any token" in said else ""

@@ -36,6 +36,31 @@ def test_verbs_and_keys(capsys, fit):
 
 
 @pytest.mark.parametrize(
+    ("content", "key", "said"),
+    [
+        ("modle: {lora: {r: 4}}", "usage", "bad.yaml, line 2: there is no option --modle.lora.r"),
+        ("data:\n  batchsize: 3", "usage", "bad.yaml, line 3: there is no option --data.batchsize; did you mean"),
+        ("model.lora.rank: 3", "usage", "bad.yaml, line 2: there is no option --model.lora.rank; did you mean"),
+        ("model:\n  lora:\n    r: four", "model.lora.r", "bad.yaml, line 4: expected int, got four"),
+        ("model: {schedule: cosine}", "model.schedule", "bad.yaml, line 2: expected one of constant, linear"),
+        ("trainer:\n  callbacks: [{class_path: Such}]", "trainer.callbacks", "bad.yaml, line 3: no class Such"),
+        ("trainer: [1]", "trainer", "bad.yaml, line 2: expected"),
+        ("- model", "config", "bad.yaml: "),
+        ("model: [", "config", "bad.yaml: "),
+    ],
+)
+def test_a_mistake_in_one_of_two_configurations(content, key, said, capsys, fit):
+    """The file is named, and the line where there is one."""
+    Path("good.yaml").write_text("model: {lora: {r: 2}, schedule: constant}\n")
+    Path("bad.yaml").write_text(f"# comment\n{content}\n")
+    for files in (["good.yaml", "bad.yaml"], ["bad.yaml", "good.yaml"]):
+        assert main([*fit, *(f"--config={file}" for file in files), "--model.lora.r=2"]) == 2
+        found = error_of(capsys.readouterr().err)
+        assert found[0] == key
+        assert " ".join(found[1].split()).startswith(said)
+
+
+@pytest.mark.parametrize(
     ("arguments", "key"),
     [
         (["--model.lora.r", "0"], "r"),
@@ -62,6 +87,16 @@ def test_settings_out_of_range(arguments, key, capsys, fit):
 
 def test_a_hub_out_of_reach(capsys):
     assert fails(capsys, "fit", "--model.encoder", "no-such/encoder", "--data.source", "sample") == "model.encoder"
+
+
+def test_a_process_whose_neighbour_fails_has_no_traceback(capsys, monkeypatch):
+    said = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:14763."
+
+    def run(args):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("lora_pl.cli.params.run", run)
+    assert fails(capsys, "params") == "trainer"
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,30 @@ def test_the_last_line_is_a_command_that_works(own, capsys):
     assert fails(capsys, "import", "out", "--output", "other.ckpt") == "adapter.settings"
 
 
+def test_a_third_file_tests(own, capsys):
+    """It takes no part in training, and may be given when the checkpoint is there."""
+    Path("third.csv").write_text("the review,summary,stars\nthe film is good,a plot,happy\nthe plot is dull,,sad\n")
+    Path("other.csv").write_text("the review,summary,stars\nthe film is good,a plot,angry\n")
+    checkpoint = fit(own, "--data.validation_share", "0.25", "--data.test_file", "third.csv")
+    assert "--input 'my films.csv'" in capsys.readouterr().err
+    test = ["test", "--ckpt_path", checkpoint, "--metrics", "m.json"]
+    for flags, split, count in (
+        ([], "test", 2),
+        (["--data.test_file", "my films.csv"], "test", 24),
+        (["--data.validation_file", "my films.csv"], "validation", 24),
+        (["--data.test_file", "null"], "validation", 6),
+    ):
+        assert main([*test, *flags]) == 0
+        assert f"{split}: {count} sentences" in capsys.readouterr().err
+        assert [*json.loads(Path("m.json").read_text())["splits"]] == [split]
+    assert fails(capsys, *test, "--data.test_file", "other.csv") == "data.label"
+    assert fails(capsys, *test, "--data.test_file", "none.csv") == "data.missing"
+    assert main(["validate", "--ckpt_path", checkpoint]) == 0
+    assert "validation: 6 sentences" in capsys.readouterr().err
+    more = ["--data.validation_share", "0.25", "--resume", "--data.test_file", "my films.csv"]
+    assert main(["fit", *own, "--run_name", "own", *more]) == 0
+
+
 @pytest.mark.usefixtures("empty_figures")
 def test_folds_are_an_axis(own, capsys):
     """The report has their mean."""

@@ -1,29 +1,55 @@
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
+import pytest
 import torch
 
 from lora_pl.formats.export import ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.sentences import sentences_for
+from lora_pl.storage.checkpoint import START_KEY
+from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 from tests.formats.conftest import saved
 
 
 def test_the_folder_says_what_it_is_and_how_it_was_made(checkpoint, tmp_path, glue_folder):
     found = export_checkpoint(checkpoint, tmp_path / "hf")["hf"]
     card = (tmp_path / "hf" / "README.md").read_text()
-    facts = ["| rank r | 4 |", "| alpha | 16 |", "sst2", "negative, positive", str(glue_folder), "best val/accuracy"]
-    for said in (*facts, f"lora_pl export --ckpt_path {checkpoint}", "largest logit change", "torch 2."):
+    facts = ["| rank r | 4 |", "| alpha | 16 |", "sst2", "negative, positive", "best val/accuracy"]
+    facts += [f"| data | {glue_folder.name} |", f"lora_pl export --ckpt_path tiny/{checkpoint.name} "]
+    for said in (*facts, "largest logit change", "torch 2."):
         assert said in card
     assert card.startswith("---\npipeline_tag: text-classification\n")
     record = json.loads((tmp_path / "hf" / "lora_pl.json").read_text())
     assert record["comparisons"]["hf"] == asdict(found)
-    assert record["base"] == torch.load(checkpoint, weights_only=True)["lora_pl_base"]
+    base = torch.load(checkpoint, weights_only=True)["lora_pl_base"]
+    assert record["base"] == {**base, "encoder": Path(base["encoder"]).name}
     assert found.sentences == 48
     assert found.flipped == 0
     assert found.metrics["accuracy"] == found.exported_metrics["accuracy"]
-    assert str(glue_folder) in found.source
+    assert f"({glue_folder.name})" in found.source
+
+
+LOADS_BY = [("hf", set()), ("peft", {"adapter_config.json", "lora_pl.json"}), ("adapter", {"lora_pl.json"})]
+
+
+@pytest.mark.parametrize(("format", "loads_by"), LOADS_BY)
+def test_no_path_is_published_but_the_one_that_loading_needs(format, loads_by, checkpoint, tmp_path):
+    stored = torch.load(checkpoint, weights_only=True)
+    encoder, settings = stored["hyper_parameters"]["encoder"], stored["datamodule_hyper_parameters"]
+    home = os.path.commonpath([encoder, settings["source"], checkpoint])
+    stored["hyper_parameters"]["start_from"] = f"{home}/earlier/best.ckpt"
+    stored[START_KEY] = {"checkpoint": f"{home}/earlier/best.ckpt", "sha256": "0"}
+    path = tmp_path / "run" / "best.ckpt"
+    path.parent.mkdir()
+    WholeFileCheckpointIO().save_checkpoint(stored, path)
+    export_checkpoint(path, tmp_path / "out", format)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {name for name, content in files.items() if home.encode() in content} == loads_by
+    assert not any(home.encode() in files[name].replace(encoder.encode(), b"") for name in loads_by)
+    assert b"| started from | earlier/best.ckpt (" in files["README.md"]
 
 
 def test_a_base_kept_in_half_precision_is_merged_in_full(make_model, tmp_path):

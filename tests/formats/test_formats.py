@@ -50,7 +50,7 @@ def path(make_model, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(("format", "variant"), CASES)
-def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_path):
+def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_path, monkeypatch):
     require(format, variant)
     trained = BOTH if format in SLOW else {}
     model = make_model(lora=LoRAConfig(r=2, rank_pattern={"value": 3}, variant=variant), max_length=9, **trained)
@@ -63,11 +63,13 @@ def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_
     assert found.reader.startswith(export.program)
     assert found.metrics == found.exported_metrics
     card, record = (output / "README.md").read_text(), json.loads((output / "lora_pl.json").read_text())
-    assert (record["format"], record["base"]) == (format, model.base.fingerprints)
+    base = model.base.fingerprints
+    assert (record["format"], record["base"]) == (format, {**base, "encoder": Path(base["encoder"]).name})
     assert record["comparisons"][format]["flipped"] == 0
     assert f"--format {format}" in card
     assert f"| variant | {variant} |" in card
     assert export.usage.replace("{folder}", "THIS_FOLDER") in card
+    monkeypatch.chdir(Path(base["encoder"]).parent)  # where PEFT's base is found by its name
     exec(export.usage.replace("{folder}", str(output)), {})
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "out"}
 

@@ -1,6 +1,7 @@
 """Against the real PEFT."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -59,7 +60,9 @@ OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_s
 def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_model, tmp_path):
     model = make_model(kind, **settings)
     texts = texts_for(model)
-    export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a user sees none
+        export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
     expected = model.logits(texts)
     got = PeftExport(model).logits(tmp_path / "peft", texts)
     assert_equal_to_rounding(got, expected, TINY_TERMS)

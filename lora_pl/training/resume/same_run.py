@@ -19,8 +19,8 @@ from lora_pl.storage.schema import defaults
 from lora_pl.storage.yaml_file import read_options
 
 HARMLESS = re.compile(
-    r"config|run_name|ckpt_path|resume|force|save_every_.*|data\.(num_workers|cache_dir)|trainer\.(logger.*|enable_.*|"
-    r"log_every_n_steps|profiler.*|default_root_dir|detect_anomaly|num_sanity_val_steps)"
+    r"config|run_name|ckpt_path|resume|force|save_every_.*|data\.(num_workers|cache_dir|test_file)|trainer\.(logger.*|"
+    r"enable_.*|log_every_n_steps|profiler.*|default_root_dir|detect_anomaly|num_sanity_val_steps)"
 )
 """Options that affect no weight and no metric."""
 LENGTHS = re.compile(r"trainer\.(max|min)_(epochs|steps|time)")
