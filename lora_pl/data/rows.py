@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
+from lora_pl.data.json_values import MAX_LINE, REPEATED, array_values, parse_json
 from lora_pl.data.parquet import NO_TEXT, parquet_batches
 from lora_pl.errors import UserError
 from lora_pl.storage.paths import expanded
@@ -109,8 +109,10 @@ def decoded_lines(stream: IO[bytes], name: str) -> Iterator[str]:
 
 
 def require_columns(columns: Sequence[str], present: Sequence[str], where: str) -> None:
-    """Raise `data.column`, listing the columns `present`, if one of `columns` is missing."""
+    """Raise `data.column`, listing the columns `present`, if one of `columns` is missing or there twice."""
     for column in columns:
+        if present.count(column) > 1:
+            raise UserError("data.column", f"{where}: there are several columns {column!r}; rename all but one")
         if column not in present:
             # no control characters of a hostile header in the terminal
             shown = ", ".join(name if name.isprintable() else repr(name) for name in map(str, present))
@@ -205,7 +207,8 @@ def _json_array(file: IO[bytes], path: Path, columns: Sequence[str], lists: Coll
 def _json_row(values: Any, columns: Sequence[str], where: str, lists: Collection[str]) -> Row:
     if not isinstance(values, dict):
         raise UserError("data.format", f"{where}: expected an object per line, such as {{{columns[0]!r}: ...}}")
-    require_columns(columns, list(values), where)
+    repeated = [name for name, value in values.items() if value is REPEATED]
+    require_columns(columns, [*values, *repeated], where)
     return where, tuple(cell_text(values[column], where, column in lists) for column in columns)
 
 

@@ -79,13 +79,17 @@ class Tokens:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], max_length: int, show_progress: bool = False
 ) -> Tokens:
-    """Tokenize one text column, or two for pairs, truncated to `max_length` tokens, the longer text first."""
+    """Tokenize one text column, or two for pairs, truncated to `max_length` tokens, the longer text first.
+
+    A text without tokens, which is an empty one if there are no special tokens, is one unknown token.
+    """
     ids: list[NDArray[np.int32]] = []
     second: list[int] = []
     cut = 0
     typed = "token_type_ids" in tokenizer.model_input_names
+    unknown = [tokenizer.unk_token_id or 0]
     for encoding in _encodings(tokenizer, texts, max_length, show_progress):
-        ids.append(np.asarray(encoding.ids, dtype=np.int32))
+        ids.append(np.asarray(encoding.ids or unknown, dtype=np.int32))
         second.append(sum(encoding.type_ids) if typed else 0)
         cut += bool(encoding.overflowing)
     offsets = np.concatenate([[0], np.cumsum([len(sentence) for sentence in ids], dtype=np.int64)])

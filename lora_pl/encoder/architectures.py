@@ -198,10 +198,15 @@ ARCHITECTURES: dict[str, Architecture] = {
 OTHERS = Architecture(dropouts=tuple(dict.fromkeys(name for row in ARCHITECTURES.values() for name in row.dropouts)))
 """What holds of any bidirectional encoder: padded batches, layers by their own names, a linear head."""
 
+LIKE_ROBERTA = dict.fromkeys(
+    ("ibert", "longformer", "luke", "roberta-prelayernorm"), replace(OTHERS, positions_after_padding=True)
+)
+"""Those of them that count positions as RoBERTa does."""
+
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
     """The row of the configuration's `model_type`, `OTHERS` if there is none."""
-    return ARCHITECTURES.get(config.model_type, OTHERS)
+    return {**LIKE_ROBERTA, **ARCHITECTURES}.get(config.model_type, OTHERS)
 
 
 def stock_head(config: PretrainedConfig) -> StockHead:

@@ -3,6 +3,7 @@ from shutil import copytree
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from lora_pl.data import tokens as tokens_module
 from lora_pl.data.examples import Examples
@@ -28,6 +29,12 @@ def test_the_flat_array_holds_what_the_tokenizer_says(tokenizer):
     assert [sentence(tokens, i) for i in range(4)] == [tokenizer(text).input_ids for text in TEXTS]
     assert tokens.cut == 0
     assert tokens.lengths.tolist() == [6, 2, 13, 3]
+
+
+def test_an_empty_text_without_special_tokens_is_one_unknown_token(tokenizer):
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    tokens = tokenize(tokenizer, [["", "fine"]], 38)
+    assert [sentence(tokens, i) for i in range(2)] == [[tokenizer.unk_token_id], tokenizer("fine").input_ids]
 
 
 def test_long_sentences_are_cut_and_counted(tokenizer):

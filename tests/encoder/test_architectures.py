@@ -1,6 +1,7 @@
 """What every row of ARCHITECTURES promises, on tiny random encoders; a new row inherits all of it."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from unittest import mock
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModel
 from lora_pl.encoder import attention
 from lora_pl.encoder.architectures import (
     ARCHITECTURES,
+    LIKE_ROBERTA,
     OTHERS,
     Architecture,
     architecture_of,
@@ -381,6 +383,17 @@ def test_all_linear_without_a_row_is_the_whole_encoder_without_pooler_and_head(k
     config = LoRAConfig(r=1, target_modules="all-linear")
     assert architecture_of(encoder.config) is OTHERS
     assert inject_lora(encoder, module_names(config, encoder.config)) == names
+
+
+@pytest.mark.parametrize("kind", LIKE_ROBERTA)
+def test_without_a_row_too_there_are_positions_for_the_most_tokens(kind):
+    config = tiny_config(kind)
+    longest = max_tokens(config)
+    encoder = build_encoder(config).eval()
+    for extra in range(2):
+        ids = torch.full((1, longest + extra), 5)
+        with pytest.raises((IndexError, RuntimeError)) if extra else nullcontext():
+            encoder(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("gpt2", {}), ("bert", {"is_decoder": True}), ("t5", {})])
