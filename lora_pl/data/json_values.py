@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -15,19 +14,7 @@ MAX_LINE = 1 << 24
 """The longest line, row or value: anything longer is no text and must not fill memory."""
 MAX_DEPTH = 100  # the parser recurses in C, on a stack whose end is a crash
 PIECE = 1 << 16
-REPEATED = ()
-"""The value of a name that an object has several times."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        values |= {name: REPEATED for name, count in counts.items() if count > 1}
-    return values
-
-
-DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=lambda name: None, object_pairs_hook=_object)
+DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=lambda name: None)
 """Numbers are texts as they are written; NaN is a missing one."""
 WHITE, STRING, BRACKET = re.compile(r"[ \t\r\n]*"), re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL), re.compile(r"[][{}]")
 

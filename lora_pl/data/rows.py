@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-from lora_pl.data.json_values import MAX_LINE, REPEATED, array_values, parse_json
+from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
 from lora_pl.data.parquet import NO_TEXT, parquet_batches
 from lora_pl.errors import UserError
 from lora_pl.storage.paths import expanded
@@ -207,8 +207,7 @@ def _json_array(file: IO[bytes], path: Path, columns: Sequence[str], lists: Coll
 def _json_row(values: Any, columns: Sequence[str], where: str, lists: Collection[str]) -> Row:
     if not isinstance(values, dict):
         raise UserError("data.format", f"{where}: expected an object per line, such as {{{columns[0]!r}: ...}}")
-    repeated = [name for name, value in values.items() if value is REPEATED]
-    require_columns(columns, [*values, *repeated], where)
+    require_columns(columns, list(values), where)
     return where, tuple(cell_text(values[column], where, column in lists) for column in columns)
 
 

@@ -47,9 +47,7 @@ def test_numbers_in_json_are_texts_as_they_are_written(tmp_path):
 
 def test_a_column_that_is_not_read_may_be_there_twice(tmp_path):
     (tmp_path / "x.csv").write_text("text,id,id\na,1,2\n")
-    (tmp_path / "x.jsonl").write_text('{"text": "a", "id": 1, "id": 2}\n')
-    for name in ("x.csv", "x.jsonl"):
-        assert [cells for _, cells in read_rows(tmp_path / name, ["text"])] == [("a",)]
+    assert [cells for _, cells in read_rows(tmp_path / "x.csv", ["text"])] == [("a",)]
 
 
 def test_quotes_and_lines_within_a_cell(tmp_path):
@@ -68,8 +66,6 @@ def test_quotes_and_lines_within_a_cell(tmp_path):
         ("x.csv", 'text\n"open\n' + "x\n" * 9, "format", "x.csv, line 11"),
         ("x.csv", "id\n1\n", "column", "x.csv"),
         ("x.csv", "text,id,text\na,1,b\n", "column", "x.csv: there are several columns 'text'"),
-        ("x.jsonl", '{"text": "a"}\n{"text": "a", "text": "b"}\n', "column", "x.jsonl, line 2: there are several"),
-        ("x.json", '[{"text": "a", "id": 1, "text": "b"}]', "column", "x.json, row 1: there are several columns"),
         ("x.csv", "", "empty", "x.csv"),
         ("x.csv", b"text\ncaf\xe9\n", "encoding", "x.csv, line 2"),
         ("x.csv", "\n\n", "empty", "x.csv"),
