@@ -23,7 +23,7 @@ KEY = "errors"
 
 
 class ErrorList(Callback):
-    """Writes the misclassified sentences of a validation to a file, the most confident errors first.
+    """Writes the misclassified sentences of a validation or test to a file, the most confident errors first.
 
     A row has its number in the file that was read (`row`: from 1, without header and blank lines), the texts, the
     label, the prediction and its probability, and names the split where there are several. Of several labels per text,
@@ -32,7 +32,7 @@ class ErrorList(Callback):
 
     Args:
         path: JSON lines, CSV or Parquet, by its ending.
-        data: What is validated.
+        data: What is measured.
 
     Raises:
         UserError: `errors`: the file can't be written, is one of the data's own, or there are several processes.
@@ -47,6 +47,7 @@ class ErrorList(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse several processes."""
+        self._splits = self.data.labelled_splits(stage)
         if trainer.world_size > 1:
             raise UserError(KEY, f"expected one process, got {trainer.world_size}; give --trainer.devices 1")
 
@@ -72,6 +73,8 @@ class ErrorList(Callback):
         what = "misclassified" if task.labels else "largest difference first"
         say(f"{len(rows):,} of {total:,} sentences in {self.path}, {what}")
 
+    on_test_start, on_test_batch_start, on_test_end = on_validation_start, on_validation_batch_start, on_validation_end
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Listen no more."""
         self._stop_listening()
@@ -85,8 +88,8 @@ class ErrorList(Callback):
 
     def _errors(self, task: Task, number: int) -> Rows:
         """The rows of a split, in no order."""
-        names = self.data.validation_splits
-        examples, split = self.data.read(names[number]), {"split": names[number]} if names[1:] else {}
+        name = self._splits[number]
+        examples, split = self.data.read(name), {"split": name} if self._splits[1:] else {}
         places = [place for some, _ in self._logits[number] for place in some]
         logits = torch.cat([some for _, some in self._logits[number]])
         labels = torch.tensor([examples.labels[place] for place in places])

@@ -93,11 +93,11 @@ class FirstPage:
     """Of options that this verb describes in its own way."""
 
 
-def _evaluation(verb: str, file: str, limit: str, *written: str) -> FirstPage:
+def _evaluation(verb: str, file: str, limit: str) -> FirstPage:
     return FirstPage(
         {
             "what is measured": ("ckpt_path", "config", "model.encoder"),
-            "what is written": written,
+            "what is written": ("metrics", "errors"),
             "data, by default the run's": ("data.source", file, *COLUMNS, "data.max_length", "data.eval_batch_tokens"),
             "trainer": (*DEVICE, "trainer.devices", limit),
         },
@@ -126,8 +126,8 @@ PAGES = {
             "lora_pl fit --config configs/glue/rte.yaml --run_name rte --resume",
         ),
     ),
-    "validate": _evaluation("validate", "data.validation_file", "trainer.limit_val_batches", "metrics", "errors"),
-    "test": _evaluation("test", "data.test_file", "trainer.limit_test_batches", "metrics"),
+    "validate": _evaluation("validate", "data.validation_file", "trainer.limit_val_batches"),
+    "test": _evaluation("test", "data.test_file", "trainer.limit_test_batches"),
     "predict": FirstPage(
         {
             "who answers": ("ckpt_path", "adapter", "config", "model.encoder"),

@@ -108,10 +108,8 @@ class ClassifierCLI(LightningCLI):
             add("--early_stopping_patience", type=int | None, help="Validations without a new best that end the run.")
         else:
             ignore_options_of_fit(parser)
-        if self.verb in ("validate", "test"):
-            parser.add_argument("--metrics", type=str | None, help="A JSON file for the metrics, every class's too.")
-        if self.verb == "validate":
             add = parser.add_argument
+            add("--metrics", type=str | None, help="A JSON file for the metrics, every class's too.")
             add("--errors", type=str | None, help="Where to list misclassified texts: JSON lines, CSV or Parquet.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -36,7 +36,7 @@ class SentenceDataModule(SentenceData, LightningDataModule):
         """Load the tokens of the stage's splits."""
         if stage == "predict":
             return
-        for split in [*([TRAIN] if stage == "fit" else []), *self._labelled(stage)]:
+        for split in [*([TRAIN] if stage == "fit" else []), *self.labelled_splits(stage)]:
             if split not in self._tokens:
                 self._tokens[split] = self._tokenized(split)
 
@@ -65,16 +65,13 @@ class SentenceDataModule(SentenceData, LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """As `val_dataloader`."""
         why = "" if self.own or self.held_out else " (the labels of GLUE tests are not public)"
-        say(f"test: on the labelled {' and '.join(self.test_splits)} split{why}")
+        say(f"test: on the labelled {' and '.join(self.labelled_splits('test'))} split{why}")
         return self._exact_loaders("test")
-
-    def _labelled(self, stage: str) -> list[str]:
-        return self.test_splits if stage == "test" else self.validation_splits
 
     def _exact_loaders(self, stage: str) -> list[DataLoader[Batch]]:
         return [
             self._loader(data, ExactBatches(data, self.eval_batch_tokens, *self._replicas()))
-            for data in map(self._dataset, self._labelled(stage))
+            for data in map(self._dataset, self.labelled_splits(stage))
         ]
 
     def _dataset(self, split: str) -> TokenDataset:

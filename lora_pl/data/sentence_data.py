@@ -153,10 +153,9 @@ class SentenceData:
         """The labelled splits of `validate`, and of `test` without a test file."""
         return ["validation"] if self.own or self.held_out else list(self.task.validation)
 
-    @property
-    def test_splits(self) -> list[str]:
-        """The labelled splits of `test`."""
-        return [TEST] if self.hparams["test_file"] else self.validation_splits
+    def labelled_splits(self, stage: str) -> list[str]:
+        """Those of a stage of Lightning: for `test` the test file, if there is one."""
+        return [TEST] if stage == "test" and self.hparams["test_file"] else self.validation_splits
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

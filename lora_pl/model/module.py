@@ -71,7 +71,7 @@ class TaskModule(LightningModule):
         if stage == "fit":
             require_monitor(self.hparams["monitor"], reported(self.task, len(data.validation_splits)))
         for metrics in self.stage_metrics():
-            metrics.labelled = data.test_splits if stage == "test" else data.validation_splits
+            metrics.labelled = data.labelled_splits(stage)
 
     def configure_optimizers(self) -> Any:
         """AdamW on the trained parameters, and the schedule per optimizer step.

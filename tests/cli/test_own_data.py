@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_pl.ablation.table import ResultTable
-from lora_pl.callbacks.error_list import ErrorList
+from lora_pl.callbacks.evaluation_report import EvaluationReport
 from lora_pl.cli.main import main
 from lora_pl.data.rows import read_rows
 from lora_pl.training.resume.exact_resume import RESUME_KEY
@@ -40,7 +40,8 @@ def test_a_run_keeps_its_held_out_sentences(own, capsys, monkeypatch):
     for flag in ("--data.folds=3", "--data.validation_share=0.5", "--seed_everything=1"):
         assert fails(capsys, *predict, flag, code=2) == "usage"
     found = []
-    monkeypatch.setattr(ErrorList, "setup", lambda self, *_, stage: found.append(self.data.fingerprints()))
+    noting = lambda self, trainer, *_, stage: found.append(trainer.datamodule.fingerprints())  # noqa: E731
+    monkeypatch.setattr(EvaluationReport, "setup", noting)
     arguments = ["validate", "--ckpt_path", checkpoint, "--errors", "errors.jsonl"]
     assert main(arguments) == 0
     assert found == [{"validation": fingerprint}]
@@ -82,7 +83,7 @@ def test_a_third_file_tests(own, capsys):
     Path("other.csv").write_text("the review,summary,stars\nthe film is good,a plot,angry\n")
     checkpoint = fit(own, "--data.validation_share", "0.25", "--data.test_file", "third.csv")
     assert "--input 'my films.csv'" in capsys.readouterr().err
-    test = ["test", "--ckpt_path", checkpoint, "--metrics", "m.json"]
+    test = ["test", "--ckpt_path", checkpoint, "--metrics", "m.json", "--errors", "errors.csv"]
     for flags, split, count in (
         ([], "test", 2),
         (["--data.test_file", "my films.csv"], "test", 24),
@@ -90,7 +91,9 @@ def test_a_third_file_tests(own, capsys):
         (["--data.test_file", "null"], "validation", 6),
     ):
         assert main([*test, *flags]) == 0
-        assert f"{split}: {count} sentences" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"{split}: {count} sentences" in said
+        assert f" of {count} sentences in errors.csv" in said
         assert [*json.loads(Path("m.json").read_text())["splits"]] == [split]
     assert fails(capsys, *test, "--data.test_file", "other.csv") == "data.label"
     assert fails(capsys, *test, "--data.test_file", "none.csv") == "data.missing"
