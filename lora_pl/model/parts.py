@@ -43,7 +43,8 @@ class Parts:
         self._require_own()
         stored = self.folder / PLAN
         if stored.is_file() and stored.read_text(encoding="utf-8") == self.plan:
-            say(f"resuming: {len(self.done())} parts are in {self.folder}")
+            if done := self.done():
+                say(f"resuming: {len(done)} parts are in {self.folder}")
             return
         if stored.is_file():
             say(f"{self.folder} is of other texts or another checkpoint; starting anew")
