@@ -138,7 +138,7 @@ def layer_similarities(one: str | Path, other: str | Path, side: Side = "A") -> 
 @torch.no_grad()
 def layer_amplifications(checkpoint: str | Path, r: int | None = None) -> dict[str, Amplification]:
     """`amplification` of every layer of a checkpoint, by default over as many directions as its rank; Section 7.3."""
-    layers = lora_layers(LoRAClassifier.load_from_checkpoint(checkpoint).encoder)
+    layers = lora_layers(LoRAClassifier.load_from_checkpoint(checkpoint, base_dtype="float32").encoder)
     return {
         name: amplification(layer.weight, layer.delta_weight(), r or layer.adapter.r) for name, layer in layers.items()
     }

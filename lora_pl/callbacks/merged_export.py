@@ -12,7 +12,7 @@ from lora_pl.errors import UserError
 from lora_pl.formats import FORMATS
 from lora_pl.formats.export import Dtype, ExportOptions
 from lora_pl.formats.exporting import Format, export_checkpoint, require_free
-from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, embedded_sentences, sentences_of
+from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, embedded_sentences, require_count, sentences_of
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say
 from lora_pl.storage.paths import expanded
@@ -28,6 +28,9 @@ class MergedExport(Callback):
         format: hf, peft, onnx or adapter.
         dtype: The type of the written weights.
         sentences: How many validation sentences to compare on; 0: all.
+
+    Raises:
+        UserError: `sentences`, it is below 0.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class MergedExport(Callback):
         dtype: Dtype = "float32",
         sentences: int = DEFAULT_COUNT,
     ) -> None:
+        require_count(sentences)
         self.folder, self.format, self.dtype, self.sentences = folder, format, dtype, sentences
         self.exported: Path | None = None
 
@@ -53,9 +57,12 @@ class MergedExport(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, by the first process alone."""
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), "")
-        if not best or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
-        folder = Path(self.folder or Path(best).with_name("merged"))
+        if not best:
+            say("merged export: none, as the run has no best checkpoint")
+            return
+        folder = expanded(self.folder or Path(best).with_name("merged"))
         options, sentences = ExportOptions(self.dtype), self._sentences(trainer, pl_module)
         comparisons = export_checkpoint(best, folder, self.format, options, sentences=sentences, overwrite=True)
         self.exported = folder

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lora_pl.cli.parser import Parser
 from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.errors import UsageError
 from lora_pl.formats.importing import ImportOptions, import_adapter
 from lora_pl.reporting import say
+from lora_pl.storage.paths import expanded
 from lora_pl.training.run_folder import CHECKPOINTS
 
 
@@ -18,7 +17,8 @@ def run(args: list[str]) -> None:
     source, output = given.pop("source"), given.pop("output")
     if source is None:
         raise UsageError("source", "expected lora_pl import FILE_OR_FOLDER, got none")
-    output = Path(output or CHECKPOINTS / Path(source).resolve().stem / "best.ckpt")
+    place = expanded(source).resolve()
+    output = expanded(output or CHECKPOINTS / (place.name if place.is_dir() else place.stem) / "best.ckpt")
     model = import_adapter(source, output, ImportOptions(**given))
     lora = model.hparams["lora"]
     say(

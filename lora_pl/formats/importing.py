@@ -75,7 +75,7 @@ def import_adapter(source: str | Path, output: str | Path, options: ImportOption
         UserError: adapter.KIND (the source is damaged, does not fit the base, or holds what lora_pl can't represent),
             import.OPTION (an option is needed or does not fit), or import.taken. Nothing is written then.
     """
-    output = Path(output)
+    output = expanded(output)
     if output.exists():
         raise UserError("import.taken", f"{output} exists already; give another name, or remove it")
     model = load_external(source, options)

@@ -27,6 +27,12 @@ class Sentences:
     source: str
 
 
+def require_count(count: int) -> None:
+    """Raise a UserError, `sentences`, if the count is below 0."""
+    if count < 0:
+        raise UserError("sentences", f"expected a number of sentences, or 0 for all, got {count}")
+
+
 def sentences_of(data: SentenceData, count: int) -> Sentences:
     """The first `count` sentences of the data's validation split (0: all of it)."""
     split = data.validation_splits[0]
@@ -41,7 +47,11 @@ def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
     """Sentences of the validation split of the checkpoint's data, without a network.
 
     The embedded sentences are used instead if that is on the hub or was deleted.
+
+    Raises:
+        UserError: `sentences`, the count is below 0.
     """
+    require_count(count)
     settings = {key: value for key, value in checkpoint.get(DATA_KEY, {}).items() if key in EVALUATED}
     settings |= {"label_names": checkpoint["hyper_parameters"]["label_names"]}
     places = [settings.get(key) for key in ("source", "train_file", "validation_file")]

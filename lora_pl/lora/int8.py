@@ -85,7 +85,7 @@ class Int8Weight(Tensor):
         kwargs = kwargs or {}
         if func.has_kernel_for_dispatch_key(_COMPOSITE):  # in inference mode these come here whole
             return func.decompose(*args, **kwargs)
-        if func in _COPIES and "device" not in kwargs:
+        if func in _COPIES and "device" not in kwargs and kwargs.get("dtype", torch.float32) in _COMPUTED_IN:
             return cls._of(args[0]._forward, args[0]._scale, kwargs.get("dtype") or args[0].dtype)
         plain = torch.utils._pytree.tree_map_only(Int8Weight, Int8Weight.dequantized, (args, kwargs))
         return func(*plain[0], **plain[1])
@@ -163,5 +163,6 @@ def _matmul(dy: Tensor, weight: Int8Weight) -> Tensor:
 
 
 _PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {F.linear: _linear, Tensor.matmul: _matmul, torch.matmul: _matmul}
+_COMPUTED_IN = (torch.float32, torch.bfloat16)
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _COPIES = {getattr(torch.ops.aten, name).default for name in ("detach", "clone", "alias", "_to_copy")}

@@ -28,8 +28,11 @@ def run_lock(folder: Path, key: str = "run_name") -> Iterator[None]:
     may lock again what it has locked.
 
     Raises:
-        UserError: `key`, the run is in use.
+        UserError: `key`, the run is in use, or the folder is the file system's root.
     """
+    folder = folder.resolve()
+    if not folder.name:
+        raise UserError(key, f"expected a folder with a name, got {folder}")
     with ExitStack() as held:
         if is_first_process():
             _lock(folder, folder.with_name(f".{folder.name}.lock"), key, held)

@@ -8,8 +8,15 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 from lora_pl.errors import UserError, first_line
 from lora_pl.model.precision import chosen_precision
@@ -50,20 +57,33 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+TUNES = (
+    "would train with other settings than the run records, and the schedule would not follow them; compare some by "
+    "lora_pl ablate --vary, and set the best"
+)
+OF_BASE = "frozen weights, which checkpoints leave out"
+REFUSED: dict[type[Callback], str] = {
+    LearningRateFinder: TUNES,
+    BatchSizeFinder: TUNES,
+    StochasticWeightAveraging: "averages after the last checkpoint is saved; leave it out",
+    WeightAveraging: "saves its averages where nothing reads them; leave it out",
+    BaseFinetuning: f"unfreezes {OF_BASE}; take --model.method full",
+    ModelPruning: f"prunes {OF_BASE}; leave it out",
+}
+"""Lightning's callbacks whose runs would end with other models than their checkpoints hold."""
+
+
 def make_trainer(options: Mapping[str, Any]) -> Trainer:
     """A trainer that writes a checkpoint as a whole or not at all.
 
     Raises:
-        UserError: `trainer`, Lightning does not know an option or its value; `trainer.callbacks`, a tuner.
+        UserError: `trainer`, Lightning does not know an option or its value; `trainer.callbacks`, one of `REFUSED`.
     """
     found = settled(options)
     for callback in as_list(found.get("callbacks")):
-        if isinstance(callback, LearningRateFinder | BatchSizeFinder):
-            raise UserError(
-                "trainer.callbacks",
-                f"{type(callback).__name__} would train with other settings than the run records, and the schedule "
-                "would not follow them; compare some by lora_pl ablate --vary, and set the best",
-            )
+        for kind, why in REFUSED.items():
+            if isinstance(callback, kind):
+                raise UserError("trainer.callbacks", f"{type(callback).__name__} {why}")
     found["plugins"] = [*as_list(found.get("plugins")), WholeFileCheckpointIO()]
     try:
         return Trainer(**found)

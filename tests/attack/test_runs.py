@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     EarlyStopping,
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     ModelCheckpoint,
+    ModelPruning,
     StochasticWeightAveraging,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,7 +32,6 @@ from lora_pl.data.batches import SummedSeedBatches, TokenDataset
 from lora_pl.errors import UserError
 from lora_pl.reporting import silence
 from lora_pl.storage.checkpoint import read_checkpoint
-from lora_pl.training.resume.conditions import require_resumable
 from lora_pl.training.resume.exact_resume import RESUME_KEY
 from lora_pl.training.run_folder import require_name
 from lora_pl.training.run_lock import run_lock
@@ -174,20 +175,19 @@ def test_a_feature_of_lightning_is_resumed_exactly(case, steps, fit):
 
 
 REFUSED = {
-    "StochasticWeightAveraging": {"callbacks": [StochasticWeightAveraging(1e-2)]},
-    "WeightAveraging": {"callbacks": [EMAWeightAveraging()]},
-    "overfit_batches": {"overfit_batches": 5},
+    "LearningRateFinder": lambda: LearningRateFinder(),
+    "BatchSizeFinder": lambda: BatchSizeFinder(),
+    "StochasticWeightAveraging": lambda: StochasticWeightAveraging(1e-2),
+    "EMAWeightAveraging": lambda: EMAWeightAveraging(),
+    "BackboneFinetuning": lambda: BackboneFinetuning(),
+    "ModelPruning": lambda: ModelPruning("l1_unstructured", amount=0.5),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_resumed_exactly_is_refused(case):
-    assert key_of(require_resumable, make_trainer({"accelerator": "cpu", "logger": False, **REFUSED[case]})) == "resume"
-
-
-@pytest.mark.parametrize("tuner", [LearningRateFinder, BatchSizeFinder])
-def test_a_tuner_whose_settings_no_run_records_is_refused(tuner):
-    assert key_of(make_trainer, {"accelerator": "cpu", "logger": False, "callbacks": tuner()}) == "trainer.callbacks"
+def test_a_callback_whose_model_no_checkpoint_holds_is_refused(case):
+    options = {"accelerator": "cpu", "logger": False, "callbacks": REFUSED[case]()}
+    assert key_of(make_trainer, options) == "trainer.callbacks"
 
 
 def test_a_run_with_such_a_feature_starts_and_is_not_resumed(fit):
@@ -339,6 +339,14 @@ def test_a_lock_is_of_one_thread_and_one_run():
     assert refused == ["run_name"]
     with run_lock(Path("c/mine")):
         pass
+
+
+def test_a_folder_of_any_spelling_has_a_lock(monkeypatch):
+    Path("c").mkdir()
+    monkeypatch.chdir("c")
+    with run_lock(Path()):
+        assert Path("../.c.lock").is_file()
+    assert key_of(run_lock(Path("/")).__enter__) == "run_name"
 
 
 def test_other_processes_of_the_same_run_take_no_lock(monkeypatch):

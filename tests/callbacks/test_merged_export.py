@@ -88,10 +88,11 @@ def test_data_that_has_gone_since_is_no_reason_to_fail(tiny_encoder, glue_folder
     assert "0 of 8 predictions flipped, on the embedded sentences" in capsys.readouterr().err
 
 
-def test_without_a_best_checkpoint_there_is_nothing_to_export(tiny_encoder, glue_folder, tmp_path):
+def test_without_a_best_checkpoint_there_is_nothing_to_export(tiny_encoder, glue_folder, tmp_path, capsys):
     callback = MergedExport()
     model = LoRAClassifier(encoder=tiny_encoder())
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     trainer(tmp_path, callbacks=[callback]).fit(model, data)
     assert callback.exported is None
     assert not list(tmp_path.glob("merged*"))
+    assert "merged export: none, as the run has no best checkpoint" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_options(arguments, key, capsys):
     assert fails(capsys, *arguments, code=2) == key
 
 
-def test_files(capsys, checkpoint):
+def test_files(capsys, checkpoint, monkeypatch):
     assert fails(capsys, "export", "--ckpt_path", "x.ckpt", "--output", "y") == "checkpoint.missing"
     fails(capsys, "import", "x.pt")
     torch.save({"query.lora_A": torch.ones(1, 1)}, "x.pt")
@@ -74,3 +74,10 @@ def test_files(capsys, checkpoint):
     Path("taken/file").touch()
     fails(capsys, "export", "--ckpt_path", str(checkpoint), "--output", "taken")
     fails(capsys, "export", "--ckpt_path", str(checkpoint), "--output", "no/such/folder")
+    export = ["export", "--ckpt_path", str(checkpoint), "--format", "adapter", "--output", "film-v0.1"]
+    assert fails(capsys, *export, "--sentences", "-1") == "sentences"
+    assert main(export) == main(["import", "film-v0.1"]) == 0
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    assert main(["import", "film-v0.1", "--output=~/film.ckpt"]) == 0
+    assert Path("checkpoints/film-v0.1/best.ckpt").is_file()
+    assert Path("home/film.ckpt").is_file()

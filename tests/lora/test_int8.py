@@ -37,6 +37,12 @@ def test_products_are_those_of_the_weight_to_eight_bits(dtype):
     assert relative_error(codes, weight) < 0.01
 
 
+def test_in_other_types_it_is_a_matrix():
+    _, codes = quantized()
+    assert type(codes.double()) is torch.Tensor
+    assert torch.equal(torch.linalg.svdvals(codes.double()), torch.linalg.svdvals(codes.dequantized().double()))
+
+
 def test_autocast_computes_in_its_type():
     _, weight = quantized(dtype=torch.float32)
     x = torch.randn(5, 64)

@@ -6,14 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    BaseFinetuning,
-    Checkpoint,
-    ModelPruning,
-    StochasticWeightAveraging,
-    Timer,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from lora_pl.errors import UserError
 
@@ -21,23 +14,11 @@ OR_FORCE = ", or add --force to go on as another run"
 Conditions = dict[str, Any]
 """Plain values by the name that an error says."""
 
-NOT_EXACT: dict[type[Callback], str] = {
-    StochasticWeightAveraging: "loses the schedule of an epoch that has begun",
-    WeightAveraging: "averages what checkpoints leave out",
-    BaseFinetuning: "unfreezes weights that checkpoints leave out",
-    ModelPruning: "prunes weights that checkpoints leave out",
-}
-"""Lightning's callbacks with which a resumed run would differ from one that was never stopped."""
-
 
 def require_resumable(trainer: Trainer) -> None:
     """Raise a UserError, `resume`, if the trainer uses a feature of Lightning that can't be resumed exactly."""
     if trainer.overfit_batches:  # type: ignore[attr-defined]
         raise UserError("resume", f"overfit_batches can't be resumed exactly; start a new run{OR_FORCE}")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        for kind, why in NOT_EXACT.items():
-            if isinstance(callback, kind):
-                raise UserError("resume", f"{type(callback).__name__} {why}, or start a new run{OR_FORCE}")
 
 
 def conditions(trainer: Trainer, pl_module: LightningModule) -> Conditions:
