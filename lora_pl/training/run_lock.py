@@ -30,12 +30,12 @@ def run_lock(folder: Path, key: str = "run_name") -> Iterator[None]:
     Raises:
         UserError: `key`, the run is in use, or the folder is the file system's root.
     """
-    folder = folder.resolve()
-    if not folder.name:
-        raise UserError(key, f"expected a folder with a name, got {folder}")
+    place = folder.resolve()
+    if not place.name:
+        raise UserError(key, f"expected a folder with a name, got {place}")
     with ExitStack() as held:
         if is_first_process():
-            _lock(folder, folder.with_name(f".{folder.name}.lock"), key, held)
+            _lock(folder, place.with_name(f".{place.name}.lock"), key, held)
         yield
 
 

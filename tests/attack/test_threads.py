@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 
-from lora_pl import LoRAClassifier, Run, SentenceDataModule
+from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.data.tokens import tokenize
 from lora_pl.lora import AdapterBank, LoRAConfig, LoRAError, disable_lora, lora_layers, merged_lora
 from lora_pl.model import plain
@@ -355,12 +356,11 @@ def test_a_pickled_model_answers_in_another_process(tiny_encoder, tmp_path):
     assert got == pytest.approx(model.logits(["good"])[0].tolist(), abs=rounding(TINY_TERMS)), done.stderr
 
 
-def test_weights_are_averaged_while_training(tiny_encoder, glue_folder):
+def test_weights_are_averaged_by_a_plain_trainer(tiny_encoder, glue_folder):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
     model = LoRAClassifier.for_data(data, learning_rate=1e-2)
     swa = StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1, annealing_epochs=1)
-    options = {"max_epochs": 3, "precision": "32-true", "callbacks": [swa], "logger": False, "accelerator": "cpu"}
-    Run("averaged", reports=False).fit(model, data, **options)
+    Trainer(max_epochs=3, precision="32-true", callbacks=[swa], logger=False, accelerator="cpu").fit(model, data)
     averaged = swa._average_model.state_dict()
     assert averaged.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in model.state_dict().items())

@@ -160,7 +160,7 @@ def test_accumulated_batches_are_one_step_of_the_schedule(tiny_encoder, glue_fol
 
 def test_a_linear_schedule_needs_an_end(tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
-    model.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf})()
+    model.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf, "gradient_clip_val": None})()
     with pytest.raises(UserError) as error:
         model.configure_optimizers()
     assert error.value.key == "model.schedule"
