@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -116,7 +116,7 @@ class TrialRunner:
         options["callbacks"].append(record)
         options["logger"] = False  # Lightning's knows one model
         with silence():
-            joint = JointTrials(self._model(trials[0], data), trials)
+            joint = JointTrials(self._model(_shared(trials), data), trials)
             drawn = JointData(data, [self._data_seed(trial) for trial in trials])
             self._run(trials[0], group, reports=False, keep_best=False).fit(joint, drawn, **options)
         return record.results
@@ -158,6 +158,17 @@ class TrialRunner:
     def _clear(self, names: Sequence[str]) -> None:
         for name in names:
             shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _shared(trials: Sequence[Trial]) -> Trial:
+    """The first trial with the options alone that all have: no other's own options may be settings of theirs."""
+    first, *others = trials
+    common = {
+        key: value
+        for key, value in first.options.items()
+        if all(key in trial.options and trial.options[key] == value for trial in others)
+    }
+    return replace(first, options=common)
 
 
 def joint_name(trials: Sequence[Trial]) -> str:

@@ -13,6 +13,7 @@ from lora_pl.ablation.record import EpochRecord
 from lora_pl.ablation.study import auto_size, units_of
 from lora_pl.ablation.table import TIMES
 from lora_pl.ablation.trial_runner import TrialRunner, instantiated
+from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.training.resume.stop_signals import RunStopped
 
 LR = "model.learning_rate"
@@ -111,6 +112,19 @@ def test_a_seed_of_the_data_leaves_each_trial_its_own_model(config, tmp_path):
     runner = TrialRunner(config, tmp_path, data_seed=0)
     losses = [runner.train(lora(2, seed)).epochs[0]["train_loss"] for seed in (0, 1)]
     assert losses[0] != losses[1]
+
+
+def test_options_of_one_joint_trial_are_not_those_of_another(config, tmp_path):
+    config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 2}
+    plain = Trial("plain", 1)
+    unit = (Trial("changed", 0, {}, {LR: 1e-4, "model.lora.variant": "dora", "model.lora.lr_ratio": 4.0}), plain)
+    joint, alone = (TrialRunner(config, tmp_path / name) for name in ("joint", "alone"))
+    assert {row["pack"] for row in rows_of(joint(unit))} == {2}
+    alone.train(plain)
+    settings, expected = (
+        read_checkpoint(tmp_path / name / plain.name / "last.ckpt")["hyper_parameters"] for name in ("joint", "alone")
+    )
+    assert settings == expected
 
 
 def test_joint_trials_that_stop_after_their_epochs_validation_are_resumed(config, stop_at, tmp_path):
