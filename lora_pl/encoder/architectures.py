@@ -206,7 +206,7 @@ LIKE_ROBERTA = dict.fromkeys(
 
 def architecture_of(config: PretrainedConfig) -> Architecture:
     """The row of the configuration's `model_type`, `OTHERS` if there is none."""
-    return {**LIKE_ROBERTA, **ARCHITECTURES}.get(config.model_type, OTHERS)
+    return ARCHITECTURES.get(config.model_type) or LIKE_ROBERTA.get(config.model_type, OTHERS)
 
 
 def stock_head(config: PretrainedConfig) -> StockHead:

@@ -36,6 +36,20 @@ ADVICE = (
 )
 """Parts of Lightning's warnings about things done on purpose."""
 SHARDED = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)
+TUNES = (
+    "would train with other settings than the run records, and the schedule would not follow them; compare some by "
+    "lora_pl ablate --vary, and set the best"
+)
+OF_BASE = "frozen weights, which checkpoints leave out"
+REFUSED: dict[type[Callback], str] = {
+    LearningRateFinder: TUNES,
+    BatchSizeFinder: TUNES,
+    StochasticWeightAveraging: "averages after the last checkpoint is saved; leave it out",
+    WeightAveraging: "saves its averages where nothing reads them; leave it out",
+    BaseFinetuning: f"unfreezes {OF_BASE}; take --model.method full",
+    ModelPruning: f"prunes {OF_BASE}; leave it out",
+}
+"""Lightning's callbacks whose runs would end with other models than their checkpoints hold."""
 
 
 def settled(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,22 +69,6 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
         )
     found["precision"] = chosen_precision(found.get("precision"), found.get("accelerator"))
     return found
-
-
-TUNES = (
-    "would train with other settings than the run records, and the schedule would not follow them; compare some by "
-    "lora_pl ablate --vary, and set the best"
-)
-OF_BASE = "frozen weights, which checkpoints leave out"
-REFUSED: dict[type[Callback], str] = {
-    LearningRateFinder: TUNES,
-    BatchSizeFinder: TUNES,
-    StochasticWeightAveraging: "averages after the last checkpoint is saved; leave it out",
-    WeightAveraging: "saves its averages where nothing reads them; leave it out",
-    BaseFinetuning: f"unfreezes {OF_BASE}; take --model.method full",
-    ModelPruning: f"prunes {OF_BASE}; leave it out",
-}
-"""Lightning's callbacks whose runs would end with other models than their checkpoints hold."""
 
 
 def make_trainer(options: Mapping[str, Any]) -> Trainer:
