@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from lora_pl.lora.int8 import int8_is_fast
+
 
 @dataclass(frozen=True)
 class Device:
@@ -22,6 +24,10 @@ class Device:
 
     def __str__(self) -> str:
         return torch.cuda.get_device_name() if self.is_gpu else "CPU"
+
+    def can_run(self, peer: str) -> bool:
+        """Whether it has the products that a peer needs: an int8 base needs a CPU with AVX512_VNNI."""
+        return "int8" not in peer or (not self.is_gpu and int8_is_fast())
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Of the call, until the device has nothing left to do."""

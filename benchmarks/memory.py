@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Callback
 
-from benchmarks.device import status
+from benchmarks.device import CPU, status
 from benchmarks.peers import peft_step, random_encoder
 from benchmarks.table import print_table
 from benchmarks.training import OURS, SHARED
@@ -91,7 +91,7 @@ def measure(folder: Path, steps: int, only: Sequence[str] = tuple(RUNS)) -> dict
     """Every run, each in a process of its own."""
     encoder, found = random_encoder(folder), {}
     for name, run in RUNS.items():
-        if name not in only:
+        if name not in only or not CPU.can_run(name):
             continue
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             found[name] = pool.submit(run, encoder, steps).result()

@@ -84,7 +84,7 @@ def measure(
     }
     for size in PIPELINE_BATCHES:
         makers[f"Transformers' pipeline, batch {size}"] = partial(pipeline, encoder, dtype, size, device)
-    peers = {name: make() for name, make in makers.items() if wanted(name) or name == OURS}
+    peers = {name: make() for name, make in makers.items() if device.can_run(name) and (wanted(name) or name == OURS)}
     seconds = interleaved(peers, [texts] * (rounds + 1), 1, device)
     ours = seconds[OURS]
     return [

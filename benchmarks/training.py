@@ -131,7 +131,7 @@ def measure(
     steps: dict[str, Callable[[Sequence[Sequence[int]]], None]] = {}
     peaks: dict[str, float] = {}
     for name, peer in PEERS[precision].items():
-        if wanted and name not in wanted:
+        if (wanted and name not in wanted) or not device.can_run(name):
             continue
         make = partial(peer, encoder, device=device)
         if memory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from lora_pl.encoder.architectures import LastBlock, architecture_of
@@ -53,8 +54,9 @@ class FirstTokenFeatures:
             kind = self.encoder.config.model_type
             raise UserError("data.batching", f"{kind} takes no packed rows; use --data.batching padded")
         # a mask of four dimensions is taken as it is, and attention over a packed row reads none
-        inputs = {"attention_mask": input_ids.new_empty(1, 1, 1, 0), "packing": packing}
-        hidden = self._run(input_ids, token_type_ids, position_ids=self._positions(input_ids, packing), **inputs)[0]
+        inputs = {"attention_mask": input_ids[:, None, None, :0], "packing": packing}
+        hidden = self._run(input_ids, token_type_ids, position_ids=self._positions(input_ids, packing), **inputs)
+        hidden = hidden.squeeze(0)
         # torch.compile may leave out the hook that drops the other rows
         return hidden if len(hidden) == len(packing.lengths) else hidden.index_select(0, packing.starts)
 
@@ -66,10 +68,10 @@ class FirstTokenFeatures:
         """(1, tokens): as Transformers counts, which may leave out padding, and so a text's own `<pad>`."""
         if self._skipped is None:
             return packing.positions
-        counts = input_ids.ne(self._skipped).long()
+        counts = input_ids.ne(self._skipped)
         total = counts.cumsum(1)
-        before = (total - counts).index_select(1, packing.starts)  # (1, sentences)
-        return (total - before.index_select(1, packing.sentences)) * counts + self._skipped
+        before = torch.add(total, counts, alpha=-1).index_select(1, packing.firsts)
+        return (total - before) * counts + self._skipped
 
     def _run(self, input_ids: Tensor, token_type_ids: Tensor, **inputs: Any) -> Tensor:
         if self._has_types:

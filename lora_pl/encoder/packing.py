@@ -114,9 +114,9 @@ class Packing:
         return self._tensor(self._ends - self.lengths)
 
     @cached_property
-    def sentences(self) -> Tensor:
-        """(tokens,), int64: each token's segment."""
-        return self._tensor(np.repeat(np.arange(len(self.lengths)), self.lengths))
+    def firsts(self) -> Tensor:
+        """(tokens,), int64: the first token of each token's segment."""
+        return self._tensor(np.repeat(self._ends - self.lengths, self.lengths))
 
     @cached_property
     def cumulative_lengths(self) -> Tensor:

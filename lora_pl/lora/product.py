@@ -129,11 +129,11 @@ class _FrozenProduct(torch.autograd.Function):
         d_bias = dy.sum(0, dtype=ctx.of_bias) if ctx.needs_input_grad[3] else None
         if mask is not None:
             d_thin.masked_fill_(mask, 0)
-        d_a, d_b = _of_factors(d_thin, branch, dy, thin, ctx.scale)
+        d_a, d_b = _of_factors(d_thin, branch, dy, thin, b, ctx.scale)
         if mask is not None and not _are_finite(d_a, d_b, a):
             # 0 * inf is NaN; the row's own columns have it from thin and d_thin
             dy, branch, a = (_finite_rows(tensor) for tensor in (dy, branch, a))
-            d_a, d_b = _of_factors(d_thin, branch, dy, thin, ctx.scale)
+            d_a, d_b = _of_factors(d_thin, branch, dy, thin, b, ctx.scale)
         d_branch = None
         if ctx.needs_input_grad[1]:
             d_branch = d_thin @ a
@@ -142,10 +142,11 @@ class _FrozenProduct(torch.autograd.Function):
         return d_x, d_branch, None, d_bias, d_a.to(ctx.dtype), d_b.to(ctx.dtype), None, None
 
 
-def _of_factors(d_thin: Tensor, branch: Tensor, dy: Tensor, thin: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _of_factors(
+    d_thin: Tensor, branch: Tensor, dy: Tensor, thin: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
     """The gradients of a (k, in) and b (out, k)."""
-    d_b = dy.new_empty(dy.shape[1], thin.shape[1])
-    return d_thin.t() @ branch, d_b.addmm_(dy.t(), thin, beta=0, alpha=scale)
+    return d_thin.t() @ branch, torch.addmm(b, dy.t(), thin, beta=0, alpha=scale)
 
 
 def _are_finite(*tensors: Tensor) -> bool:

@@ -33,6 +33,7 @@ ADVICE = (
     "your dataloader is not resumable",  # the run is: ExactResume
     "callbacks used to create the checkpoint",
     "smaller than the logging interval",  # the epoch's own points are logged
+    "could not find the monitored key",  # a run without validation, which its closing line says
 )
 """Parts of Lightning's warnings about things done on purpose."""
 SHARDED = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)

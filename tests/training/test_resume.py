@@ -1,6 +1,7 @@
 """`--resume` as a user types it."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -127,10 +128,13 @@ def test_a_run_says_what_made_it(fit):
     assert yaml.safe_load(text)["seed_everything"] == 5
 
 
-def test_without_validation_the_summary_names_the_last_checkpoint(fit, capsys):
-    assert main([*fit, *epochs(1), "--trainer.limit_val_batches", "0"]) == 0
+@pytest.mark.parametrize(("option", "value", "steps"), [("limit_val_batches", "0", 6), ("max_steps", "4", 4)])
+def test_without_validation_the_summary_names_the_last_checkpoint(fit, capsys, option, value, steps):
+    with warnings.catch_warnings(record=True) as warned:
+        assert main([*fit, *epochs(1), f"--trainer.{option}", value]) == 0
     said = capsys.readouterr().err
-    assert "6 steps without validation" in said
+    assert f"{steps} steps without validation" in said
+    assert not warned
     assert "checkpoints/mine/last.ckpt" in said
 
 
