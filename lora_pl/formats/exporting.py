@@ -1,7 +1,7 @@
 """The way of every export: write under a temporary name, load again, compare, rename."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_pl.errors import UserError
 from lora_pl.formats import FORMATS
@@ -54,7 +54,7 @@ def export_checkpoint(
     if not output.absolute().parent.is_dir():
         raise UserError("export.parent", f"{output}: there is no folder {output.parent}; make it first")
     checkpoint = read_model(ckpt_path)
-    moved = {} if encoder is None else {"encoder": encoder}
+    moved: dict[str, Any] = {} if encoder is None else {"encoder": encoder}
     model = PlainClassifier.load_from_checkpoint(ckpt_path, base_dtype="float32", **moved)
     # recorded is how it was trained, not how it was loaded here
     model.hparams["base_dtype"] = checkpoint["hyper_parameters"]["base_dtype"]

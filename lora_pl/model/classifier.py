@@ -8,12 +8,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
-from lora_pl.lora import LoRAConfig, LoRAError, eva_init, eva_matrices
+from lora_pl.lora import LoRAConfig, LoRAError, eva_init, eva_matrices, lora_layers, mark_only_lora_as_trainable
 from lora_pl.model.eva import input_moments
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
@@ -94,24 +94,47 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
         return [self.metrics]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Encoder and head, each with its rate."""
-        return parameter_groups(self.encoder, self.head, self.hparams)
+        """Encoder and head, each with its rate; what a subclass adds to `trained_beside` goes with the head."""
+        beside = [part for part in self.trained_beside if isinstance(part, nn.Module) and part is not self.encoder]
+        return parameter_groups(self.encoder, nn.ModuleList(beside), self.hparams)
+
+    def unfreeze(self) -> LoRAClassifier:
+        """Let adapters and head be trained again, after `freeze`."""
+        mark_only_lora_as_trainable(self, also=self.trained_beside)
+        return self.train()
 
     def setup(self, stage: str) -> None:
         """As `TaskModule.setup`; for `fit` balanced weights, and A of a new run with init eva, from the training data.
+
+        A model in eval mode, as `load_from_checkpoint` gives it, is trained in train mode.
 
         Lightning does not say yet whether `fit` has a `ckpt_path`; the checkpoint's A and ranks are loaded over these.
 
         Raises:
             UserError: `model.class_weights`: a class has no example; `model.lora.eva_batches`: the batches have too few
                 tokens; `model.lora.init`, `model.lora.eva_rho`: the trainer has no data module, or would not hand back
-                the ranks.
+                the ranks; `model`: what would be trained is not what checkpoints hold.
         """
         super().setup(stage)
         if stage == "fit":
+            self._require_saved()
+            if not self.training:
+                self.train()
             self.loss.take_weights(self.trainer.datamodule)  # type: ignore[attr-defined]
         if stage == "fit" and self.awaits_data:
             self._start_from_data()
+
+    def _require_saved(self) -> None:
+        saved = {tensor.data_ptr() for tensor in self.state_dict().values()}
+        trained = ((name, tensor) for name, tensor in self.named_parameters() if tensor.requires_grad)
+        lost = [name for name, tensor in trained if tensor.data_ptr() not in saved]
+        if lost:
+            raise UserError(
+                "model", f"no checkpoint would hold {lost[0]}; freeze it, or add its module to trained_beside"
+            )
+        merged = [name for name, layer in lora_layers(self).items() if layer.merged]
+        if merged:
+            raise UserError("model", f"{merged[0]} is merged, and a merged adapter learns nothing; unmerge its layer")
 
     def _start_from_data(self) -> None:
         lora = LoRAConfig.of(self.hparams["lora"])

@@ -96,11 +96,15 @@ class TaskModule(LightningModule):
         A resumed run goes on with its own learning rates and weight decay, where they differ from the checkpoint's.
         """
         take_own_stream(self.global_rank)
-        self._take_rates()
+        if self.trainer.ckpt_path:
+            self._take_rates()
 
     def _take_rates(self) -> None:
-        schedule: LambdaLR = self.lr_schedulers()  # type: ignore[assignment]
-        optimizer, own = schedule.optimizer, self.parameter_groups()
+        schedule, own = self.lr_schedulers(), self.parameter_groups()
+        names = [group["name"] for group in own]
+        if not isinstance(schedule, LambdaLR) or [g.get("name") for g in schedule.optimizer.param_groups] != names:
+            return  # a subclass has an optimizer of its own
+        optimizer = schedule.optimizer
         schedule.base_lrs = [group["lr"] for group in own]
         factor, fused = schedule.lr_lambdas[0](schedule.last_epoch), optimizer.defaults["fused"]
         for group, new in zip(optimizer.param_groups, own, strict=True):

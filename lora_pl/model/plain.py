@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,6 +32,7 @@ from lora_pl.lora import (
     merged_lora,
 )
 from lora_pl.lora.injection import resize_lora
+from lora_pl.lora.state import below
 from lora_pl.model.base import Base
 from lora_pl.model.evaluating import evaluating
 from lora_pl.model.monitor import reported, require_monitor
@@ -192,12 +194,26 @@ class PlainClassifier(nn.Module):
         self.require_start()
         features = self.base.features(batch)  # (batch, hidden)
         with torch.autocast(self.base.device.type, enabled=False):
-            logits: Tensor = self.head(features)
-        return logits
+            logits: Tensor = self.head(features.to(next(self.head.parameters()).dtype))
+        return logits.float()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(  # type: ignore[override]
+        self, *, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
         """The trained parameters only: adapters, biases and norms, and head (`method: full`: encoder and head)."""
-        return adapter_state_dict(self, also=self.trained_beside)
+        own = adapter_state_dict(self, also=self.trained_beside)
+        state = {} if destination is None else destination
+        state.update({prefix + name: tensor for name, tensor in own.items()})
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """As `load_state_dict`, in that of a module around it."""
+        own = {name: state_dict.pop(name) for name in [*state_dict] if name.startswith(prefix)}
+        try:
+            self.load_state_dict(below(prefix, own))
+        except LoRAError as error:
+            args[-1].append(str(error))
+        state_dict.update(nn.Module.state_dict(self, prefix=prefix))  # what the modules within look for
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """The inverse of `state_dict`, always strict; a LoRAError (`state`) lists every key that does not fit."""
@@ -214,7 +230,7 @@ class PlainClassifier(nn.Module):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise `checkpoint.settings` or `checkpoint.base` if the model computes something else, or on another base."""
-        settings = model_settings(checkpoint, "the checkpoint")
+        settings = model_settings(checkpoint, "the checkpoint", model=type(self))
         ranked = self._ranked_as(settings)
         for difference in differing(settings, ranked):
             say(f"checkpoint: {difference}")
@@ -281,23 +297,37 @@ class PlainClassifier(nn.Module):
         return torch.cat(rows)[torch.cat(indices).argsort()]
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any) -> Self:
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: str | torch.device | None = None,
+        strict: bool | None = True,
+        weights_only: bool | None = True,
+        **overrides: Any,
+    ) -> Self:
         """The model of a checkpoint, on `map_location`, in eval mode.
 
         Args:
             checkpoint_path: `best.ckpt` or `last.ckpt` of a run.
-            map_location: The device.
+            map_location: The device; by default the CPU.
+            strict: As in Lightning; loading is always strict.
+            weights_only: As in Lightning; no code of a checkpoint is ever run.
             overrides: Constructor arguments to change that do not change what the checkpoint computes, such as
                 `encoder` if the base has moved.
 
         Raises:
-            UserError: `checkpoint...`: see `read_model`; the overrides or the base differ from the checkpoint's.
+            UserError: `checkpoint...`: see `read_model`; the overrides or the base differ from the checkpoint's;
+                `model...`: there is no such argument.
         """
-        checkpoint = read_model(checkpoint_path)
+        if strict is False:
+            raise UserError("model.strict", "expected True: part of a checkpoint would be another model; leave it out")
+        checkpoint = read_model(checkpoint_path, cls)
+        for name in overrides.keys() - checkpoint[SETTINGS_KEY].keys():
+            raise UserError(f"model.{name}", f"{cls.__name__} has no such argument")
         model = cls.of_file(checkpoint[SETTINGS_KEY], overrides)
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
-        return model.to(map_location).eval()
+        return model.to(map_location or "cpu").eval()
 
     @classmethod
     def of_file(cls, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
@@ -312,7 +342,7 @@ class PlainClassifier(nn.Module):
         return model
 
 
-def read_model(path: str | Path) -> dict[str, Any]:
+def read_model(path: str | Path, model: type[PlainClassifier] = PlainClassifier) -> dict[str, Any]:
     """The checkpoint of a model, its settings checked against the arguments of model and data.
 
     Raises:
@@ -321,7 +351,7 @@ def read_model(path: str | Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     data, known = checkpoint.get(DATA_KEY, {}), arguments(SentenceData.__init__)
     require_json(data, known, "checkpoint.settings", f"{path}: data.", unknown="ignore")
-    return {**checkpoint, SETTINGS_KEY: model_settings(checkpoint, str(path))}
+    return {**checkpoint, SETTINGS_KEY: model_settings(checkpoint, str(path), model=model)}
 
 
 def read_start(path: str, base: Base) -> Start:
@@ -334,11 +364,22 @@ def read_start(path: str, base: Base) -> Start:
         raise UserError("model.start_from", getattr(error, "message", str(error))) from error
 
 
-def model_settings(checkpoint: Mapping[str, Any], source: str, kind: str = "checkpoint") -> dict[str, Any]:
-    """The arguments of `LoRAClassifier` in a checkpoint or the record of an adapter folder; see `read_settings`."""
-    settings = read_settings(checkpoint, PlainClassifier.__init__, source, kind)
+def model_settings(
+    checkpoint: Mapping[str, Any],
+    source: str,
+    kind: str = "checkpoint",
+    model: type[PlainClassifier] = PlainClassifier,
+) -> dict[str, Any]:
+    """The arguments of `model` in a checkpoint or the record of an adapter folder; see `read_settings`.
+
+    Those that a subclass adds are taken as they are.
+    """
+    stored = dict(checkpoint[SETTINGS_KEY])
+    added = inspect.signature(model).parameters.keys() - inspect.signature(PlainClassifier).parameters.keys()
+    own = {name: stored.pop(name) for name in added & stored.keys()}
+    settings = read_settings({SETTINGS_KEY: stored}, PlainClassifier.__init__, source, kind)
     try:
-        return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict()}
+        return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict(), **own}
     except TypeError as error:
         raise UserError(f"{kind}.version", f"{source}: written by another version of lora_pl: {error}") from None
     except LoRAError as error:

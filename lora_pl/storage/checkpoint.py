@@ -185,7 +185,8 @@ def read_settings(
     if unknown:
         raise UserError(
             f"{kind}.version",
-            f"{source}: written by another version of lora_pl: this one has no option {', '.join(unknown)}",
+            f"{source}: written by another version of lora_pl, or by a class of your own whose load_from_checkpoint "
+            f"reads it: this one has no option {', '.join(unknown)}",
         )
     require_json(stored, known, f"{kind}.settings", f"{source}: model.")
     return {**defaults(model), **stored}

@@ -71,6 +71,48 @@ def test_dropout_is_active_in_fit(tiny_encoder, glue_folder, tmp_path):
     assert seen == [(True, True)]
 
 
+def test_a_loaded_model_is_trained_in_train_mode_and_one_that_was_frozen_as_before(tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder()).eval()
+    before = model.state_dict().keys()
+    model.freeze()
+    model.unfreeze()
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    trainer(tmp_path).fit(model.eval(), data)
+    assert all(module.training for module in model.modules())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.replace(".adapter.", ".") for name in trained} == before
+
+
+@pytest.mark.parametrize("spoil", ["merged", "own"])
+def test_what_no_checkpoint_would_hold_is_not_trained(spoil, tiny_encoder, glue_folder, tmp_path):
+    model = LoRAClassifier(encoder=tiny_encoder())
+    if spoil == "merged":
+        next(iter(lora_layers(model).values())).merge()
+    else:
+        model.own = nn.Linear(2, 2)
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    with pytest.raises(UserError, match=rf"^model: .*{spoil}"):
+        trainer(tmp_path).fit(model, data)
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_a_subclass_may_have_an_optimizer_of_its_own(kind, scheduled, tiny_encoder, glue_folder, tmp_path):
+    class Own(LoRAClassifier):
+        def configure_optimizers(self):
+            optimizer = kind(self.head.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)] * scheduled
+
+    model = Own(encoder=tiny_encoder())
+    before = model.head.weight.clone()
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    stopped = trainer(tmp_path)
+    stopped.fit(model, data)
+    stopped.save_checkpoint(tmp_path / "own.ckpt")
+    trainer(tmp_path, max_steps=4).fit(model, data, ckpt_path=tmp_path / "own.ckpt")
+    assert not torch.equal(model.head.weight, before)
+
+
 @pytest.mark.parametrize(("method", "trained"), [("lora", 4 * 2 * 16 * 4 + 34), ("head", 34), ("full", None)])
 def test_methods(method, trained, tiny_encoder):
     model = LoRAClassifier(encoder=tiny_encoder(), method=method)
