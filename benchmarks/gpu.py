@@ -29,8 +29,8 @@ from lora_pl.data.tokens import Tokens
 TRAINED = (OURS, "lora_pl, padded", "PEFT, bf16 weights", "PEFT, fp32 weights, autocast", "full fine-tuning")
 PREDICTING = (
     prediction.OURS,
-    "lora_pl, adapters apart",
-    "PEFT, adapters apart, batch 32",
+    "lora_pl, unmerged",
+    "PEFT, unmerged, batch 32",
     "Transformers' pipeline, batch 32",
     "Transformers' pipeline, batch 64",
 )

@@ -50,7 +50,7 @@ def pipeline(encoder: str, dtype: torch.dtype, batch_size: int, device: Device =
 
 
 def peft_unmerged(encoder: str, dtype: torch.dtype, batch_size: int, device: Device = CPU) -> Predict:
-    """PEFT with its adapters apart, in batches padded to their longest."""
+    """PEFT unmerged, in batches padded to their longest."""
     model, tokenizer = peft_model(encoder, dtype).to(device.name).eval(), load_tokenizer(encoder)
 
     @torch.inference_mode()
@@ -77,10 +77,10 @@ def measure(
     dtype = DTYPES[precision]
     makers: dict[str, Callable[[], Predict]] = {
         OURS: partial(lora_pl, encoder, dtype, merged=True, device=device),
-        "lora_pl, adapters apart": partial(lora_pl, encoder, dtype, merged=False, device=device),
-        "lora_pl, int8 base, adapters apart": partial(lora_pl, encoder, torch.int8, merged=False, device=device),
+        "lora_pl, unmerged": partial(lora_pl, encoder, dtype, merged=False, device=device),
+        "lora_pl, int8 base, unmerged": partial(lora_pl, encoder, torch.int8, merged=False, device=device),
         "lora_pl, the base without adapters": partial(lora_pl, encoder, dtype, False, "head", device),
-        "PEFT, adapters apart, batch 32": partial(peft_unmerged, encoder, dtype, 32, device),
+        "PEFT, unmerged, batch 32": partial(peft_unmerged, encoder, dtype, 32, device),
     }
     for size in PIPELINE_BATCHES:
         makers[f"Transformers' pipeline, batch {size}"] = partial(pipeline, encoder, dtype, size, device)

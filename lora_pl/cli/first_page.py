@@ -30,7 +30,7 @@ OPTIONS = {
     "data.label_column": "the column of the labels",
     "data.max_length": "tokens at which a text is cut [64]",
     "data.batch_size": "sentences per step and process [32]",
-    "data.eval_batch_tokens": "tokens per batch; less takes less memory [4096]",
+    "data.eval_batch_tokens": "tokens per batch; fewer need less memory [4096]",
     "config": "YAML file of options; flags win over it",
     "ckpt_path": "best.ckpt or last.ckpt of a run",
     "run_name": "names checkpoints/NAME and logs/NAME",
@@ -125,14 +125,15 @@ PAGES = {
             "    --data.validation_file held_out.csv --data.text_column review",
             "lora_pl fit --config configs/glue/rte.yaml --run_name rte --resume",
         ),
+        {"ckpt_path": "best.ckpt or last.ckpt of a run, to resume from"},
     ),
     "validate": _evaluation("validate", "data.validation_file", "trainer.limit_val_batches"),
     "test": _evaluation("test", "data.test_file", "trainer.limit_test_batches"),
     "predict": FirstPage(
         {
-            "who answers": ("ckpt_path", "adapter", "config", "model.encoder"),
-            "texts and answers": ("input", "input_format", "keep_columns", "output", "data.text_column",
-                                  "data.text_pair_column", "data.max_length", "data.eval_batch_tokens"),
+            "model": ("ckpt_path", "adapter", "config", "model.encoder"),
+            "input and output": ("input", "input_format", "keep_columns", "output", "data.text_column",
+                                 "data.text_pair_column", "data.max_length", "data.eval_batch_tokens"),
             "device": DEVICE,
         },
         (

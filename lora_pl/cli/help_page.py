@@ -18,7 +18,7 @@ SECTIONS = {
 }
 """Titles, by what the options begin with, in the page's order."""
 OURS = {
-    "ckpt_path": "best.ckpt or last.ckpt of a run; fit resumes from it.",
+    "ckpt_path": "best.ckpt or last.ckpt of a run.",
     "config": "A YAML file of options, which flags override.",
     "print_config": "Print every option with its value, and exit.",
     "seed_everything": "Seed of weights, data and dropout.",

@@ -44,7 +44,7 @@ class SentenceData:
     Args:
         task: A GLUE task (cola, mnli, mrpc, qnli, qqp, rte, sst2, stsb, wnli), custom, or multilabel (several labels
             per text); by default sst2, or custom with own files or hub:NAME.
-        source: hub (`nyu-mll/glue`), sample (4,500 sentences on films inside the package, for sst2), a folder of a
+        source: hub (`nyu-mll/glue`), sample (4,568 sentences on films inside the package, for sst2), a folder of a
             GLUE download (train.tsv, dev.tsv), or hub:NAME (hub:NAME:CONFIGURATION): a data set on the hub, or a
             folder in the hub's layout.
         train_file: Own training file instead of a source: CSV, TSV, JSON lines or Parquet, by its ending.
