@@ -206,13 +206,22 @@ class PlainClassifier(nn.Module):
         state.update({prefix + name: tensor for name, tensor in own.items()})
         return state
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """As `load_state_dict`, in that of a module around it."""
         own = {name: state_dict.pop(name) for name in [*state_dict] if name.startswith(prefix)}
         try:
             self.load_state_dict(below(prefix, own))
         except LoRAError as error:
-            args[-1].append(str(error))
+            error_msgs.append(str(error))
         state_dict.update(nn.Module.state_dict(self, prefix=prefix))  # what the modules within look for
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
