@@ -50,14 +50,14 @@ def command(*arguments: str) -> int:
     return main(list(arguments))
 
 
-def finish(folder: Path, *processes: BaseProcess, seconds: float = 300) -> None:
+def finish(folder: Path, *processes: BaseProcess, seconds: float = 600) -> None:
     """Waits for the processes, which end without an error."""
     for process in processes:
         process.join(seconds)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
-    assert not any(codes), "".join((folder / name).read_text()[-3000:] for name in (OUT, ERR))
+    assert set(codes) == {0}, f"{codes} " + "".join((folder / name).read_text()[-3000:] for name in (OUT, ERR))
 
 
 def run(folder: Path, function: Callable[..., int | None], *arguments: object) -> str:
