@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lora_pl.callbacks.confusion_image import Pixels, confusion_image
+from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.model.class_scores import MOST_SHOWN, ConfusionScores
 from lora_pl.model.module import TaskModule
 from lora_pl.model.monitor import suffix
@@ -51,10 +51,10 @@ class ConfusionFigure(Callback):
 def _show(trainer: Trainer, image: Pixels, path: Path) -> None:
     from matplotlib.image import imsave
 
-    if isinstance(trainer.logger, TensorBoardLogger):
-        # the step of Lightning's own points of this validation
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        trainer.logger.experiment.add_image(f"val/{path.stem}", image, step, dataformats="HWC")
+    # the step of Lightning's own points of this validation
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    for logger in tensorboard_loggers(trainer):
+        logger.experiment.add_image(f"val/{path.stem}", image, step, dataformats="HWC")
     write_whole(path, lambda beside: imsave(beside, image, format="png"))
 
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.data.own_files import OwnFiles
 from lora_pl.storage.flat import flatten
 
@@ -20,7 +21,8 @@ class HparamsRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them."""
-        if not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        loggers = tensorboard_loggers(trainer)
+        if not loggers or not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         unread = {*pl_module.hparams, *(["source"] if isinstance(getattr(data, "own", None), OwnFiles) else [])}
@@ -29,7 +31,8 @@ class HparamsRecord(Callback):
             "data": {name: value for name, value in (data.hparams if data else {}).items() if name not in unread},
             "trainer": {name: getattr(trainer, name) for name in OF_TRAINER},
         }
-        write_hparams(trainer.logger, settings, str(pl_module.monitor))
+        for logger in loggers:
+            write_hparams(logger, settings, str(pl_module.monitor))
 
 
 def write_hparams(logger: TensorBoardLogger, settings: dict[str, Any], monitor: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.table import Table
 from torch import nn
 
+from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.model.parameters import count_parameters, lora_by_module
 from lora_pl.reporting import say
 
@@ -20,8 +20,8 @@ class ParameterReport(Callback):
         """Print and log the table."""
         rows = parameter_rows(pl_module.encoder, pl_module.head)  # type: ignore[arg-type]
         say(_table(rows))
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_text("parameters", _markdown(rows))
+        for logger in tensorboard_loggers(trainer):
+            logger.experiment.add_text("parameters", _markdown(rows))
 
 
 def parameter_rows(encoder: nn.Module, head: nn.Module) -> list[Row]:

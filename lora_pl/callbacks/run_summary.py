@@ -8,11 +8,11 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.rule import Rule
 from torch import Tensor
 
 from lora_pl.callbacks.merged_export import MergedExport
+from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.tasks import Task
@@ -88,8 +88,8 @@ def _say_if_nothing_was_learned(trainer: Trainer, monitor: str, best: float) -> 
 def _lines(trainer: Trainer, checkpoint: str) -> list[str]:
     exports = [c.exported for c in trainer.callbacks if isinstance(c, MergedExport)]  # type: ignore[attr-defined]
     lines = [f"checkpoint  {checkpoint}", *(f"merged      {_short(str(folder))}" for folder in exports if folder)]
-    if isinstance(trainer.logger, TensorBoardLogger):
-        lines.append(f"look        tensorboard --logdir {_short(trainer.logger.save_dir)}")
+    folders = [_short(logger.save_dir) for logger in tensorboard_loggers(trainer)]
+    lines += [f"look        tensorboard --logdir {folder}" for folder in folders]
     return [*lines, f"predict     {_example_command(trainer, checkpoint)}"]
 
 

@@ -41,7 +41,7 @@ from lora_pl.training.run_config import CONFIG
 from lora_pl.training.run_folder import CHECKPOINTS, require_name, run_name
 from lora_pl.training.run_lock import run_lock
 from lora_pl.training.run_options import OPTIONS
-from lora_pl.training.trainer import TRAINER_DEFAULTS, as_list, ignore_advice, make_trainer, settled, shows_bar
+from lora_pl.training.trainer import TRAINER_DEFAULTS, as_list, ignore_advice, make_trainer, own_bar, settled, shows_bar
 
 SKIPPED = {"model", "datamodule", "weights_only"}
 SKIPPED_ARGUMENTS = {
@@ -201,7 +201,8 @@ class ClassifierCLI(LightningCLI):
         shows = shows_bar(options)
         report = EvaluationReport(self._option("metrics"))
         errors = [ErrorList(path, self.datamodule)] if (path := self._option("errors")) is not None else []
-        callbacks = [*as_list(options["callbacks"]), report, *errors, *([ProgressBar()] if shows else [])]
+        bars = [ProgressBar()] if shows and not own_bar(options) else []
+        callbacks = [*as_list(options["callbacks"]), report, *errors, *bars]
         return make_trainer({**options, "logger": False, "callbacks": callbacks, "enable_progress_bar": shows})
 
     def fit(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:

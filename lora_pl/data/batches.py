@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from lora_pl.data.tokens import Tokens
 from lora_pl.errors import UserError
@@ -165,10 +165,14 @@ class TokenDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, indices: Sequence[int] | int) -> Batch:
-        # a single one from Lightning's own sampler (--trainer.overfit_batches)
-        chosen = [indices] if isinstance(indices, int) else indices
-        batch = make_batch(self.tokens, chosen, self.batching, self.pad_token_id)
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        if isinstance(indices, int):  # of Lightning's own sampler
+            raise UserError(
+                "data",
+                f"expected a batch's list of sentences, got {indices}; for overfit_batches give the trainer the data "
+                "module, not its loaders",
+            )
+        batch = make_batch(self.tokens, indices, self.batching, self.pad_token_id)
         return batch.filled(self.pad_token_id) if self.fills else batch
 
 
@@ -219,7 +223,15 @@ class SummedSeedBatches(RandomBatches):
         return torch.randperm(len(self.dataset), generator=generator).numpy()  # type: ignore[arg-type]
 
 
-class ExactBatches(DistributedSampler[list[int]]):
+class SameBatches(RandomBatches, SequentialSampler):  # type: ignore[misc]  # of lists
+    """The first epoch's batches in every epoch, for overfit_batches: Lightning replaces all but a SequentialSampler."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Stay in the first."""
+        self.epoch = 0
+
+
+class ExactBatches(DistributedSampler[list[int]], SequentialSampler):
     """Every sentence once, in batches of like length, of at most `budget` tokens each.
 
     No process repeats another's sentence (DistributedSampler does, which would bias metrics), and all processes get
@@ -248,7 +260,7 @@ class ExactBatches(DistributedSampler[list[int]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         return iter(self.batches)
 
 

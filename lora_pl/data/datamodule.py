@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lora_pl.data.batches import Batch, ExactBatches, RandomBatches, SummedSeedBatches, TokenDataset
+from lora_pl.data.batches import Batch, ExactBatches, RandomBatches, SameBatches, SummedSeedBatches, TokenDataset
 from lora_pl.data.sentence_data import SentenceData
-from lora_pl.data.sources import TRAIN
+from lora_pl.data.sources import TEST, TRAIN
+from lora_pl.errors import UserError
 from lora_pl.reporting import say
 
 ORDERS = {"hashed": RandomBatches, "summed": SummedSeedBatches}
@@ -41,9 +42,10 @@ class SentenceDataModule(SentenceData, LightningDataModule):
                 self._tokens[split] = self._tokenized(split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Random batches."""
+        """Random batches, the same in each epoch under Lightning's overfit_batches."""
         data, size = self._dataset(TRAIN), self.hparams["batch_size"]
-        return self._loader(data, ORDERS[self.order](data, size, self.seed, *self._replicas(), self._start))
+        order = SameBatches if self.trainer and self.trainer.overfit_batches else ORDERS[self.order]  # type: ignore[attr-defined]
+        return self._loader(data, order(data, size, self.seed, *self._replicas(), self._start))
 
     def start_at(self, epoch: int, batch: int, order: str = "hashed", fills: bool = True) -> None:
         """Start the next training in `epoch`, after `batch` of its batches, in one of `ORDERS`, with or without filler
@@ -68,6 +70,10 @@ class SentenceDataModule(SentenceData, LightningDataModule):
         say(f"test: on the labelled {' and '.join(self.labelled_splits('test'))} split{why}")
         return self._exact_loaders("test")
 
+    def predict_dataloader(self) -> NoReturn:
+        """Raise a UserError, `predict`: the data's texts have labels."""
+        raise UserError("predict", "a data module has no texts to predict; call model.predict(texts)")
+
     def _exact_loaders(self, stage: str) -> list[DataLoader[Batch]]:
         return [
             self._loader(data, ExactBatches(data, self.eval_batch_tokens, *self._replicas()))
@@ -75,6 +81,9 @@ class SentenceDataModule(SentenceData, LightningDataModule):
         ]
 
     def _dataset(self, split: str) -> TokenDataset:
+        if split not in self._tokens:
+            stage = TEST if split == TEST else "fit"
+            raise UserError("data", f'the {split} sentences are not read yet; call setup("{stage}") first')
         return TokenDataset(self._tokens[split], self.batching, self.tokenizer.pad_token_id, self.fills)
 
     def _loader(self, data: TokenDataset, sampler: DistributedSampler[list[int]]) -> DataLoader[Batch]:

@@ -9,6 +9,7 @@ from torchmetrics import Metric, MetricCollection, SumMetric
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
 from lora_pl.data.tasks import MetricName, Task
+from lora_pl.errors import UserError
 from lora_pl.lora.transfer import transfer
 from lora_pl.model.class_scores import ClassScores, Confusion, LabelCounts
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
@@ -171,7 +172,14 @@ class StageMetrics(nn.ModuleDict):
         return [""] if stage == "train" else self.labelled
 
     def of(self, stage: str, split: int = 0) -> SplitMetrics:
-        """The metrics of a stage's split, by its number."""
+        """The metrics of a stage's split, by its number.
+
+        Raises:
+            UserError: `data`: the stage has no such split.
+        """
+        if split >= len(self.splits(stage)):
+            names = ", ".join(self.labelled)
+            raise UserError("data", f"expected loaders of {names} alone, got more; evaluate each further one by itself")
         return cast(SplitMetrics, self[f"{stage}/{split}"])
 
     def reset(self, stage: str) -> None:

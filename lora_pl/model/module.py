@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import Task
 from lora_pl.encoder.dtype import resolve_dtype
@@ -54,12 +56,10 @@ class TaskModule(LightningModule):
             UserError: `model.nonfinite_loss`: skip, with several processes; `data.encoder`, `data.label_names`,
                 `data.pairs`, `data.max_length`: the data are another encoder's tokens, have other classes or another
                 form of text; `model.monitor`: of a split that they lack;
-                `trainer.precision`, see `require_precision`; `predict`, by a Trainer from a data module.
+                `trainer.precision`, see `require_precision`.
         """
         require_precision(str(self.trainer.precision))
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "predict" and data is not None:
-            raise UserError("predict", "a data module has no texts to predict; call model.predict(texts)")
         if isinstance(data, SentenceDataModule):
             self._take_splits(data, stage)
         if self.hparams["nonfinite_loss"] == "skip" and self.trainer.world_size > 1:
@@ -110,6 +110,17 @@ class TaskModule(LightningModule):
         for group, new in zip(optimizer.param_groups, own, strict=True):
             rates = {"lr": new["lr"] * factor, "initial_lr": new["lr"], "weight_decay": new["weight_decay"]}
             group.update(rates, fused=fused)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """The logits of a batch.
+
+        Raises:
+            UserError: `predict`: it is none of a `SentenceDataModule`'s, such as texts.
+        """
+        if not isinstance(batch, Batch):
+            raise UserError("predict", f"expected a Batch, got a {type(batch).__name__}; for texts call model.predict")
+        logits: Tensor = self(batch)
+        return logits
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's metrics."""

@@ -35,7 +35,7 @@ from lora_pl.training.run_folder import CHECKPOINTS, LOGS, require_free, require
 from lora_pl.training.run_lock import LockedRun, run_lock
 from lora_pl.training.run_log import run_logger
 from lora_pl.training.run_options import OPTIONS
-from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, settled, shows_bar
+from lora_pl.training.trainer import as_list, ignore_advice, make_trainer, own_bar, settled, shows_bar
 
 
 class Run:
@@ -168,7 +168,7 @@ class Run:
             *(self._reports(options, bool(own["logger"])) if self.reports else []),
             RunConfig(configuration, self.folder if _saves(options) else None),
         ]
-        own["enable_progress_bar"] = self.reports and shows_bar(options)
+        own["enable_progress_bar"] = shows_bar(options) and (self.reports or own_bar(options))
         return make_trainer(own)
 
     def _saving(self) -> list[Callback]:
@@ -187,9 +187,9 @@ class Run:
         return [PatientStopping(self.early_stopping_patience)]
 
     def _reports(self, options: Mapping[str, Any], logs: bool) -> list[Callback]:
-        progress = ProgressBar() if shows_bar(options) else EpochLines()
+        progress = [] if own_bar(options) else [ProgressBar() if shows_bar(options) else EpochLines()]
         shown: list[Callback] = [
-            progress,
+            *progress,
             ParameterReport(),
             PrecisionReport(),
             FiniteGradients(),
@@ -200,7 +200,7 @@ class Run:
         return [*shown, HparamsRecord(), LearningRateMonitor("step")] if logs else shown
 
     def _configuration(
-        self, model: LightningModule, data: LightningDataModule, options: Mapping[str, Any]
+        self, model: LightningModule, data: LightningDataModule | None, options: Mapping[str, Any]
     ) -> Configuration:
         if self.config is not None:
             return self.config

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.model.versions import versions
 from lora_pl.storage.checkpoint import FROM_DATA, FROM_MODEL
 from lora_pl.storage.write_whole import remove_unfinished, write_whole
@@ -28,12 +28,12 @@ class RunConfig(Callback):
     """Writes the record into `config.yaml`, TensorBoard and every checkpoint.
 
     Args:
-        configuration: Of a model and its data.
+        configuration: Of a model and its data module, if there is one.
         folder: Where `config.yaml` goes; without it, none is written.
     """
 
     def __init__(
-        self, configuration: Callable[[LightningModule, LightningDataModule], Configuration], folder: Path | None
+        self, configuration: Callable[[LightningModule, LightningDataModule | None], Configuration], folder: Path | None
     ) -> None:
         self.configuration, self.folder = configuration, folder
 
@@ -50,8 +50,8 @@ class RunConfig(Callback):
         if trainer.is_global_zero:
             made_with = {**self._record["versions"], "git": self._record["git"]}
             commented = "".join(f"# {name} {value}\n" for name, value in made_with.items()) + text
-            if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.add_text("config", f"```yaml\n{commented}\n```")
+            for logger in tensorboard_loggers(trainer):
+                logger.experiment.add_text("config", f"```yaml\n{commented}\n```")
             if self.folder is not None:
                 path = self.folder / CONFIG
                 remove_unfinished(path)  # of a run that was killed
@@ -63,19 +63,20 @@ class RunConfig(Callback):
 
 
 def configuration_of(
-    model: LightningModule, data: LightningDataModule, trainer_options: Mapping[str, Any]
+    model: LightningModule, data: LightningDataModule | None, trainer_options: Mapping[str, Any]
 ) -> Configuration:
     """The configuration with which `lora_pl fit` makes this model, these data and this trainer.
 
-    It leaves out those of the trainer's options that are objects.
+    It leaves out those of the trainer's options that are objects, and data that are given as loaders.
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(Trainer).parameters.items()}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in trainer_options.items()}
+    of_data = data.hparams if data else {}
     return {
-        "seed_everything": data.hparams.get("seed", 0),
+        "seed_everything": of_data.get("seed", 0),
         "trainer": {name: value for name, value in {**defaults, **given}.items() if _is_plain(value)},
         "model": {name: _plain(value) for name, value in model.hparams.items() if name not in FROM_DATA},
-        "data": {name: _plain(value) for name, value in data.hparams.items() if name not in FROM_MODEL},
+        "data": {name: _plain(value) for name, value in of_data.items() if name not in FROM_MODEL},
     }
 
 

@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
     LearningRateFinder,
     ModelPruning,
+    ProgressBar,
     StochasticWeightAveraging,
     WeightAveraging,
 )
@@ -76,7 +78,8 @@ def make_trainer(options: Mapping[str, Any]) -> Trainer:
     """A trainer that writes a checkpoint as a whole or not at all.
 
     Raises:
-        UserError: `trainer`, Lightning does not know an option or its value; `trainer.callbacks`, one of `REFUSED`.
+        UserError: `trainer`, Lightning does not know an option or its value, or options contradict each other;
+            `trainer.callbacks`, one of `REFUSED`.
     """
     found = settled(options)
     for callback in as_list(found.get("callbacks")):
@@ -86,13 +89,19 @@ def make_trainer(options: Mapping[str, Any]) -> Trainer:
     found["plugins"] = [*as_list(found.get("plugins")), WholeFileCheckpointIO()]
     try:
         return Trainer(**found)
-    except (ValueError, TypeError) as error:  # an unknown accelerator, strategy, ...
+    except (ValueError, TypeError, MisconfigurationException) as error:  # an unknown accelerator, strategy, ...
         raise UserError("trainer", first_line(error)) from error
 
 
 def shows_bar(options: Mapping[str, Any]) -> bool:
-    """Whether a progress bar is enabled, and both standard output, where it is, and standard error are terminals."""
-    return options.get("enable_progress_bar") is not False and sys.stdout.isatty() and sys.stderr.isatty()
+    """Whether a progress bar is enabled, and is the user's, or standard output and standard error are terminals."""
+    on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+    return options.get("enable_progress_bar") is not False and (own_bar(options) or on_terminal)
+
+
+def own_bar(options: Mapping[str, Any]) -> bool:
+    """Whether the callbacks in the options have a progress bar, which replaces ours."""
+    return any(isinstance(callback, ProgressBar) for callback in as_list(options.get("callbacks")))
 
 
 def ignore_advice() -> None:

@@ -5,8 +5,15 @@ import termios
 import threading
 from types import SimpleNamespace
 
+import pytest
+from lightning.pytorch.callbacks import ProgressBar as lightning_bar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
+from lora_pl.callbacks.epoch_lines import EpochLines
+from lora_pl.errors import UserError
 from lora_pl.training.trainer import shows_bar
+from tests.support import run_in_process
 
 
 def on_a_terminal(monkeypatch, function) -> list[str]:
@@ -49,6 +56,30 @@ def test_each_epoch_leaves_a_line_above_the_bar(monkeypatch, tiny_encoder, glue_
     assert bars[-1].startswith("epoch 3/3: 100%")
     assert "accuracy=" in bars[-1]
     assert not [line for line in lines if "Epoch" in line]
+
+
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+@pytest.mark.parametrize("options", [{}, {"enable_progress_bar": True}])
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_bar_of_the_users_replaces_the_runs(bar, options, reports, monkeypatch):
+    def start() -> None:
+        own = bar()
+        trainer = Run("mine", reports=reports).trainer(callbacks=[own], accelerator="cpu", logger=False, **options)
+        assert [c for c in trainer.callbacks if isinstance(c, lightning_bar | EpochLines)] == [own]
+
+    start()
+    on_a_terminal(monkeypatch, start)
+
+
+def test_so_does_one_of_a_verb(checkpoint, tmp_path):
+    given = ["--ckpt_path", str(checkpoint), "--trainer.callbacks", "TQDMProgressBar"]
+    run_in_process(["validate", *given], tmp_path, check=True)
+
+
+def test_a_bar_that_is_disabled_is_refused():
+    with pytest.raises(UserError) as error:
+        Run("mine").trainer(callbacks=TQDMProgressBar(), enable_progress_bar=False, accelerator="cpu", logger=False)
+    assert error.value.key == "trainer"
 
 
 def test_output_that_goes_elsewhere_has_no_bar(monkeypatch):

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DistributedSampler
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
@@ -136,6 +138,51 @@ def test_sentences_are_cut_or_refused(tiny_encoder, glue_folder):
     with pytest.raises(UserError) as error:
         module(tiny_encoder, glue_folder, max_length=5, too_long="refuse").setup("fit")
     assert error.value.key == "data.too_long"
+
+
+@pytest.mark.parametrize("stage", ["train", "val", "test"])
+def test_loaders_need_what_setup_reads(stage, tiny_encoder, glue_folder):
+    with pytest.raises(UserError, match='call setup."fit". first') as error:
+        getattr(module(tiny_encoder, glue_folder), f"{stage}_dataloader")()
+    assert error.value.key == "data"
+
+
+class Seen(Callback):
+    """The sentences of every batch."""
+
+    def __init__(self):
+        self.train, self.val = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.train.append(batch.rows)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.val.append(batch.rows)
+
+
+@pytest.mark.parametrize("overfit", [2, 0.34])
+def test_overfit_batches_are_whole_and_the_same_in_each_epoch(overfit, tiny_encoder, glue_folder, tmp_path):
+    data, seen = module(tiny_encoder, glue_folder, batch_size=8, eval_batch_tokens=80), Seen()
+    trainer = Trainer(
+        max_epochs=3, overfit_batches=overfit, accelerator="cpu", logger=False, enable_checkpointing=False,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, callbacks=[seen],
+    )  # fmt: skip
+    trainer.fit(LoRAClassifier.for_data(data), data)
+    assert seen.train == seen.train[:2] * 3
+    assert [len({*rows}) for rows in seen.train[:2]] == [8, 8]
+    assert seen.val == seen.val[: len(seen.val) // 3] * 3
+    assert min(map(len, seen.val)) > 1
+    loaders = data.train_dataloader(), *data.val_dataloader()
+    assert all(isinstance(loader.sampler, DistributedSampler) for loader in loaders)  # which several processes keep
+
+
+def test_overfit_batches_of_a_loader_alone_are_refused(tiny_encoder, glue_folder, tmp_path):
+    data = module(tiny_encoder, glue_folder)
+    data.setup("fit")
+    trainer = Trainer(overfit_batches=1, max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError) as error:
+        trainer.fit(LoRAClassifier.for_data(data), data.train_dataloader())
+    assert error.value.key == "data"
 
 
 def test_a_split_is_read_once(tiny_encoder, glue_folder, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
 from lora_pl.data.batches import make_batch
@@ -252,6 +253,28 @@ def test_predict_refuses_what_is_no_list_of_its_texts(task, texts, tiny_encoder)
     with pytest.raises(UserError) as error:
         LoRAClassifier(encoder=tiny_encoder(), task=task).predict(texts)
     assert error.value.key == "predict.texts"
+
+
+def test_a_trainer_predicts_from_a_loader_and_not_from_texts(tiny_encoder, glue_folder, tmp_path):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    model, own = LoRAClassifier.for_data(data), trainer(tmp_path)
+    own.fit(model, data)
+    (loader,) = data.val_dataloader()
+    (logits,), (batch,) = own.predict(model, loader), loader
+    assert torch.equal(logits, model.eval()(batch))
+    for given in ({"datamodule": data}, {"dataloaders": DataLoader(TEXTS)}):
+        with pytest.raises(UserError) as error:
+            own.predict(model, **given)
+        assert error.value.key == "predict"
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_more_loaders_than_the_task_has_splits(verb, tiny_encoder, glue_folder, tmp_path):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+    data.setup("fit")
+    with pytest.raises(UserError) as error:
+        getattr(trainer(tmp_path), verb)(LoRAClassifier.for_data(data), dataloaders=data.val_dataloader() * 2)
+    assert error.value.key == "data"
 
 
 def test_pairs_regression_and_own_classes(tiny_encoder):

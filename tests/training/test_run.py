@@ -194,6 +194,16 @@ def test_the_runs_trainer_is_lightnings(made):
     assert (by_itself.folder / "config.yaml").is_file()
 
 
+def test_the_runs_trainer_takes_loaders(made):
+    run, by_loaders = Run("fit"), Run("loaders")
+    run.fit(*made(), max_epochs=1)
+    model, data = made()
+    data.setup("fit")
+    by_loaders.trainer(max_epochs=1).fit(model, data.train_dataloader(), data.val_dataloader())
+    assert same_weights(run.last_checkpoint, by_loaders.last_checkpoint)
+    assert yaml.safe_load((by_loaders.folder / "config.yaml").read_text())["data"] == {}
+
+
 def test_the_runs_trainer_does_not_overwrite_a_run(made):
     run = Run("mine", resume=True)
     run.fit(*made(), max_epochs=1)
