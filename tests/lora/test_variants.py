@@ -21,6 +21,7 @@ from lora_pl.lora import (
     mark_only_lora_as_trainable,
     remove_lora,
 )
+from lora_pl.lora.adapter import Factors
 from tests.support import assert_equal_to_rounding
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -47,7 +48,7 @@ def trained_layer(variant: str, dtype: torch.dtype = torch.float32, bias: bool =
 
 def by_formula(layer: LoRALinear, x: torch.Tensor) -> torch.Tensor:
     """y = gain * (x W0^T + scale * (x a^T) b^T) + bias, factor by factor."""
-    a, b, gain, scale = layer.adapter.factors(layer.weight, layer.adapter.dtype)
+    a, b, scale, gain = layer.adapter.factors(layer.weight, layer.adapter.dtype)
     y = x @ layer.weight.T + scale * (x @ a.T @ b.T)
     y = y if gain is None else gain * y
     return y if layer.bias is None else y + layer.bias
@@ -87,6 +88,15 @@ def test_rslora_is_the_variant_with_alpha_times_the_root_of_r(variant):
     other.adapter.load_state_dict(one.adapter.state_dict())
     assert torch.equal(one.delta_weight(), other.delta_weight())
     assert one.delta_weight().any()
+
+
+def test_alpha_scales_the_update(variant):
+    layer = trained_layer(variant, lora_alpha=2)
+    twice = LoRALinear(layer, LoRAConfig(r=3, lora_alpha=4, variant=variant))
+    twice.adapter.load_state_dict(layer.adapter.state_dict())
+    assert not torch.allclose(twice.delta_weight(), layer.delta_weight())
+    if layer.adapter.factors(layer.weight, torch.float32).gain is None:
+        assert torch.equal(twice.delta_weight(), 2 * layer.delta_weight())
 
 
 def test_declares_its_parameters_in_order(variant):
@@ -284,9 +294,10 @@ def test_a_bank_of_one_is_the_adapter_alone(variant, grad):
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_a_bank_mixes_it_with_all_others_sentence_by_sentence(variant, dtype):
-    singles = {name: trained_model(name, r=rank) for rank, name in enumerate(VARIANTS, 2)}
+    ranks = {name: 2 + number % 4 for number, name in enumerate(VARIANTS)}
+    singles = {name: trained_model(name, r=rank) for name, rank in ranks.items()}
     bank = AdapterBank(base_model())
-    for rank, name in enumerate(VARIANTS, 2):
+    for name, rank in ranks.items():
         bank.add(name, config_of(name, rank), adapter_state_dict(singles[name]))
     names, lengths = [variant, None, *VARIANTS, variant], [2, 3, *(1 for _ in VARIANTS), 4]
     x = torch.randn(1, sum(lengths), 6)
@@ -297,3 +308,19 @@ def test_a_bank_mixes_it_with_all_others_sentence_by_sentence(variant, dtype):
             {**singles, None: base_model()}[name](part) for name, part in zip(names, x.split(lengths, 1), strict=True)
         ]
     assert_equal_to_rounding(together, torch.cat(alone, 1), 16, dtype)
+
+
+def test_the_factors_in_a_bank_may_have_more_columns_than_the_rank(variant, monkeypatch):
+    class Twice(VARIANTS[variant]):
+        def factors(self, weight, dtype):
+            a, b, scale, gain = super().factors(weight, dtype)
+            return Factors(torch.cat([a, a]), torch.cat([b, b], 1), scale / 2, gain)
+
+    monkeypatch.setitem(VARIANTS, "twice", Twice)
+    model, x = trained_model(variant), torch.randn(1, 7, 6)
+    bank = AdapterBank(base_model())
+    for name in (variant, "twice"):
+        bank.add(name, config_of(name), adapter_state_dict(model))
+    with bank.route(["twice", variant, None], [4, 2, 1]):
+        got = bank.model(x)
+    assert_equal_to_rounding(got, torch.cat([model(x[:, :6]), base_model()(x[:, 6:])], 1), 16)
