@@ -14,6 +14,7 @@ from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS, LoRAError, lora_layers
 from lora_pl.lora.int8 import Int8Weight, int8_is_fast
 from tests.encoder.test_architectures import KINDS
+from tests.lora.test_eva import WITH_A_AND_B
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
 
 TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
@@ -136,7 +137,7 @@ def test_the_head_has_its_own_rate_and_biases_may_go_without_decay(tiny_encoder,
 
 
 @pytest.mark.parametrize("decay_bias", [True, False])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WITH_A_AND_B)
 def test_lora_plus_gives_b_its_own_rate(variant, decay_bias, tiny_encoder, tmp_path):
     def made(**lora):
         settings = {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "decay_bias": decay_bias}
