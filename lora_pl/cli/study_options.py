@@ -40,8 +40,8 @@ SHORT_NAMES = {
     "alpha_rules": ShortName(
         ALPHA_RULE,
         AlphaRule,
-        "Axis: fixed (model.lora.lora_alpha at every rank), proportional (the scale of model.lora at every rank), "
-        "rslora (a scale of alpha / sqrt(r)).",
+        "Axis: fixed (model.lora.lora_alpha at every rank), proportional (the scale of model.lora, or "
+        "of an arm's or task's own, at every rank), rslora (a scale of alpha / sqrt(r)).",
     ),
     "tasks": ShortName("data.task", str, "Axis data.task; {folder} in --data.source stands for the task's folder."),
 }
