@@ -145,12 +145,13 @@ class Grid:
     def _options(self, arm: Arm, axes: Options) -> Options:
         own = {**arm.options, **axes}
         task = get_task(own.get("data.task") or self.shared.get("data.task") or "sst2")
-        options = {**self.of_task.get(task.name, {}), **own, "model.method": self._method(own)}
+        before = {**self.of_task.get(task.name, {}), **arm.options}
+        options = {**before, **axes, "model.method": self._method(own)}
         if source := options.get("data.source") or self.shared.get("data.source"):
             options["data.source"] = source.replace("{folder}", task.folder)
         if options["model.method"] != "lora":
             return {key: value for key, value in options.items() if not _of_lora(key)} | WITHOUT_ADAPTERS
-        return {**options, **_of_rule(options.get(ALPHA_RULE, "fixed"), {**self.shared, **options}, self.shared)}
+        return {**options, **_of_rule({**self.shared, **options}, {**self.shared, **before})}
 
     def _method(self, options: Options) -> Method:
         method: Method = options.get("model.method", self.shared.get("model.method", "lora"))
@@ -162,15 +163,16 @@ def lora_of(options: Options) -> LoRAConfig:
     return LoRAConfig.of({key.removeprefix(LORA): value for key, value in options.items() if key.startswith(LORA)})
 
 
-def _of_rule(rule: AlphaRule, options: Options, shared: Options) -> Options:
-    """What a rule for alpha makes of a trial's `options`.
+def _of_rule(options: Options, before: Options) -> Options:
+    """What the rule for alpha among a trial's `options` makes of them.
 
-    fixed: nothing, so that a scale of alpha / r falls with r. proportional: the scale of the study's configuration,
-    `shared`, at every rank. rslora: a scale of alpha / sqrt(r) (Kalajdzievski, 2023).
+    fixed: nothing, so that a scale of alpha / r falls with r. proportional: at every rank the scale of `before`, those
+    of study, task and arm without axes. rslora: a scale of alpha / sqrt(r) (Kalajdzievski, 2023).
     """
+    rule: AlphaRule = options.get(ALPHA_RULE, "fixed")
     if rule == "proportional":
         lora = lora_of(options)
-        return {"model.lora.lora_alpha": lora_of(shared).scale * DIVISORS[lora.scaling](lora.r)}
+        return {"model.lora.lora_alpha": lora_of(before).scale * DIVISORS[lora.scaling](lora.r)}
     return {"model.lora.scaling": "rslora"} if rule == "rslora" else {}
 
 

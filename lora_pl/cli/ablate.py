@@ -12,7 +12,7 @@ import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lora_pl.ablation.grid import AlphaRule, Grid, Trial
+from lora_pl.ablation.grid import Grid, Trial
 from lora_pl.ablation.groups import apart
 from lora_pl.ablation.joint import require_packed
 from lora_pl.ablation.ray_launcher import RayLauncher
@@ -31,7 +31,7 @@ from lora_pl.ablation.trial_runner import TrialRunner
 from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
-from lora_pl.cli.study_options import StudyOptions, joined_vary
+from lora_pl.cli.study_options import SHORT_NAMES, StudyOptions, joined_vary
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
 from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UsageError, UserError
@@ -75,15 +75,8 @@ class AblateCLI(ClassifierCLI):
         add = parser.add_argument_group("The grid, and how it runs").add_argument
         add("--vary", type=dict[str, Any], default={},
             help="OPTION VALUE ...: an axis, any option of fit with its values; may be given again.")  # fmt: skip
-        add("--ranks", type=int | None, nargs="+", help="Axis model.lora.r; 1 2 4 8 if nothing else is compared.")
-        add("--learning_rates", type=float, nargs="+", help="Axis model.learning_rate.")
-        add("--targets", type=str, nargs="+",
-            help="Axis model.lora.target_modules: roles, or sets of names joined by commas.")  # fmt: skip
-        add("--alpha_rules", type=AlphaRule, nargs="+",
-            help="Axis: fixed (model.lora.lora_alpha at every rank), proportional (the scale of model.lora at every "
-            "rank), rslora (a scale of alpha / sqrt(r)).")  # fmt: skip
-        add("--tasks", type=str, nargs="+",
-            help="Axis data.task; {folder} in --data.source stands for the task's folder.")  # fmt: skip
+        for name, axis in SHORT_NAMES.items():
+            add(f"--{name}", type=axis.type, nargs="+", help=axis.help)
         add("--task_config", type=str | None,
             help="Configurations by task, say configs/glue/{task}.yaml; the options given override them.")  # fmt: skip
         add("--arms", type=dict[str, Any], default={},

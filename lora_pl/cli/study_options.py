@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK, Arm, Options
+from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK, AlphaRule, Arm, Options
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.shared_options import LINKED
 from lora_pl.errors import UsageError
@@ -18,14 +18,33 @@ from lora_pl.storage.flat import with_options
 from lora_pl.storage.yaml_file import read_options
 from lora_pl.training.run_options import OPTIONS
 
+
+class ShortName(NamedTuple):
+    """An option of `ablate` that is an axis."""
+
+    key: str
+    """The option of `fit`, or the rule for alpha."""
+    type: Any
+    """A value's."""
+    help: str
+
+
 SHORT_NAMES = {
-    "ranks": RANK,
-    "targets": "model.lora.target_modules",
-    "learning_rates": "model.learning_rate",
-    "alpha_rules": ALPHA_RULE,
-    "tasks": "data.task",
+    "ranks": ShortName(RANK, int | None, "Axis model.lora.r; 1 2 4 8 if nothing else is compared."),
+    "targets": ShortName(
+        "model.lora.target_modules",
+        str,
+        "Axis model.lora.target_modules: roles, or sets of names joined by commas.",
+    ),
+    "learning_rates": ShortName("model.learning_rate", float, "Axis model.learning_rate."),
+    "alpha_rules": ShortName(
+        ALPHA_RULE,
+        AlphaRule,
+        "Axis: fixed (model.lora.lora_alpha at every rank), proportional (the scale of model.lora, or "
+        "of an arm's or task's own, at every rank), rslora (a scale of alpha / sqrt(r)).",
+    ),
+    "tasks": ShortName("data.task", str, "Axis data.task; {folder} in --data.source stands for the task's folder."),
 }
-"""Options of `ablate` that are axes."""
 LINKED_KEYS = {"data.encoder", "data.seed", "model.max_length", *(f"model.{name}" for name in LINKED)}
 """Options that follow from others."""
 RANKS = (1, 2, 4, 8)
@@ -74,7 +93,7 @@ class StudyOptions:
     def axes(self) -> dict[str, list[Any]]:
         """Those of `--vary` and of the short names; ranks, if there is no other word of what to compare."""
         found = self._axes(self.config.vary)
-        for name, key in SHORT_NAMES.items():
+        for name, (key, *_) in SHORT_NAMES.items():
             values = self.config[name]
             if values and key in found:
                 raise UsageError("vary", f"expected {key} once, got it as --{name} too")
@@ -134,7 +153,7 @@ class StudyOptions:
             if key in self.parser.known_keys():
                 raise UsageError("vary", f"trials can't differ in --{key}; leave it out")
             raise UsageError("vary", f"there is no option --{key} to vary{self.parser.nearest(key)}")
-        names = key == SHORT_NAMES["targets"] and isinstance(value, str) and not value.startswith("[")
+        names = key == SHORT_NAMES["targets"].key and isinstance(value, str) and not value.startswith("[")
         return value.split(",") if names else value
 
     def _axes(self, values: Any) -> dict[str, list[Any]]:

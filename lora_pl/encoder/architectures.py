@@ -94,6 +94,7 @@ class Architecture:
     last_block: LastBlock | None = None
     """None if every row must go through the last block."""
     head: StockHead | None = None
+    """None if Transformers' class for sentences has another kind of head; then it is linear."""
     shares_batches: bool = True
     """Whether a batch may mix adapters: its adapted layers see nothing but rows of sentences."""
 

@@ -23,9 +23,9 @@ class Factors(NamedTuple):
     """(k, in)"""
     b: Tensor
     """(out, k)"""
+    scale: float
     gain: Tensor | None = None
     """None stands for 1; (out,), or (rows, out) if the rows of x go through several adapters."""
-    scale: float = 1.0
 
 
 class Adapter(nn.Module, ABC):
@@ -100,7 +100,7 @@ class Adapter(nn.Module, ABC):
 
     def delta_weight(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """W - W_0, (out, in), in `dtype`, where W is the weight of the one linear layer that computes the same."""
-        a, b, gain, scale = self.factors(weight, dtype)
+        a, b, scale, gain = self.factors(weight, dtype)
         update = scale * b @ a
         if gain is None:
             return update
@@ -134,4 +134,4 @@ class LoRA(Adapter):
 
     def factors(self, weight: Tensor, dtype: torch.dtype) -> Factors:
         """a = A, b = B, scale = s."""
-        return Factors(self.lora_A.to(dtype), self.lora_B.to(dtype), scale=self.scale)
+        return Factors(self.lora_A.to(dtype), self.lora_B.to(dtype), self.scale)

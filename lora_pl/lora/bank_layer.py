@@ -57,7 +57,7 @@ class BankLinear(nn.Linear):
     def is_finite(self, name: str) -> bool:
         """Whether the factors of an adapter are finite in the base's dtype."""
         adapter = self.adapter(name)
-        a, b, gain, scale = adapter.factors(self.weight, adapter.dtype)
+        a, b, scale, gain = adapter.factors(self.weight, adapter.dtype)
         return all(each.to(self.weight.dtype).isfinite().all() for each in (scale * a, b, gain) if each is not None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,11 +74,11 @@ class BankLinear(nn.Linear):
         used = {name: self.adapter(name) for name in routing.used if name in self}
         if not used:
             return F.linear(x, self.weight, self.bias)
-        columns = tuple((name, adapter.r) for name, adapter in used.items())
+        factors = {name: adapter.factors(self.weight, adapter.dtype) for name, adapter in used.items()}
+        columns = tuple((name, own.b.shape[1]) for name, own in factors.items())
         mask = routing.mask(tuple(x.shape[:-1]), columns, x.device)
         drops = self.training and any(adapter.lora_dropout.p for adapter in used.values())
         dropout = partial(self._dropped, used=used, routing=routing) if drops else None
-        factors = {name: adapter.factors(self.weight, adapter.dtype) for name, adapter in used.items()}
         joined = self._joined(x, factors, routing)
         if mask is not None:
             joined = _contained(joined, computed_in(x, joined.a.dtype))
@@ -88,12 +88,12 @@ class BankLinear(nn.Linear):
         """a (sum of k, in) and b (out, sum of k) of all adapters, and the gain of each row's own."""
         scale = 1.0
         if len(factors) == 1:
-            ((a, b, _, scale),) = factors.values()
+            ((a, b, scale, _),) = factors.values()
         else:
             a = torch.cat([own.a * own.scale for own in factors.values()])
             b = torch.cat([own.b for own in factors.values()], 1)
         gains = {name: own.gain for name, own in factors.items() if own.gain is not None}
-        return Factors(a, b, self._gain_of_rows(x, gains, routing) if gains else None, scale)
+        return Factors(a, b, scale, self._gain_of_rows(x, gains, routing) if gains else None)
 
     def _gain_of_rows(self, x: Tensor, gains: Mapping[str, Tensor], routing: Routing) -> Tensor:
         """(rows, out): the gain of each row's own adapter; 1 for adapters without one and for the base alone."""

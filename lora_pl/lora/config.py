@@ -106,6 +106,10 @@ class LoRAConfig:
         self._require("eva_batches", _is_rank(self.eva_batches), "an integer >= 1")
         self._require("scaling", self.scaling in get_args(Scaling), "standard or rslora")
         self._require("variant", self.variant in tuple(VARIANTS), " or ".join(VARIANTS))
+        of_variant = f"with variant {self.variant}, which trains no"
+        trained = VARIANTS[self.variant]
+        self._require("lr_ratio", self.lr_ratio == 1 or bool(trained.b_names()), f"1 {of_variant} B")
+        self._require("init", self.init != "eva" or bool(trained.a_names()), f"gaussian {of_variant} A")
         self._require_values("rank_pattern", _is_rank, "integers >= 1 by name or pattern")
         self._require_values("alpha_pattern", _is_positive, "numbers > 0 by name or pattern")
         for name in (*NAMES, "rank_pattern", "alpha_pattern"):

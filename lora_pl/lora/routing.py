@@ -39,13 +39,13 @@ class Routing:
         self._masks: dict[tuple[object, ...], Tensor | None] = {}
 
     def mask(self, shape: tuple[int, ...], columns: tuple[tuple[str, int], ...], device: torch.device) -> Tensor | None:
-        """(rows, sum of ranks), bool: whether a column belongs to another adapter than the row's; None if none does.
+        """(rows, sum of k), bool: whether a column belongs to another adapter than the row's; None if none does.
 
         Computed once per kind of input, then kept for the other layers.
 
         Args:
             shape: The input's without the features: (1, tokens), (1, segments), (segments,) or (segments, length).
-            columns: The joined adapters and their ranks.
+            columns: The joined adapters and the columns of each.
             device: The input's.
         """
         key = (shape, columns, device)

@@ -5,7 +5,7 @@ from lora_pl.errors import UserError
 
 SHARED = {"model.method": "lora", "model.lora.r": 4, "model.lora.lora_alpha": 16.0, "model.learning_rate": 1e-3,
           "data.task": None, "data.source": "glue/{folder}"}  # fmt: skip
-RANK, RULE, RATE = "model.lora.r", "alpha_rule", "model.learning_rate"
+RANK, ALPHA, RULE, RATE = "model.lora.r", "model.lora.lora_alpha", "alpha_rule", "model.learning_rate"
 FULL = Arm("full", {"model.method": "full"}, {RATE: [1e-4, 1e-3]})
 
 
@@ -26,6 +26,14 @@ def test_the_rules_for_alpha(rule, plain, rslora):
     assert scales(grid(axes=axes, seeds=1)) == pytest.approx(plain)
     over = {"model.lora.scaling": "rslora"}
     assert scales(grid(over, axes=axes, seeds=1), **over) == pytest.approx(rslora)
+
+
+def test_proportional_is_the_scale_of_the_arm_or_task():
+    arms = [Arm("plain"), Arm("strong", {ALPHA: 64.0}), Arm("recipe", {ALPHA: 48.0, RANK: 12})]
+    of_task = {"rte": {ALPHA: 32.0}}
+    axes = {"data.task": ["sst2", "rte"], RULE: ["proportional"], RANK: [1, 4]}
+    found = grid(arms=arms, axes=axes, of_task=of_task, seeds=1)
+    assert scales(found) == [4, 4, 8, 8, *[16] * 4, *[4] * 2]
 
 
 def test_every_combination_once_and_seed_by_seed():

@@ -13,12 +13,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from lora_pl import LoRAClassifier
+from lora_pl.ablation.grid import ALPHA_RULE, told
 from lora_pl.ablation.study import NOT_VALIDATED
 from lora_pl.ablation.table import COLUMNS, TIMES, ResultTable
 from lora_pl.cli.main import main
+from lora_pl.cli.study_options import SHORT_NAMES, ShortName
 from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.storage.flat import flatten
 from tests.cli.mistakes import error_of, fails
 from tests.processes import command, start
 from tests.support import run_in_process
@@ -121,6 +125,16 @@ def test_short_names_are_axes(planned, flags):
         ("query", "key"),
     }
     assert {trial.options["model.lora.scaling"] for trial in planned} == {"rslora"}
+
+
+@pytest.mark.parametrize("name", [*SHORT_NAMES, "dropouts"])
+def test_a_short_name_is_its_row_alone(name, planned, flags, monkeypatch, capsys):
+    monkeypatch.setitem(SHORT_NAMES, "dropouts", ShortName("model.dropout", float, "Axis model.dropout."))
+    assert main(["fit", "--data.task", "rte", "--model.dropout", "0.5", "--print_config"]) == 0
+    values = {ALPHA_RULE: "fixed", **flatten(yaml.safe_load(capsys.readouterr().out))}
+    key = SHORT_NAMES[name].key
+    assert main([*flags, f"--{name}", told(values[key])]) == 0
+    assert key in planned[0].axes
 
 
 def test_a_study_that_names_an_axis_has_no_ranks_by_default(planned, flags):

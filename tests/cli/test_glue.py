@@ -46,8 +46,8 @@ def dry_run(fit, tmp_path_factory):
     return run
 
 
-def test_every_task_has_a_configuration():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(GLUE_TASKS) == set(PUBLISHED)
+def test_every_task_of_glue_has_a_configuration():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == PUBLISHED.keys() <= GLUE_TASKS.keys()
 
 
 @pytest.fixture(scope="module")

@@ -187,7 +187,7 @@ def test_a_task_goes_to_another_process(task):
 
 
 def test_all_nine_tasks_have_a_row():
-    assert sorted(GLUE_TASKS) == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
+    assert {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"} <= GLUE_TASKS.keys()
     assert len(GLUE_TASKS["mnli"].validation) == 2
     assert all(len(task.columns) == len(task.file_columns) for task in GLUE_TASKS.values())
 

@@ -41,6 +41,7 @@ from tests.support import rounding, tiny_config
 
 KINDS = tuple(ARCHITECTURES)
 PACKED = tuple(kind for kind, row in ARCHITECTURES.items() if row.packed)
+WITH_HEAD = tuple(kind for kind, row in ARCHITECTURES.items() if row.head)
 LENGTHS = ([7, 3, 12, 3], [5], [4, 4, 4], [38, 2, 2])
 TERMS = 2 * 4 * 38 * 16
 """Products and sums of a tiny encoder, one after the other: layers x steps x tokens x width."""
@@ -238,6 +239,23 @@ def test_each_role_is_one_layer_of_every_block(kind):
     layers = [adapted(build_encoder(tiny_config(kind)), role) for role in roles]
     assert [len(names) for names in layers] == [2] * len(roles)
     assert len({name for names in layers for name in names}) == 2 * len(roles)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_roles_are_what_they_are_called(kind):
+    """A lone token attends to itself whatever query and key are, and only the MLP has the intermediate size."""
+    encoder, ids = build_encoder(tiny_config(kind)).eval(), [torch.tensor([5])]
+    features = FirstTokenFeatures(encoder)
+    base, changes, sizes = padded(features, ids), {}, {}
+    for role in architecture_of(encoder.config).roles:
+        adapted(encoder, role)
+        layer = next(iter(lora_layers(encoder).values()))
+        changes[role] = not torch.equal(padded(features, ids), base)
+        sizes[role] = layer.in_features, layer.out_features
+        remove_lora(encoder)
+    assert {role for role, changed in changes.items() if not changed} == {"query", "key"}
+    assert sizes["mlp_down"] == (2 * 16, 16)
+    assert sizes["mlp_up"] in [(16, 2 * 16), (16, 2 * 2 * 16)]  # with a gate or without
 
 
 @pytest.mark.parametrize("kind", KINDS)

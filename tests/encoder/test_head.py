@@ -11,7 +11,7 @@ from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import ArchitectureHead, LinearHead, new_head
 from lora_pl.encoder.loading import load_config, load_encoder, pretrained_head_layers
 from lora_pl.errors import UserError
-from tests.encoder.test_architectures import KINDS, TERMS
+from tests.encoder.test_architectures import TERMS, WITH_HEAD
 from tests.support import rounding
 
 
@@ -24,7 +24,7 @@ def test_linear_head_is_the_original_repositorys(tiny_encoder):
     torch.testing.assert_close(head(h), h @ head.weight.T + head.bias)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_architecture_head_computes_what_transformers_own_does(kind, tiny_encoder, tmp_path):
     config = load_config(tiny_encoder(kind))
     config.update({**stock_head(config).settings, "num_labels": 3})
@@ -56,7 +56,7 @@ def test_pretrained_layers_of_the_head_are_found_where_they_are(kind, tiny_encod
     assert new_head("architecture", config, 2, {}).dense.weight.std() > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_dropout_of_the_head_is_transformers_own(kind, tiny_encoder):
     config = load_config(tiny_encoder(kind))
     names = {"classifier_dropout": 0.3, "seq_classif_dropout": 0.3, "pooler_dropout": 0.4, "hidden_dropout_prob": 0.2}

@@ -8,12 +8,12 @@ from lora_pl.errors import UserError
 from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.sentences import Sentences
 from lora_pl.formats.stock_model import stock_class
-from tests.encoder.test_architectures import KINDS
+from tests.encoder.test_architectures import WITH_HEAD
 from tests.formats.conftest import saved, texts_for
 from tests.support import TINY_TERMS, rounding
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_every_architectures_own_head_is_exact_in_its_own_class(kind, make_model, tmp_path):
     model = make_model(kind, head="architecture", task="mnli")
     texts = texts_for(model)
@@ -22,7 +22,7 @@ def test_every_architectures_own_head_is_exact_in_its_own_class(kind, make_model
     assert list(config.id2label.values()) == model.label_names
 
 
-@pytest.mark.parametrize("kind", [kind for kind, row in ARCHITECTURES.items() if row.head.can_be_linear])
+@pytest.mark.parametrize("kind", [kind for kind in WITH_HEAD if ARCHITECTURES[kind].head.can_be_linear])
 def test_a_linear_head_is_exact_in_a_stock_class(kind, make_model, tmp_path):
     model = make_model(kind)
     texts = texts_for(model)

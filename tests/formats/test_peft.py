@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_pl import LoRAClassifier, LoRAConfig
-from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.errors import UserError
 from lora_pl.formats.exporting import export_checkpoint
@@ -19,6 +18,7 @@ from lora_pl.formats.peft import PeftExport
 from lora_pl.formats.peft_folder import BIASES as PEFT_BIASES
 from lora_pl.formats.stock_model import read_logits
 from lora_pl.lora import VARIANTS
+from tests.encoder.test_architectures import WITH_HEAD
 from tests.formats.conftest import TEXTS, moved, saved, texts_for
 from tests.support import TINY_TERMS, assert_equal_to_rounding, tiny_config
 
@@ -51,7 +51,7 @@ OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_s
         ("bert", {"lora": LoRAConfig(2, 2.0, target_modules="all-linear", exclude=("key", r".*layer\.0.*output.*"))}),
         *((kind, {"head": "architecture", "lora": LoRAConfig(2, target_modules=("value", "mlp_up")),
                   "train_biases": "none" if kind == "modernbert" else "all", "train_norms": True})
-          for kind in ARCHITECTURES),
+          for kind in WITH_HEAD),
         *(("roberta", {"train_biases": biases, "train_norms": norms}) for biases, norms in (
             ("lora", False), ("lora", True), ("all", False), ("none", True))),
         *(("roberta", {"train_biases": "lora", "lora": LoRAConfig(2, variant=variant)}) for variant in OF_PEFT),

@@ -13,7 +13,7 @@ from lora_pl.formats.stock_head import (
     require_representable,
     stock_head_state,
 )
-from tests.encoder.test_architectures import KINDS
+from tests.encoder.test_architectures import WITH_HEAD
 
 
 def by_tanh(state, names, h):
@@ -48,7 +48,7 @@ def test_in_fp16_it_is_linear_to_fp16s_own_rounding(tiny_encoder):
     assert error.value.key == "export.dtype"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_heads_there_and_back(kind, tiny_encoder, make_model):
     config = load_config(tiny_encoder(kind))
     config.update(stock_head(config).settings)
@@ -60,7 +60,7 @@ def test_heads_there_and_back(kind, tiny_encoder, make_model):
     assert all(torch.equal(found.state[name], tensor) for name, tensor in own.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 def test_a_linear_head_is_written_and_recognized_or_refused(kind, tiny_encoder):
     config = load_config(tiny_encoder(kind))
     head = LinearHead(config, 3)

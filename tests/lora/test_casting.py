@@ -19,7 +19,8 @@ def model(request):
     config = LoRAConfig(r=2, lora_alpha=3, target_modules=("0", "2"), variant=request.param)
     inject_lora(base, config)
     for layer in lora_layers(base).values():
-        nn.init.normal_(layer.adapter.lora_B)
+        for tensor in layer.adapter.tensors().values():
+            nn.init.normal_(tensor)
     return base
 
 

@@ -26,7 +26,7 @@ def test_the_merged_weight_is_the_papers_formula():
 def test_the_norm_is_a_constant_in_the_backward():
     """Section 4.3: the gradient of A and B is that of LoRA, scaled by m / ||W0 + s B A||."""
     base, adapter = trained()
-    a, b, gain, _ = adapter.factors(base.weight, torch.float64)
+    a, b, _, gain = adapter.factors(base.weight, torch.float64)
     (gain * torch.arange(8)).sum().backward()
     assert adapter.lora_A.grad is None
     assert adapter.lora_B.grad is None

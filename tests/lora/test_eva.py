@@ -65,7 +65,8 @@ def gathered(model: Block, data=None) -> tuple[InputMoments, dict[str, torch.Ten
     return moments, {name: torch.cat(parts) for name, parts in rows.items()}
 
 
-each_variant = pytest.mark.parametrize("variant", VARIANTS)
+WITH_A_AND_B = [name for name, own in VARIANTS.items() if own.a_names() and own.b_names()]
+each_variant = pytest.mark.parametrize("variant", WITH_A_AND_B)
 
 
 @each_variant
@@ -103,7 +104,7 @@ def test_what_has_no_rank_is_kept_where_ranks_change(variant):
         assert adapter.training
         own = {**dict(before[name].named_parameters()), **dict(before[name].named_buffers())}
         for key, tensor in (*adapter.named_parameters(), *adapter.named_buffers()):
-            assert key in ("lora_A", "lora_B") or torch.equal(tensor, own[key])
+            assert "r" in adapter.axes.get(key, ()) or torch.equal(tensor, own[key])
 
 
 def test_the_same_inputs_give_the_same_bits_and_batches_do_not_matter():

@@ -13,6 +13,7 @@ from lora_pl.lora import (
     VARIANTS,
     AdapterBank,
     LoRAConfig,
+    LoRAError,
     LoRALinear,
     adapter_state_dict,
     disable_lora,
@@ -21,6 +22,7 @@ from lora_pl.lora import (
     mark_only_lora_as_trainable,
     remove_lora,
 )
+from lora_pl.lora.adapter import Factors
 from tests.support import assert_equal_to_rounding
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -45,9 +47,13 @@ def trained_layer(variant: str, dtype: torch.dtype = torch.float32, bias: bool =
     return layer
 
 
-def by_formula(layer: LoRALinear, x: torch.Tensor) -> torch.Tensor:
+def factors_of(layer: LoRALinear) -> Factors:
+    return layer.adapter.factors(layer.weight, layer.adapter.dtype)
+
+
+def by_formula(layer: LoRALinear, x: torch.Tensor, factors: Factors | None = None) -> torch.Tensor:
     """y = gain * (x W0^T + scale * (x a^T) b^T) + bias, factor by factor."""
-    a, b, gain, scale = layer.adapter.factors(layer.weight, layer.adapter.dtype)
+    a, b, scale, gain = factors or factors_of(layer)
     y = x @ layer.weight.T + scale * (x @ a.T @ b.T)
     y = y if gain is None else gain * y
     return y if layer.bias is None else y + layer.bias
@@ -89,6 +95,15 @@ def test_rslora_is_the_variant_with_alpha_times_the_root_of_r(variant):
     assert one.delta_weight().any()
 
 
+def test_alpha_scales_the_update(variant):
+    layer = trained_layer(variant, lora_alpha=2)
+    twice = LoRALinear(layer, LoRAConfig(r=3, lora_alpha=4, variant=variant))
+    twice.adapter.load_state_dict(layer.adapter.state_dict())
+    assert not torch.allclose(twice.delta_weight(), layer.delta_weight())
+    if factors_of(layer).gain is None:
+        assert torch.equal(twice.delta_weight(), 2 * layer.delta_weight())
+
+
 def test_declares_its_parameters_in_order(variant):
     layer = trained_layer(variant, torch.bfloat16)
     own = dict(layer.adapter.named_parameters())
@@ -100,8 +115,18 @@ def test_declares_its_parameters_in_order(variant):
 
 
 def test_b_is_what_starts_at_zero(variant):
+    if not VARIANTS[variant].b_names():
+        pytest.skip("this variant trains no B")
     fresh = LoRALinear(nn.Linear(IN, OUT), LoRAConfig(r=3, variant=variant)).adapter
-    assert fresh.b_names() == [name for name, tensor in fresh.tensors().items() if not tensor.any()] != []
+    assert fresh.b_names() == [name for name, tensor in fresh.tensors().items() if not tensor.any()]
+
+
+@pytest.mark.parametrize(("option", "value", "names"), [("lr_ratio", 2.0, "b_names"), ("init", "eva", "a_names")])
+def test_an_option_of_a_matrix_that_is_not_trained_is_refused(variant, option, value, names, monkeypatch):
+    monkeypatch.setattr(VARIANTS[variant], names, list)
+    with pytest.raises(LoRAError, match=f"variant {variant}, which trains no") as error:
+        LoRAConfig(variant=variant, **{option: value})
+    assert error.value.key == option
 
 
 def test_peft_names_every_parameter_and_chooses_its_variant(variant):
@@ -115,6 +140,8 @@ def test_peft_names_every_parameter_and_chooses_its_variant(variant):
 def test_is_on_the_base_device(variant):
     layer = LoRALinear(nn.Linear(IN, OUT, device="meta"), LoRAConfig(variant=variant))
     assert {tensor.device.type for tensor in (*layer.parameters(), *layer.buffers())} == {"meta"}
+    stays = [name for name, value in vars(layer.adapter).items() if isinstance(value, torch.Tensor)]
+    assert not stays, "neither parameter nor buffer, so it does not move with the layer"
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -142,6 +169,26 @@ def test_gradients_are_those_of_the_formula(variant, bias):
     for name in expected:
         assert_equal_to_rounding(got[name], expected[name], 10 * OUT * IN)
     assert_equal_to_rounding(x.grad, expected_x, OUT * IN)
+
+
+def test_gradients_are_finite_differences(variant):
+    """But for a gain, which may be a constant to some parameters, as DoRA's norm is."""
+    layer, x = trained_layer(variant).double(), torch.randn(5, IN, dtype=torch.float64)
+    found, gain = gradients(layer, layer(x)), factors_of(layer).gain
+
+    @torch.no_grad()
+    def losses(parameter: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """With the gain as it follows from the parameter, and as it was."""
+        parameter.add_(step)
+        moved = factors_of(layer)
+        outputs = [by_formula(layer, x, factors) for factors in (moved, moved._replace(gain=gain))]
+        parameter.sub_(step)
+        return torch.stack(outputs).square().sum((1, 2))
+
+    for name, parameter in layer.adapter.tensors().items():
+        step = 1e-5 * torch.randn_like(parameter)
+        changes = (losses(parameter, step) - losses(parameter, -step)) / 2
+        assert (found[f"adapter.{name}"] * step).sum().item() in map(pytest.approx, changes.tolist()), name
 
 
 def test_an_input_without_gradient_gets_none(variant):
@@ -267,6 +314,16 @@ def test_state_goes_there_and_back(variant):
     assert torch.equal(other(x), base_model()(x))
 
 
+def test_a_whole_state_computes_the_same_over_another_base(variant):
+    """What is kept of W_0 is brought up to date."""
+    model, x, other = trained_model(variant), torch.randn(3, 6), base_model()
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    inject_lora(other, config_of(variant))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), model(x))
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_bank_of_one_is_the_adapter_alone(variant, grad):
     model, x = trained_model(variant), torch.randn(1, 7, 6)
@@ -284,9 +341,10 @@ def test_a_bank_of_one_is_the_adapter_alone(variant, grad):
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_a_bank_mixes_it_with_all_others_sentence_by_sentence(variant, dtype):
-    singles = {name: trained_model(name, r=rank) for rank, name in enumerate(VARIANTS, 2)}
+    ranks = {name: 2 + number % 4 for number, name in enumerate(VARIANTS)}
+    singles = {name: trained_model(name, r=rank) for name, rank in ranks.items()}
     bank = AdapterBank(base_model())
-    for rank, name in enumerate(VARIANTS, 2):
+    for name, rank in ranks.items():
         bank.add(name, config_of(name, rank), adapter_state_dict(singles[name]))
     names, lengths = [variant, None, *VARIANTS, variant], [2, 3, *(1 for _ in VARIANTS), 4]
     x = torch.randn(1, sum(lengths), 6)
@@ -297,3 +355,19 @@ def test_a_bank_mixes_it_with_all_others_sentence_by_sentence(variant, dtype):
             {**singles, None: base_model()}[name](part) for name, part in zip(names, x.split(lengths, 1), strict=True)
         ]
     assert_equal_to_rounding(together, torch.cat(alone, 1), 16, dtype)
+
+
+def test_the_factors_in_a_bank_may_have_more_columns_than_the_rank(variant, monkeypatch):
+    class Twice(VARIANTS[variant]):
+        def factors(self, weight, dtype):
+            a, b, scale, gain = super().factors(weight, dtype)
+            return Factors(torch.cat([a, a]), torch.cat([b, b], 1), scale / 2, gain)
+
+    monkeypatch.setitem(VARIANTS, "twice", Twice)
+    model, x = trained_model(variant), torch.randn(1, 7, 6)
+    bank = AdapterBank(base_model())
+    for name in (variant, "twice"):
+        bank.add(name, config_of(name), adapter_state_dict(model))
+    with bank.route(["twice", variant, None], [4, 2, 1]):
+        got = bank.model(x)
+    assert_equal_to_rounding(got, torch.cat([model(x[:, :6]), base_model()(x[:, 6:])], 1), 16)

@@ -14,7 +14,8 @@ from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS, LoRAError, lora_layers
 from lora_pl.lora.int8 import Int8Weight, int8_is_fast
-from tests.encoder.test_architectures import KINDS
+from tests.encoder.test_architectures import WITH_HEAD
+from tests.lora.test_eva import WITH_A_AND_B
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
 
 TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
@@ -30,7 +31,7 @@ def batch_of(model: LoRAClassifier, texts=TEXTS, batching="packed"):
     return make_batch(tokens, range(len(texts)), batching, model.tokenizer.pad_token_id)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WITH_HEAD)
 @pytest.mark.parametrize("head", ["linear", "architecture"])
 def test_every_architecture_trains_adapters_and_head_alone(kind, head, tiny_encoder, glue_folder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(kind), head=head, learning_rate=1e-2)
@@ -137,7 +138,7 @@ def test_the_head_has_its_own_rate_and_biases_may_go_without_decay(tiny_encoder,
 
 
 @pytest.mark.parametrize("decay_bias", [True, False])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WITH_A_AND_B)
 def test_lora_plus_gives_b_its_own_rate(variant, decay_bias, tiny_encoder, tmp_path):
     def made(**lora):
         settings = {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "decay_bias": decay_bias}

@@ -10,11 +10,12 @@ from lora_pl.data.batches import make_batch
 from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.errors import UserError
 from lora_pl.formats.importing import checkpoint_of
-from lora_pl.lora import VARIANTS, eva_matrices, lora_layers
+from lora_pl.lora import eva_matrices, lora_layers
 from lora_pl.lora.adapter import GAUSSIAN_STD
 from lora_pl.model.eva import input_moments
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.encoder.test_architectures import KINDS, PACKED
+from tests.lora.test_eva import WITH_A_AND_B
 from tests.model.test_classifier import TEXTS, batch_of, trainer
 from tests.support import TINY_TERMS, assert_equal_to_rounding
 
@@ -99,7 +100,7 @@ def test_a_packed_batch_is_padded_as_a_padded_one(made):
     assert packed.token_type_ids.any()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WITH_A_AND_B)
 def test_seeds_and_training_sentences_decide_it(variant, made, tmp_path):
     lora = {"variant": variant, "eva_batches": 1}
     one, same, other = (a_of(started(*made(seed=seed, lora=lora), tmp_path)) for seed in (3, 3, 4))
@@ -132,7 +133,7 @@ def test_bf16_sees_the_inputs_of_the_cast_base(made, tmp_path):
     assert not all(torch.equal(a, fp32[name]) for name, a in a_of(model).items())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WITH_A_AND_B)
 @pytest.mark.parametrize("kind", [kind for kind in ("roberta", "modernbert") if kind in ARCHITECTURES])
 def test_distributed_ranks_are_in_the_checkpoint_alone(kind, variant, made, tmp_path):
     lora = {**RANKED, "variant": variant}
