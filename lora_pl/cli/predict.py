@@ -144,11 +144,14 @@ def _predict(
         written = predict_file(stream, output, answers, made_from, fabric, bar)
     asked, cut = fabric.all_reduce(torch.tensor([asked, cut]), reduce_op="sum").tolist()
     # of a stopped run's texts nobody knows any more how many were cut
-    said = f"{cut:,} of {asked:,} texts cut at {model.max_length} tokens" * (cut > 0)
-    return _told(written, output, stream, said)
+    return _told(written, output, stream, _cut(cut, asked, [model.max_length]))
 
 
-def _told(written: int, output: str, stream: TextStream, cut: str = "") -> str:
+def _cut(cut: int, asked: int, lengths: Iterable[int]) -> str:
+    return f"{cut:,} of {asked:,} texts cut at {' or '.join(map(str, sorted(set(lengths))))} tokens" * (cut > 0)
+
+
+def _told(written: int, output: str, stream: TextStream, cut: str) -> str:
     where = "" if output == STDOUT else f"{written:,} predictions in {output}"
     blank = f"{stream.blank:,} empty row{'s' * (stream.blank > 1)} skipped" * (stream.blank > 0)
     return "; ".join(filter(None, (where, cut, blank)))
@@ -204,19 +207,24 @@ def predict_adapters(
     for member in members:
         _require_kept(kept, {**_example(member.task), "adapter": ""})
 
-    def answers(texts: Sequence[Text]) -> Rows:
+    count = cut = 0
+
+    def answers(given: Sequence[Text]) -> Rows:
+        nonlocal count, cut
         asked = []
-        for where, row in zip(stream.where, map(as_row, texts), strict=True):
+        for where, row in zip(stream.where, map(as_row, given), strict=True):
             cells = dict(zip(kept, row[width + len(by_column) :], strict=True))
             for name in [row[width]] if by_column else models.members:
                 if name not in pairs:
                     raise UserError("adapter", f"{where}: there is no {name!r}; there are: {', '.join(pairs)}")
                 # the first text alone for an adapter that reads single sentences
                 asked.append((as_text(row[: width if pairs[name] else 1]), name, cells))
-        predictions = models.predict([text for text, _, _ in asked], [name for _, name, _ in asked])
+        texts, names, _ = zip(*asked, strict=True)
+        tokens = models.tokenize(texts, names)
+        count, cut = count + len(tokens), cut + tokens.cut
         return [
             with_kept({**named(text), "adapter": name, **prediction}, cells)
-            for (text, name, cells), prediction in zip(asked, predictions, strict=True)
+            for (text, name, cells), prediction in zip(asked, models.predictions_of(tokens, names), strict=True)
         ]
 
     made_from = {
@@ -225,7 +233,7 @@ def predict_adapters(
     }
     with _stoppable():
         written = predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
-    if told := _told(written, output, stream):
+    if told := _told(written, output, stream, _cut(cut, count, (member.max_length for member in members))):
         say(told)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -67,7 +68,7 @@ class Task(ABC):
     def example_command(self, checkpoint: str) -> str:
         """A shell command that asks a checkpoint about a sentence, or about two separated by a tab."""
         line = r"printf 'A fine film.\tThe film is good.\n'" if self.pairs else "echo 'A fine film.'"
-        return f"{line} | lora_pl predict --ckpt_path {checkpoint}"
+        return f"{line} | lora_pl predict --ckpt_path {shlex.quote(checkpoint)}"
 
     @property
     @abstractmethod

@@ -220,8 +220,10 @@ def _told(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the hub's and the file formats' errors share no base class
-        said = f"{name} could not be loaded: {first_line(error)}"
-        if local_path(name) == name and not is_folder_name(name):
+        of_hub = local_path(name) == name and not is_folder_name(name)
+        no_folder = "is no folder here and " * (of_hub and "/" in name)
+        said = f"{name} {no_folder}could not be loaded: {first_line(error)}"
+        if of_hub:
             said += "; without a network use the embedded encoder and sentences (--config configs/demo.yaml, "
             said += "--data.source sample) or give a folder"
         raise UserError("model.encoder", said) from error

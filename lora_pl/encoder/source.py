@@ -8,6 +8,8 @@ from lora_pl.errors import UserError
 from lora_pl.storage.paths import expanded
 
 PACKAGE_SCHEME = "package://"
+GIVEN_BY = "--model.encoder (export, import and predict --adapter: --encoder; in Python encoder=)"
+"""How a user names the encoder for a file that names another."""
 
 
 def canonical_name(name: str) -> str:
@@ -32,7 +34,7 @@ def local_path(name: str) -> str:
         raise UserError(
             "model.encoder",
             f"{name} {what}; expected a hub name such as roberta-base, a folder written by save_pretrained, or "
-            f"{PACKAGE_SCHEME}NAME/PATH",
+            f"{PACKAGE_SCHEME}NAME/PATH; if a checkpoint's encoder has moved, give it: {GIVEN_BY}",
         )
     if os.path.exists(folder / "adapter_config.json"):  # Transformers would put the adapter into the encoder
         raise UserError("model.encoder", f"{name} holds an adapter of PEFT; import it by lora_pl import")
@@ -55,8 +57,7 @@ def require_own_package(name: str) -> None:
     if name.startswith(PACKAGE_SCHEME) and not name.startswith(f"{PACKAGE_SCHEME}lora_pl/"):
         raise UserError(
             "model.encoder",
-            f"the file names an encoder inside a package, {name}; if you trust it, give it yourself: --model.encoder, "
-            "--encoder, or encoder= in Python",
+            f"the file names an encoder inside a package, {name}; if you trust it, give it yourself: {GIVEN_BY}",
         )
 
 

@@ -91,6 +91,11 @@ class Export(ABC):
         """Python that uses the export; {folder} stands for its path."""
 
     @property
+    def example(self) -> Text:
+        """What `usage` asks about: a sentence, or a pair."""
+        return ("A fine film.", "The film is good.") if self.model.pairs else "A fine film."
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Paragraphs for the card on what a user must know."""
         return ()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
-from lora_pl.data.texts import Text
+from lora_pl.data.texts import Text, named
 from lora_pl.encoder.loading import load_config, quiet_transformers
 from lora_pl.formats.export import Export
 from lora_pl.formats.merging import merged_state
@@ -44,7 +45,7 @@ class HuggingFaceExport(Export):
     def usage(self) -> str:
         """By the pipeline."""
         every = ", top_k=None" * (self.model.task.problem_type == "multi_label_classification")
-        example = '{"text": "...", "text_pair": "..."}' if self.model.pairs else '"A fine film."'
+        example = json.dumps(named(self.example) if self.model.pairs else self.example)
         return (
             "from transformers import pipeline\n\n"
             'classify = pipeline("text-classification", model="{folder}", '

@@ -15,7 +15,7 @@ from lora_pl.data.hub import PREFIX
 from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
 from lora_pl.formats.comparison import Comparison
 from lora_pl.formats.export import Export
-from lora_pl.lora import VARIANTS
+from lora_pl.lora import VARIANTS, lora_layers
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.versions import versions
 from lora_pl.printable import printable
@@ -104,7 +104,14 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
         "trained": {"lora": "LoRA and head", "head": "head alone", "full": "everything"}[settings["method"]],
     }
     if settings["method"] == "lora":
-        facts |= {"variant": lora["variant"], "rank r": lora["r"], "alpha": f"{lora['lora_alpha']:g}"}
+        adapters = [layer.adapter for layer in lora_layers(export.model.encoder).values()]
+        facts |= {
+            "variant": lora["variant"],
+            "rank r": _by_layer(lora["r"], {adapter.r for adapter in adapters}),
+            "alpha": _by_layer(lora["lora_alpha"], {adapter.lora_alpha for adapter in adapters}),
+            "scaling": "alpha / sqrt(r) (rslora)" * (lora["scaling"] == "rslora"),
+            "init of A": lora["init"],
+        }
         facts |= {"adapted layers": f"{len(export.model.adapted)} ({_placement(lora)})"}
         facts |= {
             "trained biases": OF_BIASES[settings["train_biases"]],
@@ -116,6 +123,11 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
         facts["started from"] = f"{public(start['checkpoint'], 2)} (SHA-256 {start['sha256']})"
     facts |= {"data": _data(checkpoint), **_best(checkpoint), "written as": export.options.dtype}
     return {name: value for name, value in facts.items() if value}
+
+
+def _by_layer(setting: float, own: set[float] | set[int]) -> str:
+    """The setting, and the layers' own values where they differ."""
+    return f"{setting:g}" + f" (by layer: {', '.join(f'{value:g}' for value in sorted(own))})" * (own != {setting})
 
 
 def _placement(lora: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NotRequired
@@ -53,7 +54,8 @@ class AdapterExport(Export):
         """By lora_pl."""
         return (
             "from lora_pl.formats.native import read_adapter_folder\n\n"
-            'model = read_adapter_folder("{folder}")\nmodel.predict(["A fine film."])'
+            'model = read_adapter_folder("{folder}")\n'
+            f"model.predict({json.dumps([self.example])})"
         )
 
     def write(self, folder: Path) -> None:

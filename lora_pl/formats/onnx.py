@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_pl.data.texts import Text
 from lora_pl.formats.export import Export
 from lora_pl.formats.merging import MergedClassifier
-from lora_pl.formats.stock_model import HERE, encode, read_logits, save_tokenizer
+from lora_pl.formats.stock_model import HERE, encode, encode_call, read_logits, save_tokenizer
 
 MODEL, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 20
@@ -37,7 +37,7 @@ class OnnxExport(Export):
             "import onnxruntime\nfrom transformers import AutoTokenizer\n\n"
             'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
             'session = onnxruntime.InferenceSession("{folder}/model.onnx")\n'
-            'session.run(None, dict(tokenizer(["A fine film."], return_tensors="np")))'
+            f"session.run(None, dict({encode_call(self.example, 'np')}))"
         )
 
     def write(self, folder: Path) -> None:

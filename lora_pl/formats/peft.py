@@ -26,7 +26,15 @@ from lora_pl.formats.fused_projections import join_parts
 from lora_pl.formats.importing import load_external, lora_config
 from lora_pl.formats.peft_folder import BIASES, CONFIG, PREFIX, WEIGHTS
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
-from lora_pl.formats.stock_model import HERE, linear_names, read_logits, save_tokenizer, stock_class, stock_config
+from lora_pl.formats.stock_model import (
+    HERE,
+    encode_call,
+    linear_names,
+    read_logits,
+    save_tokenizer,
+    stock_class,
+    stock_config,
+)
 from lora_pl.lora import VARIANTS, lora_layers
 from lora_pl.storage.paths import public
 
@@ -66,9 +74,11 @@ class PeftExport(Export):
         arguments = ", ".join([json.dumps(base), *(f"{name}={value!r}" for name, value in settings.items())])
         return (
             "from peft import PeftModel\n"
-            "from transformers import AutoModelForSequenceClassification\n\n"
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
             f"base = AutoModelForSequenceClassification.from_pretrained({arguments})\n"
-            'model = PeftModel.from_pretrained(base, "{folder}")'
+            'model = PeftModel.from_pretrained(base, "{folder}")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+            f"model(**{encode_call(self.example, 'pt')}).logits"
         )
 
     @property

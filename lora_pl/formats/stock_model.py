@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> Mapping
     batch = tokenizer(*map(list, columns), padding=True, truncation=True, return_tensors="pt")
     tensors: Mapping[str, Tensor] = dict(batch)
     return tensors
+
+
+def encode_call(text: Text, tensors: str) -> str:
+    """`encode` of one text as Python, by a `tokenizer`, with PyTorch's tensors ("pt") or NumPy's arrays ("np")."""
+    columns = ", ".join(json.dumps([column]) for column in as_row(text))
+    return f'tokenizer({columns}, padding=True, truncation=True, return_tensors="{tensors}")'
 
 
 def linear_names(config: PretrainedConfig) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,7 +104,8 @@ class ManyAdapters(nn.Module):
         self._require_fitting(name, path, checkpoint)
         task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
         columns = (checkpoint.get(DATA_KEY, {}).get(name) for name in ("text_column", "text_pair_column"))
-        member = Member(task, settings["max_length"], settings["method"] == "lora", *columns)
+        max_length = min(settings["max_length"], self.base.max_tokens)
+        member = Member(task, max_length, settings["method"] == "lora", *columns)
         head = self.base.new_head(settings["head"], task.outputs)
         copy_state(head.state_dict(), below("head.", checkpoint["state_dict"]))
         head.to(self.base.device).eval().requires_grad_(False)
@@ -118,7 +120,6 @@ class ManyAdapters(nn.Module):
         self._member(name)
         self.active = name
 
-    @torch.inference_mode()
     def predict(
         self, texts: Sequence[Text], adapters: str | Sequence[str] | None = None, batch_tokens: int = BATCH_TOKENS
     ) -> list[Prediction]:
@@ -138,14 +139,10 @@ class ManyAdapters(nn.Module):
             raise UserError("adapter", f"expected a name per text, got {len(asked)} for {len(texts)}")
         if not asked:
             return []
-        answers: dict[int, Prediction] = {}
-        tokens, places = self._tokenize(texts, asked)
-        for batch, rows in self.base.batches(tokens, batch_tokens):
-            answers |= self._answers(batch, [places[row] for row in rows], asked)
-        return [answers[place] for place in range(len(texts))]
+        return self.predictions_of(self.tokenize(texts, asked), asked, batch_tokens)
 
-    def _tokenize(self, texts: Sequence[Text], asked: Sequence[str]) -> tuple[Tokens, list[int]]:
-        """All texts, adapter by adapter, and their places in `texts`."""
+    def tokenize(self, texts: Sequence[Text], asked: Sequence[str]) -> Tokens:
+        """The texts' tokens, each cut to the `max_length` of the adapter that is `asked`; errors as of `predict`."""
         parts, places = [], []
         for name in dict.fromkeys(asked):
             member = self._member(name)
@@ -156,7 +153,17 @@ class ManyAdapters(nn.Module):
                 raise UserError("adapter", f"{name}: {error}") from None
             parts.append(self.base.tokenize(columns, member.max_length))
             places += own
-        return concatenate(parts), places
+        return concatenate(parts).take(np.argsort(places))
+
+    @torch.inference_mode()
+    def predictions_of(
+        self, tokens: Tokens, asked: Sequence[str], batch_tokens: int = BATCH_TOKENS
+    ) -> list[Prediction]:
+        """The answers of `predict` to texts that are tokenized."""
+        answers: dict[int, Prediction] = {}
+        for batch, places in self.base.batches(tokens, batch_tokens):
+            answers |= self._answers(batch, places, asked)
+        return [answers[place] for place in range(len(tokens))]
 
     def _answers(self, batch: Batch, places: Sequence[int], asked: Sequence[str]) -> dict[int, Prediction]:
         """A batch's predictions by place."""

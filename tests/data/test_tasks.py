@@ -1,6 +1,7 @@
 import csv
 import json
 import pickle
+import shlex
 import subprocess
 
 import numpy as np
@@ -175,11 +176,11 @@ def test_the_surest_wrong_decision_about_a_label_ranks_an_error():
 
 
 def test_the_example_command_writes_a_line_that_predict_reads(task):
-    written, _, command = task.example_command("a/best.ckpt").partition(" | ")
+    written, _, command = task.example_command("a b/best.ckpt").partition(" | ")
     line = subprocess.run(["sh", "-c", written], capture_output=True, text=True, check=True).stdout
     assert line.endswith("\n")
     assert len(line.split("\t")) == len(task.columns)
-    assert command == "lora_pl predict --ckpt_path a/best.ckpt"
+    assert shlex.split(command) == ["lora_pl", "predict", "--ckpt_path", "a b/best.ckpt"]
 
 
 def test_a_task_goes_to_another_process(task):

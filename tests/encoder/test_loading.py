@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.fingerprint import vocabulary_fingerprint, weights_fingerprint
 from lora_pl.encoder.loading import load_config, load_encoder, load_tokenizer, max_tokens
-from lora_pl.encoder.source import canonical_name, local_path
+from lora_pl.encoder.source import GIVEN_BY, canonical_name, local_path
 from lora_pl.errors import UserError
 
 
@@ -76,6 +76,12 @@ def refused(load, name) -> str:
 )
 def test_a_name_that_leads_nowhere(name):
     assert name.removeprefix("package://lora_pl/").partition("/")[0] in refused(load_config, name)
+
+
+def test_what_a_name_that_leads_nowhere_is_told():
+    assert "no-such/encoder is no folder here and could not be loaded" in refused(load_config, "no-such/encoder")
+    assert "no-such could not be loaded" in refused(load_config, "no-such")
+    assert refused(load_config, "/moved/since").endswith(f"if a checkpoint's encoder has moved, give it: {GIVEN_BY}")
 
 
 def test_a_folder_without_weights_or_with_damaged_ones(tiny_encoder, tmp_path):

@@ -18,7 +18,11 @@ def test_the_folder_says_what_it_is_and_how_it_was_made(checkpoint, tmp_path, gl
     found = export_checkpoint(checkpoint, tmp_path / "hf")["hf"]
     card = (tmp_path / "hf" / "README.md").read_text()
     facts = ["| rank r | 4 |", "| alpha | 16 |", "sst2", "negative, positive", "best val/accuracy"]
-    facts += [f"| data | {glue_folder.name} |", f"lora_pl export --ckpt_path tiny/{checkpoint.name} "]
+    facts += [
+        "| init of A | gaussian |",
+        f"| data | {glue_folder.name} |",
+        f"lora_pl export --ckpt_path tiny/{checkpoint.name} ",
+    ]
     for said in (*facts, "largest logit change", "torch 2."):
         assert said in card
     assert card.startswith("---\npipeline_tag: text-classification\n")

@@ -11,14 +11,14 @@ from lora_pl import LoRAClassifier, LoRAConfig
 from lora_pl.encoder.dtype import DTYPES
 from lora_pl.errors import UserError
 from lora_pl.formats import FORMATS
-from lora_pl.formats.export import ExportOptions
+from lora_pl.formats.export import Export, ExportOptions
 from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.sentences import Sentences
 from lora_pl.lora import VARIANTS
 from lora_pl.lora.adapter import LoRA
 from tests.formats.conftest import TEXTS, moved, saved
-from tests.support import TINY_TERMS, assert_equal_to_rounding, tiny_tokenizer
+from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding, tiny_tokenizer
 
 SLOW = [name for name, export in FORMATS.items() if export.needed]
 """These have tools of their own, which take seconds: they write one variant, with trained biases and norms in it."""
@@ -41,6 +41,20 @@ def refused(key: str, output: Path, *given, **named) -> None:
         export_checkpoint(*given, output=output, **named)
     assert error.value.key == key
     assert {path: path.read_bytes() for path in output.parent.rglob("*") if path.is_file()} == before
+
+
+def assert_usage_answers_as_predict(export: Export, folder: Path) -> None:
+    """The last line of `usage` has the answer, which is logits or like `predict`'s."""
+    lines, _, call = export.usage.replace("{folder}", str(folder)).rpartition("\n")
+    exec(lines, names := {})
+    answer = eval(call, names)
+    if not isinstance(answer, dict):  # the pipeline's for one pair
+        (answer,) = answer
+    if not isinstance(answer, dict):
+        (answer,) = export.model.task.predictions(torch.as_tensor(answer).reshape(1, -1))
+    (expected,) = export.model.predict([export.example])
+    assert answer["label"] == expected["label"]
+    assert answer["score"] == pytest.approx(expected["score"], abs=rounding(TINY_TERMS))
 
 
 @pytest.fixture
@@ -67,10 +81,12 @@ def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_
     assert (record["format"], record["base"]) == (format, {**base, "encoder": Path(base["encoder"]).name})
     assert record["comparisons"][format]["flipped"] == 0
     assert f"--format {format}" in card
-    assert f"| variant | {variant} |" in card
+    assert f"| variant | {variant} |\n| rank r | 2 (by layer: 2, 3) |" in card
     assert export.usage.replace("{folder}", "THIS_FOLDER") in card
     monkeypatch.chdir(Path(base["encoder"]).parent)  # where PEFT's base is found by its name
-    exec(export.usage.replace("{folder}", str(output)), {})
+    assert_usage_answers_as_predict(export, output)
+    monkeypatch.setattr(FORMATS[format], "example", texts[-1])  # cut there too
+    assert_usage_answers_as_predict(export, output)
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "out"}
 
 
@@ -166,7 +182,7 @@ def test_a_variant_that_peft_does_not_have(make_model, tmp_path, monkeypatch):
 
 
 @each_format
-def test_pairs_for_an_encoder_whose_tokenizer_gives_types_that_it_lacks(format, tiny_encoder, tmp_path):
+def test_pairs_for_an_encoder_whose_tokenizer_gives_types_that_it_lacks(format, tiny_encoder, tmp_path, monkeypatch):
     """As MiniLM has them: BERT's tokenizer with RoBERTa's encoder."""
     require(format)
     shutil.copytree(tiny_encoder("roberta"), tmp_path / "base")
@@ -174,3 +190,5 @@ def test_pairs_for_an_encoder_whose_tokenizer_gives_types_that_it_lacks(format, 
     model = moved(LoRAClassifier(encoder=str(tmp_path / "base"), pairs=True))
     found = export_checkpoint(saved(model, tmp_path), tmp_path / "out", format, sentences=4)[format]
     assert found.flipped == 0
+    monkeypatch.chdir(tmp_path)  # where PEFT's base is found by its name
+    assert_usage_answers_as_predict(FORMATS[format](model), tmp_path / "out")

@@ -90,6 +90,9 @@ def test_ranks_of_eva_are_written_as_patterns(variant, make_model, tmp_path):
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (config["init_lora_weights"], config["eva_config"]) == ("eva", {"rho": 2.0})
     assert list(config["rank_pattern"].values()) == [1, 5, 4]
+    card = (tmp_path / "peft" / "README.md").read_text()
+    assert "| rank r | 3 (by layer: 1, 3, 4, 5) |" in card
+    assert "| init of A | eva |" in card
     assert_equal_to_rounding(PeftExport(model).logits(tmp_path / "peft", TEXTS), model.logits(TEXTS), TINY_TERMS)
     assert torch.equal(load_external(tmp_path / "peft").logits(TEXTS), model.logits(TEXTS))
 
@@ -99,6 +102,7 @@ def test_rslora_is_written_with_the_alpha_that_was_given(make_model, tmp_path):
     export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (config["use_rslora"], config["lora_alpha"], config["alpha_pattern"]) == (True, 7, {})
+    assert "| scaling | alpha / sqrt(r) (rslora) |" in (tmp_path / "peft" / "README.md").read_text()
 
 
 def trained_by_peft(encoder, folder, labels=2, start=None, **settings):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from lora_pl.cli.main import main
 from lora_pl.data import texts
@@ -75,7 +76,7 @@ def test_sigterm_stops_at_once_and_keeps_what_is_whole(predict, capsys, monkeypa
 
 def test_several_adapters_go_on_too(predict, monkeypatch):
     given = ["predict", "--adapter", f"a={predict[2]}", f"--adapter=b={predict[2]}", *predict[3:], "y.jsonl"]
-    answer, asked = ManyAdapters.predict, []
+    answer, asked = ManyAdapters.tokenize, []
 
     def stop(self, texts, names):
         asked.append(list(texts))
@@ -83,7 +84,7 @@ def test_several_adapters_go_on_too(predict, monkeypatch):
             raise UserError("stopped", "by a test")
         return answer(self, texts, names)
 
-    monkeypatch.setattr(ManyAdapters, "predict", stop)
+    monkeypatch.setattr(ManyAdapters, "tokenize", stop)
     assert main(given) == 1
     assert main(given) == 0
     assert asked[10][0] == TEXTS[24]
@@ -116,6 +117,17 @@ def test_long_texts_are_counted_or_refused(predict, capsys):
     assert main([*predict, "z.jsonl", "--data.max_length", "8", "--data.too_long", "refuse"]) == 1
     assert "data.too_long: x.txt, line 7: longer than 8 tokens" in capsys.readouterr().err
     assert not Path("z.jsonl").exists()
+
+
+def test_texts_that_several_adapters_cut_are_counted_too(predict, checkpoint, capsys):
+    stored = torch.load(checkpoint, weights_only=True)
+    torch.save({**stored, "hyper_parameters": {**stored["hyper_parameters"], "max_length": 8}}, "short.ckpt")
+    Path("x.txt").write_text("\n".join([*TEXTS[:5], "bad " * 9, "bad " * 99]) + "\n")
+    given = ["--adapter=long=" + predict[2], "--adapter=short=short.ckpt", *predict[3:], "y.jsonl"]
+    assert main(["predict", *given]) == 0
+    length = min(stored["hyper_parameters"]["max_length"], ManyAdapters({"long": checkpoint}).base.max_tokens)
+    told = f"14 predictions in y.jsonl; 3 of 14 texts cut at 8 or {length} tokens\n"
+    assert capsys.readouterr().err.endswith(told)
 
 
 def test_blank_lines_of_a_table_are_counted(predict, capsys):
