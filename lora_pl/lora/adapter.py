@@ -51,6 +51,8 @@ class Adapter(nn.Module, ABC):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.r, self.lora_alpha, self.scaling, self.scale = config.r, config.lora_alpha, config.scaling, config.scale
         self.lora_dropout = nn.Dropout(config.lora_dropout)
+        # torch's fast path of nn.TransformerEncoderLayer calls no layer, unless some module in it has a hook
+        self.register_forward_pre_hook(_never_called)
 
     @classmethod
     def a_names(cls) -> list[str]:
@@ -109,6 +111,10 @@ class Adapter(nn.Module, ABC):
     def merged(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """W = gain * (W_0 + scale * b a), (out, in), in `dtype`."""
         return weight.to(dtype) + self.delta_weight(weight, dtype)
+
+
+def _never_called(adapter: nn.Module, args: object) -> None:
+    """A hook of adapters, which have no forward."""
 
 
 class LoRA(Adapter):

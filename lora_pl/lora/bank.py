@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lora_pl.lora.bank_layer import BankLinear
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.injection import layers_to_adapt, linear_layers, plain
+from lora_pl.lora.injection import layers_to_adapt, linear_layers, plain, replace_layers
 from lora_pl.lora.layer import lora_layers
 from lora_pl.lora.routing import Routes, Routing, require_known
 from lora_pl.lora.state import copy_state
@@ -81,10 +81,14 @@ class AdapterBank:
         with self._routes.changing(name):
             if name in self.configs:
                 raise LoRAError("adapter", f"there is an adapter {name!r} already; give another name, or remove it")
-            places = layers_to_adapt(linear_layers(self.model, (nn.Linear, BankLinear)), config)
+            linear = linear_layers(self.model, (nn.Linear, BankLinear))
+            places = layers_to_adapt(linear, config)
+            plain_ones = [linear[place] for place in places if not isinstance(linear[place], BankLinear)]
             try:
+                replace_layers(self.model, {layer: BankLinear(layer, self._routes) for layer in plain_ones})
+                layers = self.layers
                 for place, own in places.items():
-                    self._layer(place).add(name, own)
+                    layers[place].add(name, own)
                 if state is not None:
                     self._load(name, state)
             except BaseException:
@@ -137,18 +141,10 @@ class AdapterBank:
         with self._routes.taken(Routing(tuple(adapters), tuple(lengths)), self.configs):
             yield
 
-    def _layer(self, place: str) -> BankLinear:
-        layer = self.model.get_submodule(place)
-        if not isinstance(layer, BankLinear):
-            layer = BankLinear(layer, self._routes)  # type: ignore[arg-type]
-            self.model.set_submodule(place, layer)
-        return layer
-
     def _remove(self, name: str) -> None:
-        for place, layer in self.layers.items():
+        for layer in self.layers.values():
             layer.remove(name)
-            if not layer.adapters:
-                self.model.set_submodule(place, plain(layer))
+        replace_layers(self.model, {layer: plain(layer) for layer in self.layers.values() if not layer.adapters})
 
     def _load(self, name: str, state: Mapping[str, Tensor]) -> None:
         own = self._named(name)

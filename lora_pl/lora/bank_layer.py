@@ -15,6 +15,7 @@ from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.product import adapted_linear, computed_in
 from lora_pl.lora.routing import Routes, Routing
+from lora_pl.lora.shared import share
 from lora_pl.lora.transfer import transfer
 from lora_pl.lora.variants import VARIANTS
 
@@ -27,12 +28,10 @@ class BankLinear(nn.Linear):
 
     def __init__(self, base: nn.Linear, routes: Routes) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        share(base, self)
         self.adapters = nn.ModuleDict()
         self._routes = routes
         self.register_load_state_dict_post_hook(BankLinear._refresh)  # type: ignore[no-untyped-call]
-        self.train(base.training)
 
     def add(self, name: str, config: LoRAConfig) -> None:
         """Add an adapter, drawn as `LoRALinear` draws it."""

@@ -11,17 +11,18 @@ from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import LoRALinear, lora_layers
 from lora_pl.lora.names import folded, matching
+from lora_pl.lora.shared import share
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     """Replace every linear layer that `config` chooses by a `LoRALinear` over the same weight.
 
     A target matches a layer by the last parts of its name (`query` matches `encoder.layer.0.attention.self.query`,
-    not `my_query`) or as a regular expression over the whole name. Nothing is frozen: see
-    `mark_only_lora_as_trainable`.
+    not `my_query`) or as a regular expression over the whole name; a layer that the model holds under several names,
+    by any of them. Hooks of forward and backward stay. Nothing is frozen: see `mark_only_lora_as_trainable`.
 
     Returns:
-        The names of the adapted layers, in the model's order.
+        The names of the adapted layers, the first of each, in the model's order.
 
     Raises:
         LoRAError: model (LoRA is injected already), target_modules, exclude, rank_pattern or alpha_pattern (nothing
@@ -32,8 +33,7 @@ def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
         raise LoRAError("model", "LoRA is injected in this model already; call remove_lora(model) first")
     layers = linear_layers(model)
     adapted = layers_to_adapt(layers, config)
-    for name, own in adapted.items():
-        model.set_submodule(name, LoRALinear(layers[name], own))
+    replace_layers(model, {layers[name]: LoRALinear(layers[name], own) for name, own in adapted.items()})
     return list(adapted)
 
 
@@ -55,16 +55,24 @@ def remove_lora(model: nn.Module) -> list[str]:
     What was trained in place, such as a bias, keeps its trained values.
     """
     layers = lora_layers(model)
-    for name, layer in layers.items():
-        model.set_submodule(name, plain(layer))
+    replace_layers(model, {layer: plain(layer) for layer in layers.values()})
     return list(layers)
 
 
 def plain(layer: nn.Linear) -> nn.Linear:
-    """An `nn.Linear` over the same weight and bias."""
+    """An `nn.Linear` over the same weight and bias, with the same hooks."""
     base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    base.weight, base.bias = layer.weight, layer.bias
-    return base.train(layer.training)
+    share(layer, base)
+    return base
+
+
+def replace_layers(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each layer's successor in its place, under every name that the layer has."""
+    for name, module in [*model.named_modules(remove_duplicate=False)]:
+        if module in successors:
+            model.set_submodule(name, successors[module])
+        elif isinstance(module, nn.TransformerEncoder) and successors.keys() & {*module.modules()}:
+            module.use_nested_tensor = False  # with a padding mask; an adapted layer takes dense tensors
 
 
 def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module | nn.Parameter] = ()) -> None:
@@ -83,9 +91,11 @@ def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> dict
     Errors are those of `inject_lora`.
     """
     there = in_blocks(linear, cast(tuple[int, ...], config.layers))
-    targeted = _matching_any("target_modules", config.target_modules, "linear", there)
-    excluded = _matching_any("exclude", config.exclude, "linear", linear)
-    adapted = [name for name in targeted if name not in excluded]
+    targeted = {linear[name] for name in _matching_any("target_modules", config.target_modules, there)}
+    excluded = {linear[name] for name in _matching_any("exclude", config.exclude, linear)}
+    first = {layer: name for name, layer in reversed([*linear.items()])}  # of the names of a shared layer
+    chosen = {first[layer] for layer in targeted - excluded}
+    adapted = [name for name in linear if name in chosen]
     if not adapted:
         raise LoRAError("exclude", f"leaves none of the {len(targeted)} targeted layers; exclude fewer")
     for field in ("rank_pattern", "alpha_pattern"):
@@ -100,16 +110,16 @@ def layers_to_adapt(linear: Mapping[str, nn.Linear], config: LoRAConfig) -> dict
 
 
 def linear_layers(model: nn.Module, kinds: tuple[type[nn.Linear], ...] = (nn.Linear,)) -> dict[str, nn.Linear]:
-    """Every linear layer of exactly these classes by its name, in the model's order."""
-    # other subclasses may be used without a call of their forward, and LoRA would silently do nothing
-    return {n: m for n, m in model.named_modules() if n and type(m) in kinds}
+    """Every linear layer of exactly these classes by its name, a shared one by each, in the model's order."""
+    # other subclasses may be used without a call of their forward, and LoRA would silently do nothing; a weight that is
+    # no parameter is computed anew from others at each forward (weight_norm, pruning)
+    layers = model.named_modules(remove_duplicate=False)
+    return {name: m for name, m in layers if name and type(m) in kinds and "weight" in m._parameters}
 
 
-def _matching_any(field: str, patterns: Iterable[str], kind: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that one of the patterns matches, in their order; each pattern must match some."""
-    names = list(names)
-    found = {name for pattern in patterns for name in _found(field, pattern, kind, names)}
-    return [name for name in names if name in found]
+def _matching_any(field: str, patterns: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Those of `names` that one of the patterns matches; each pattern must match some."""
+    return {name for pattern in patterns for name in _found(field, pattern, "plain linear", names)}
 
 
 def _found(field: str, pattern: str, kind: str, names: Iterable[str]) -> list[str]:

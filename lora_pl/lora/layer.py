@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lora_pl.lora.casting import cast_factors
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.product import adapted_linear
+from lora_pl.lora.shared import share
 from lora_pl.lora.variants import VARIANTS
 
 # of a context (a thread, a task), so that others go on with the layers as they are: the weight to compute with alone
@@ -40,8 +41,7 @@ class LoRALinear(nn.Linear):
 
     def __init__(self, base: nn.Linear, config: LoRAConfig) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        share(base, self)
         self.adapter = VARIANTS[config.variant](base, config)
         self.register_buffer("_merged_weight", None, persistent=False)
         self.register_load_state_dict_post_hook(LoRALinear.refresh)  # type: ignore[no-untyped-call]

@@ -1,8 +1,14 @@
+import copy
+import pickle
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from lora_pl.lora import (
+    AdapterBank,
     LoRAConfig,
     LoRAError,
     LoRALinear,
@@ -13,6 +19,7 @@ from lora_pl.lora import (
     mark_only_lora_as_trainable,
     remove_lora,
 )
+from tests.support import assert_equal_to_rounding
 
 
 class Attention(nn.Module):
@@ -76,11 +83,115 @@ def test_blocks_and_exclusions(model, settings, names):
     assert inject_lora(model, LoRAConfig(**settings)) == names
 
 
-def test_a_layer_whose_forward_may_not_be_called_is_no_target():
-    attention = nn.ModuleDict({"mha": nn.MultiheadAttention(8, 2)})
-    with pytest.raises(LoRAError) as error:
-        inject_lora(attention, LoRAConfig(target_modules=("out_proj",)))
+@pytest.mark.parametrize(
+    ("module", "target"),
+    [
+        (nn.MultiheadAttention(8, 2), "out_proj"),
+        (nn.Sequential(parametrizations.weight_norm(nn.Linear(8, 8))), "0"),
+        (nn.Sequential(spectral_norm(nn.Linear(8, 8))), "0"),
+        (nn.Sequential(prune.identity(nn.Linear(8, 8), "weight")), "0"),
+    ],
+)
+def test_a_layer_whose_forward_may_not_be_called_or_computes_its_weight_is_no_target(module, target):
+    with pytest.raises(LoRAError, match="no plain linear layer") as error:
+        inject_lora(module, LoRAConfig(target_modules=(target,)))
     assert error.value.key == "target_modules"
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("mask", [None, torch.tensor([[False] * 5, [False] * 3 + [True] * 2])])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_torchs_own_encoder_computes_with_the_update_in_evaluation_too(copied, mask, merged, grad):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, dropout=0, batch_first=True), 2)
+    inject_lora(encoder, LoRAConfig(target_modules=("linear1", "linear2")))
+    mark_only_lora_as_trainable(encoder)
+    for layer in lora_layers(encoder).values():
+        nn.init.normal_(layer.adapter.lora_B)
+    x, seen = torch.randn(2, 5, 8), slice(None) if mask is None else ~mask
+    expected = encoder(x, src_key_padding_mask=mask)[seen]
+    encoder = copied(encoder).eval()
+    for layer in lora_layers(encoder).values() if merged else ():
+        layer.merge()
+    with torch.set_grad_enabled(grad):
+        assert_equal_to_rounding(encoder(x, src_key_padding_mask=mask)[seen], expected, 2 * (5 + 4 * 8 + 12))
+
+
+class Shared(nn.Module):
+    """One layer under three names, and another."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = nn.Linear(8, 8)
+        self.c = nn.ModuleList([self.a, nn.Linear(8, 8)])
+
+    def forward(self, x):
+        return self.c[1](self.c[0](self.b(self.a(x))))
+
+    def one(self) -> nn.Linear:
+        assert self.a is self.b is self.c[0]
+        return self.a
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"target_modules": name} for name in ("a", "b", "c.0", ("a", "b"))),
+        {"target_modules": ".*", "layers": 0},
+        {"target_modules": ".*", "exclude": "c.1"},
+    ],
+)
+def test_a_shared_layer_is_adapted_under_all_of_its_names(settings):
+    model, x = Shared(), torch.randn(3, 8)
+    names, before = list(model.state_dict()), model(x)
+    assert inject_lora(model, LoRAConfig(**settings)) == list(lora_layers(model)) == ["a"]
+    nn.init.normal_(model.one().adapter.lora_B)
+    assert list(adapter_state_dict(model)) == ["a.lora_A", "a.lora_B"]
+    assert {f"{name}.adapter.lora_A" for name in ("a", "b", "c.0")} < model.state_dict().keys()
+    y, again = model(x), pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert torch.equal(again(x), y)
+    again.one().merge()
+    assert_equal_to_rounding(again(x), y, 4 * 8 + 3 * 4)
+    assert remove_lora(model) == ["a"]
+    assert type(model.one()) is nn.Linear
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(x), before)
+
+
+def test_excluded_under_one_name_is_excluded():
+    model = Shared()
+    assert inject_lora(model, LoRAConfig(target_modules=".*", exclude="b")) == ["c.1"]
+    assert type(model.one()) is nn.Linear
+
+
+def test_a_bank_holds_a_shared_layer_under_all_of_its_names():
+    model, x = Shared(), torch.randn(1, 3, 8)
+    bank, before = AdapterBank(model), model(x)
+    bank.add("one", LoRAConfig(target_modules="b"))
+    bank.add("two", LoRAConfig(target_modules="c.0"))
+    assert [*bank.layers] == ["a"]
+    with bank.route(["one", "two"], [2, 1]):
+        assert_equal_to_rounding(model(x), before, 4 * 8)
+    for name in bank.names:
+        bank.remove(name)
+    assert type(model.one()) is nn.Linear
+
+
+@pytest.mark.parametrize("banked", [False, True])
+def test_hooks_of_a_layer_stay_with_it(banked):
+    model, seen = nn.Sequential(nn.Linear(8, 8)), []
+    handle = model[0].register_forward_pre_hook(lambda *given: seen.append("pre"))
+    model[0].register_forward_hook(lambda layer, args, kwargs, y: seen.append("forward"), with_kwargs=True)
+    model[0].register_full_backward_hook(lambda *given: seen.append("backward"))
+    config, bank, x = LoRAConfig(target_modules="0"), AdapterBank(model), torch.randn(1, 8, requires_grad=True)
+    bank.add("one", config) if banked else inject_lora(model, config)
+    with bank.route(["one"], [1]) if banked else nullcontext():
+        model(x).sum().backward()
+    assert seen == ["pre", "forward", "backward"]
+    handle.remove()
+    bank.remove("one") if banked else remove_lora(model)
+    model(x)
+    assert seen[3:] == ["forward"]
 
 
 def test_double_injection_is_an_error(model):
