@@ -88,7 +88,7 @@ class Export(ABC):
     @property
     @abstractmethod
     def usage(self) -> str:
-        """Python that uses the export; {folder} stands for its path."""
+        """Python that uses the export; {folder} stands for its path, and the last line gives the `example`'s answer."""
 
     @property
     def example(self) -> Text:
