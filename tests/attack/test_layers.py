@@ -16,6 +16,7 @@ from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.loading import build_encoder
 from lora_pl.encoder.packing import Packing
 from lora_pl.errors import UserError
+from lora_pl.formats.importing import checkpoint_of
 from lora_pl.lora import (
     VARIANTS,
     AdapterBank,
@@ -304,9 +305,7 @@ def test_others_answer_as_without_an_adapter_that_overflows(base_dtype, tiny_enc
         if value is not None:
             with torch.no_grad():
                 next(iter(lora_layers(model).values())).adapter.lora_B[3, 1] = value
-        checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
-        model.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, tmp_path / f"{name}.ckpt")
+        torch.save(checkpoint_of(model), tmp_path / f"{name}.ckpt")
         return str(tmp_path / f"{name}.ckpt")
 
     good, huge = written("good", None), written("huge", 3e38 if base_dtype == "float32" else 3e4)

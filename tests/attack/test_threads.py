@@ -17,6 +17,7 @@ from torch import nn
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.data.tokens import tokenize
+from lora_pl.formats.importing import checkpoint_of
 from lora_pl.lora import AdapterBank, LoRAConfig, LoRAError, disable_lora, lora_layers, merged_lora
 from lora_pl.model import plain
 from lora_pl.model.many_adapters import ManyAdapters
@@ -59,9 +60,7 @@ def drawn(encoder: str, seed: int = 0, **settings) -> LoRAClassifier:
 def write(tiny_encoder, tmp_path):
     def make(name: str, seed: int, **settings):
         model = drawn(tiny_encoder(), seed, **settings)
-        checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
-        model.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, tmp_path / f"{name}.ckpt")
+        torch.save(checkpoint_of(model), tmp_path / f"{name}.ckpt")
         return tmp_path / f"{name}.ckpt"
 
     return make

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lora_pl.errors import UserError
+from lora_pl.formats.importing import checkpoint_of
 from lora_pl.lora import lora_layers
 from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.many_adapters import ManyAdapters
@@ -20,9 +21,7 @@ def write(tiny_encoder, tmp_path):
         model = LoRAClassifier(encoder=tiny_encoder(kind), **settings)
         for layer in lora_layers(model).values():
             torch.nn.init.normal_(layer.adapter.lora_B)
-        checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
-        model.on_save_checkpoint(checkpoint)
-        torch.save(checkpoint, tmp_path / f"{name}.ckpt")
+        torch.save(checkpoint_of(model), tmp_path / f"{name}.ckpt")
         return tmp_path / f"{name}.ckpt"
 
     return make
