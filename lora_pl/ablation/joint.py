@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -257,4 +258,6 @@ def _joined(batches: Sequence[Batch]) -> Batch:
         for name in ("input_ids", "token_type_ids")
     )
     labels = torch.cat([batch.labels for batch in batches])
-    return Batch(ids, types, labels, tuple(length for batch in batches for length in batch.lengths))
+    starts = itertools.accumulate((batch.tokens for batch in batches), initial=0)
+    pads = tuple(start + place for start, batch in zip(starts, batches, strict=False) for place in batch.pads)
+    return Batch(ids, types, labels, tuple(length for batch in batches for length in batch.lengths), pads=pads)

@@ -41,6 +41,8 @@ class Batch:
     """As input_ids: 1 on tokens, 0 on padding; None in a packed batch."""
     rows: tuple[int, ...] = ()
     """(batch,): which sentences of the dataset these are."""
+    pads: tuple[int, ...] = ()
+    """Where in a packed row a sentence's own text says `<pad>`."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -114,11 +116,13 @@ def make_batch(tokens: Tokens, indices: Sequence[int], batching: Batching, pad_t
     labels = torch.from_numpy(tokens.labels[chosen] if len(tokens.labels) else tokens.labels)
     if batching == "packed":
         ids, types, mask = tokens.ids[place[real]][None], second[real][None], None
+        pads = tuple(np.flatnonzero(ids == pad_token_id).tolist())
     else:
         ids, types = np.where(real, tokens.ids[np.where(real, place, 0)], pad_token_id), second & real
-        mask = torch.from_numpy(real.astype(np.int64))
+        mask, pads = torch.from_numpy(real.astype(np.int64)), ()
     input_ids, token_type_ids = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64))
-    return Batch(input_ids, token_type_ids, labels, tuple(lengths[:, 0].tolist()), mask, tuple(chosen.tolist()))
+    rows = tuple(chosen.tolist())
+    return Batch(input_ids, token_type_ids, labels, tuple(lengths[:, 0].tolist()), mask, rows, pads)
 
 
 def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching) -> list[int]:

@@ -154,9 +154,9 @@ class _GroupedAttention(torch.autograd.Function):
         grouping: Grouping = ctx.grouping
         # what attends from padding is not part of the result
         dy = grad.index_select(0, grouping.pad).index_fill_(0, grouping.padding, 0)
-        gradients = q.new_empty(3, *q.shape)
-        dq, dk, dv = gradients.unbind()
-        dp = torch.empty_like(probabilities)
+        vectors, dp = q.new_empty(3 * q.numel() + grouping.scores).split([3 * q.numel(), grouping.scores])
+        gradients = vectors.view(3, *q.shape)
+        dq, dk, dv = gradients
         for group in grouping.groups:
             d_group = group.vectors_of(dy)
             _product(group.scores_of(kept).transpose(1, 2), d_group, ctx.rest, out=group.vectors_of(dv))
@@ -168,7 +168,7 @@ class _GroupedAttention(torch.autograd.Function):
             ds = torch._softmax_backward_data(group.scores_of(dp), p, -1, p.dtype)
             _product(ds, group.vectors_of(k), ctx.scale, out=group.vectors_of(dq))
             _product(ds.transpose(1, 2), group.vectors_of(q), ctx.scale, out=group.vectors_of(dk))
-        return *gradients.index_select(1, grouping.unpad).unbind(), None, None, None
+        return *gradients.index_select(1, grouping.unpad), None, None, None
 
 
 def _product(a: Tensor, b: Tensor, scale: float, out: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from lora_pl.encoder.architectures import LastBlock, architecture_of
@@ -31,7 +30,7 @@ class FirstTokenFeatures:
         self.encoder = encoder
         architecture = architecture_of(encoder.config)
         self._has_types = architecture.has_token_types(encoder.config)
-        self._skipped: int | None = encoder.config.pad_token_id if architecture.positions_after_padding else None
+        self._padding: int | None = encoder.config.pad_token_id if architecture.positions_after_padding else None
         self._packed = architecture.packed
         use_bulk_dropout(encoder)
         if self._packed:
@@ -55,7 +54,7 @@ class FirstTokenFeatures:
             raise UserError("data.batching", f"{kind} takes no packed rows; use --data.batching padded")
         # a mask of four dimensions is taken as it is, and attention over a packed row reads none
         inputs = {"attention_mask": input_ids[:, None, None, :0], "packing": packing}
-        hidden = self._run(input_ids, token_type_ids, position_ids=self._positions(input_ids, packing), **inputs)
+        hidden = self._run(input_ids, token_type_ids, position_ids=packing.positions(self._padding), **inputs)
         hidden = hidden.squeeze(0)
         # torch.compile may leave out the hook that drops the other rows
         return hidden if len(hidden) == len(packing.lengths) else hidden.index_select(0, packing.starts)
@@ -63,15 +62,6 @@ class FirstTokenFeatures:
     def of_padded(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, length), (batch, length), (batch, length) -> (batch, hidden)."""
         return self._run(input_ids, token_type_ids, attention_mask=attention_mask)[:, 0]
-
-    def _positions(self, input_ids: Tensor, packing: Packing) -> Tensor:
-        """(1, tokens): as Transformers counts, which may leave out padding, and so a text's own `<pad>`."""
-        if self._skipped is None:
-            return packing.positions
-        counts = input_ids.ne(self._skipped)
-        total = counts.cumsum(1)
-        before = torch.add(total, counts, alpha=-1).index_select(1, packing.firsts)
-        return (total - before) * counts + self._skipped
 
     def _run(self, input_ids: Tensor, token_type_ids: Tensor, **inputs: Any) -> Tensor:
         if self._has_types:

@@ -83,13 +83,21 @@ class Packing:
         device: Where the row is.
         filler: Tokens at the row's end that are no sentence's, a segment of their own. With filler the lengths of
             groups are multiples of `COMMON`, which other rows' groups have too.
+        pads: The tokens, by their place in the row, at which a sentence's own text says `<pad>`.
     """
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu", filler: int = 0) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        filler: int = 0,
+        pads: Sequence[int] = (),
+    ) -> None:
         self.lengths = np.asarray([*lengths, filler] if filler else lengths, np.int64)
         """Tokens per segment: the sentences, then the filler if there is any."""
         self.device = torch.device(device)
         self._own = self.lengths[: len(lengths)]
+        self._pads = np.asarray(pads, np.int64)
         self._unit = COMMON if filler else 1
         self._rectangles: dict[tuple[int | None, torch.dtype], Rectangle] = {}
         self._groupings: dict[tuple[int, int | None, torch.dtype], Grouping] = {}
@@ -114,22 +122,24 @@ class Packing:
         return self._tensor(self._ends - self.lengths)
 
     @cached_property
-    def firsts(self) -> Tensor:
-        """(tokens,), int64: the first token of each token's segment."""
-        return self._tensor(np.repeat(self._ends - self.lengths, self.lengths))
-
-    @cached_property
     def cumulative_lengths(self) -> Tensor:
         """(segments + 1,), int32: as variable-length attention kernels take them."""
         return self._tensor(np.concatenate([[0], self._ends]).astype(np.int32))
 
-    @cached_property
-    def positions(self) -> Tensor:
-        """(1, tokens), int64: 0, 1, 2, ... in each sentence; 0 in the filler, which may be longer than any sentence."""
-        starts = np.repeat(self._ends - self.lengths, self.lengths)
-        positions = np.arange(len(starts)) - starts
-        positions[self._own.sum() :] = 0
-        return self._tensor(positions)[None]
+    def positions(self, padding: int | None = None) -> Tensor:
+        """(1, tokens), int64: 0, 1, 2, ... in each sentence; 0 in the filler, which may be longer than any sentence.
+
+        Args:
+            padding: Padding's own position, where the encoder counts from the one after it: that of filler, and of
+                each `<pad>` in a text, which is not counted.
+        """
+        counted = np.arange(self.lengths.sum()) < self._own.sum()
+        if padding is not None:
+            counted[self._pads] = False
+        counts = np.cumsum(counted)
+        before = (counts - counted)[self._ends - self.lengths]  # (segments,)
+        places = (counts - np.repeat(before, self.lengths)) * counted  # 1, 2, ..., and 0 at what is not counted
+        return self._tensor(np.maximum(places - 1, 0) if padding is None else places + padding)[None]
 
     @property
     def short(self) -> bool:
@@ -172,7 +182,7 @@ class Packing:
             token = starts[first:end, None] + np.minimum(column, lengths[first:end, None] - 1)
             vector = token[:, None, :] * heads + np.arange(heads)[:, None]  # (sentences, heads, longest)
             vectors, scores = sum(len(part) for part in pads), sum(group.scores for group in groups)
-            bias = _of_heads(self._bias(real, window).to(dtype), heads)
+            bias = self._bias(real, heads, window).to(dtype)
             groups.append(Group(end - first, heads, len(column), bias, vectors, scores))
             pads.append(vector.ravel())
             reals.append(np.broadcast_to(real[:, None, :], vector.shape).ravel())
@@ -182,25 +192,20 @@ class Packing:
         padding = np.flatnonzero(~is_real)
         return Grouping(tuple(groups), *(self._tensor(array) for array in (pad, unpad, padding)))
 
-    def _bias(self, real: NDArray[np.bool_], window: int | None) -> Tensor:
-        """(sentences or 1, longest or 1, longest), of a group whose tokens are `real`, (sentences, longest)."""
+    def _bias(self, real: NDArray[np.bool_], heads: int, window: int | None) -> Tensor:
+        """See `Group.bias`, of a group whose tokens are `real`, (sentences, longest)."""
         attends = real[:, None, :]
         if window is not None and window < real.shape[1]:
             column = np.arange(real.shape[1])
             near = np.abs(column[:, None] - column) < window  # (longest, longest)
             # padding attends to the whole sentence: a row of -inf would give NaN
             attends = attends & (near | ~real[:, :, None])
-        if real.all():
-            attends = attends[:1]
+        # a sentence's matrices are one per head; where there is no padding, one holds for all
+        attends = attends[:1] if real.all() else np.repeat(attends, heads, 0)
         return self._tensor(np.where(attends, np.float32(0), np.float32(-np.inf)))
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return transfer(torch.from_numpy(array), self.device)
-
-
-def _of_heads(bias: Tensor, heads: int) -> Tensor:
-    """The same for every head of a sentence; one row holds for all."""
-    return bias if len(bias) == 1 else bias.repeat_interleave(heads, 0)
 
 
 def group_bounds(lengths: NDArray[np.int64], heads: int) -> list[int]:

@@ -126,7 +126,7 @@ class Base:
         with self.autocast(), self._factors_cast():
             if batch.attention_mask is not None:
                 return self.reader.of_padded(batch.input_ids, batch.token_type_ids, batch.attention_mask).float()
-            packing = Packing(batch.lengths, batch.input_ids.device, batch.filler)
+            packing = Packing(batch.lengths, batch.input_ids.device, batch.filler, batch.pads)
             features = self.reader.of_packed(batch.input_ids, batch.token_type_ids, packing)
             return features[: len(batch)].float()
 

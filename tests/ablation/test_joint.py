@@ -8,7 +8,8 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.ablation.grid import Trial, jointly
-from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials, require_packed
+from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials, _joined, require_packed
+from lora_pl.data.batches import Batch
 from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS, LoRAError
@@ -169,6 +170,14 @@ def test_padded_batches_are_refused(kind, batching, tiny_encoder, glue_folder):
     with pytest.raises(UserError) as error:
         require_packed(data)
     assert error.value.key == "pack"
+
+
+def test_a_joint_row_knows_where_its_texts_say_pad():
+    ids = torch.tensor([[5, 1, 6, 7, 8]])
+    batch = Batch(ids, torch.zeros_like(ids), torch.zeros(2), (2, 3), pads=(1,))
+    joined = _joined([batch.filled(1), batch])
+    assert joined.input_ids.tolist() == [[5, 1, 6, 7, 8] * 2]
+    assert joined.pads == (1, 6)
 
 
 def test_what_takes_packed_rows_shares_batches():

@@ -94,6 +94,8 @@ def test_packing_puts_sentences_one_after_the_other():
     assert batch.lengths == (4, 1)
     assert batch.labels.tolist() == [1, 2]
     assert (len(batch), batch.tokens) == (2, 5)
+    assert batch.pads == ()
+    assert make_batch(make_tokens([2, 4, 1]), [1, 2], "packed", 104).pads == (2,)
 
 
 @given(st.integers(1, 100_000))

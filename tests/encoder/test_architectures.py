@@ -79,14 +79,17 @@ def sentences(lengths) -> list[torch.Tensor]:
 
 def packed(features, ids):
     row = torch.cat(ids)[None]
-    return features.of_packed(row, row % 2, Packing([len(s) for s in ids]))
+    return features.of_packed(row, row % 2, packing_of(ids))
+
+
+def packing_of(ids, filler=0):
+    return Packing([len(s) for s in ids], filler=filler, pads=torch.cat(ids).eq(1).nonzero().flatten().tolist())
 
 
 def filled(features, ids):
     """As `Batch.filled` makes a row: seven tokens of padding at its end, attention in common shapes."""
     row, types = torch.cat([*ids, torch.ones(7, dtype=torch.int64)])[None], torch.cat([*ids, torch.zeros(7).long()])
-    packing = Packing([len(s) for s in ids], filler=7)
-    return features.of_packed(row, types[None] % 2, packing)[: len(ids)]
+    return features.of_packed(row, types[None] % 2, packing_of(ids, filler=7))[: len(ids)]
 
 
 def in_rectangle(features, ids):
@@ -151,8 +154,9 @@ def test_special_tokens_within_a_text_count_as_transformers_counts_them(kind, ti
     typed = {"token_type_ids": types} if architecture_of(stock.config).has_token_types(stock.config) else {}
     with torch.no_grad():
         expected = stock(input_ids=rows, attention_mask=mask, **typed).last_hidden_state[:, 0]
-        ways = [padded(features, ids)] + ([packed(features, ids)] if kind in PACKED else [])
-    for got in ways:
+        ways = [padded, packed, filled] if kind in PACKED else [padded]
+        found = [way(features, ids) for way in ways]
+    for got in found:
         torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
 
 

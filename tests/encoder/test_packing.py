@@ -9,13 +9,18 @@ from lora_pl.encoder.packing import GROUP_COST, Packing, group_bounds
 
 def test_positions_restart_and_lengths_cumulate():
     packing = Packing([3, 1, 2])
-    assert packing.positions.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert packing.positions().tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert packing.positions(padding=1).tolist() == [[2, 3, 4, 2, 2, 3]]
     assert packing.starts.tolist() == [0, 3, 4]
     assert packing.cumulative_lengths.tolist() == [0, 3, 4, 6]
     assert packing.cumulative_lengths.dtype == torch.int32
     assert packing.longest == 3
     filled = Packing([3, 1], filler=5)  # longer than any sentence, and perhaps than the encoder's positions
-    assert filled.positions.tolist() == [[0, 1, 2, 0, 0, 0, 0, 0, 0]]
+    assert filled.positions().tolist() == [[0, 1, 2, 0, 0, 0, 0, 0, 0]]
+    assert filled.positions(padding=1).tolist() == [[2, 3, 4, 2, 1, 1, 1, 1, 1]]
+    padded = Packing([3, 3], filler=1, pads=[1, 5])
+    assert padded.positions().tolist() == [[0, 1, 2, 0, 1, 2, 0]], "some count every token"
+    assert padded.positions(padding=1).tolist() == [[2, 1, 3, 2, 3, 1, 1]]
 
 
 @pytest.mark.parametrize("lengths", [[5], [4, 4, 4], [1, 9, 2, 40, 3, 3], [512, 2, 2]])
