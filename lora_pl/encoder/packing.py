@@ -182,7 +182,7 @@ class Packing:
             token = starts[first:end, None] + np.minimum(column, lengths[first:end, None] - 1)
             vector = token[:, None, :] * heads + np.arange(heads)[:, None]  # (sentences, heads, longest)
             vectors, scores = sum(len(part) for part in pads), sum(group.scores for group in groups)
-            bias = self._bias(real, heads, window).to(dtype)
+            bias = self._bias(real, heads, window, dtype)
             groups.append(Group(end - first, heads, len(column), bias, vectors, scores))
             pads.append(vector.ravel())
             reals.append(np.broadcast_to(real[:, None, :], vector.shape).ravel())
@@ -192,7 +192,7 @@ class Packing:
         padding = np.flatnonzero(~is_real)
         return Grouping(tuple(groups), *(self._tensor(array) for array in (pad, unpad, padding)))
 
-    def _bias(self, real: NDArray[np.bool_], heads: int, window: int | None) -> Tensor:
+    def _bias(self, real: NDArray[np.bool_], heads: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """See `Group.bias`, of a group whose tokens are `real`, (sentences, longest)."""
         attends = real[:, None, :]
         if window is not None and window < real.shape[1]:
@@ -200,9 +200,12 @@ class Packing:
             near = np.abs(column[:, None] - column) < window  # (longest, longest)
             # padding attends to the whole sentence: a row of -inf would give NaN
             attends = attends & (near | ~real[:, :, None])
-        # a sentence's matrices are one per head; where there is no padding, one holds for all
-        attends = attends[:1] if real.all() else np.repeat(attends, heads, 0)
-        return self._tensor(np.where(attends, np.float32(0), np.float32(-np.inf)))
+        if real.all():  # one matrix holds for all sentences and heads
+            attends, heads = attends[:1], 1
+        if attends.shape[1] == 1:  # a row per sentence is repeated here, which is no operation
+            attends, heads = np.repeat(attends, heads, 0), 1
+        bias = self._tensor(np.where(attends, np.float32(0), np.float32(-np.inf))).to(dtype)
+        return bias if heads == 1 else bias.repeat_interleave(heads, 0)
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return transfer(torch.from_numpy(array), self.device)
