@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import yaml
+from jsonargparse import Namespace
 
 from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK, AlphaRule, Arm, Options
 from lora_pl.cli.parser import Parser
@@ -132,8 +133,11 @@ class StudyOptions:
             UsageError: `vary`, there is no such option; its own key, the value is wrong.
         """
         named = {key: self._listed(key, value) for key, value in self._named(values).items()}
-        parsed = self.parser.parse_object(with_options({}, named))
-        plain = yaml.safe_load(self.parser.dump(parsed, skip_validation=True, skip_unset=False))
+        if not named:
+            return {}
+        parsed = self.parser.parse_object(with_options({}, named), self.config, defaults=False)
+        chosen = Namespace({key: parsed[key] for key in named})  # type: ignore[no-untyped-call]
+        plain = yaml.safe_load(self.parser.dump(chosen, skip_validation=True, skip_unset=False))
         return {key: reduce(lambda place, name: place[name], key.split("."), plain) for key in named}
 
     def value(self, key: str, value: Any) -> Any:
