@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_pl.lora.casting import cast_factors
+from lora_pl.lora.casting import factors_of
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.product import adapted_linear
 from lora_pl.lora.shared import share
@@ -64,8 +64,8 @@ class LoRALinear(nn.Linear):
         if merged is not None:
             return F.linear(x, merged, self.bias)
         dropout = self.adapter.lora_dropout
-        factors = cast_factors(self) or self.adapter.factors(self.weight, self.adapter.dtype)
-        return adapted_linear(x, self.weight, self.bias, factors, dropout if self.training and dropout.p > 0 else None)
+        dropped = dropout if self.training and dropout.p > 0 else None
+        return adapted_linear(x, self.weight, self.bias, factors_of(self), dropped)
 
     def delta_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What merging adds to W0, (out, in), in `dtype`: s B A for LoRA."""
