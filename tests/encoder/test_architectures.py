@@ -378,14 +378,16 @@ def test_an_encoder_without_a_row_is_padded_and_keeps_its_names():
 def test_groups_of_roles_are_all_linear_layers_of_the_blocks(kind):
     """But X-MOD's adapters of languages; no embedding's, no pooler's."""
 
-    def placed(*names: str, **changes) -> list[str]:
-        with torch.device("meta"):
-            encoder = build_encoder(tiny_config(kind))
-            config = LoRAConfig(r=2, target_modules=names, **changes)
-            return inject_lora(encoder, module_names(config, encoder.config))
-
     with torch.device("meta"):
-        linear = linear_layers(build_encoder(tiny_config(kind)))
+        encoder = build_encoder(tiny_config(kind))
+    linear = linear_layers(encoder)
+
+    def placed(*names: str, **changes) -> list[str]:
+        config = LoRAConfig(r=2, target_modules=names, **changes)
+        found = inject_lora(encoder, module_names(config, encoder.config))
+        assert remove_lora(encoder) == found
+        return found
+
     blocks = [name for name in linear if ".0." in name or ".1." in name]
     attention, mlp = placed("attention"), placed("mlp")
     assert attention == placed("query", "key", "value", "attention_output")
