@@ -64,8 +64,8 @@ class LoRALinear(nn.Linear):
         if merged is not None:
             return F.linear(x, merged, self.bias)
         dropout = self.adapter.lora_dropout
-        dropped = dropout if self.training and dropout.p > 0 else None
-        return adapted_linear(x, self.weight, self.bias, factors_of(self), dropped)
+        drops = self.training and dropout.p > 0
+        return adapted_linear(x, self.weight, self.bias, factors_of(self), dropout if drops else None)
 
     def delta_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What merging adds to W0, (out, in), in `dtype`: s B A for LoRA."""
