@@ -61,6 +61,7 @@ OF_KIND: dict[str, dict[str, object]] = {
         "type_vocab_size": 0,
     },
     "xmod": {"default_language": "en_XX"},
+    "luke": {"entity_vocab_size": 8, "entity_emb_size": 16},
     "eurobert": {"num_key_value_heads": 2, "mask_token_id": 3},
 }
 UNTYPED = ("roberta", "xlm-roberta", "modernbert", "mpnet", "deberta-v2")

@@ -133,9 +133,9 @@ class Packing:
             padding: Padding's own position, where the encoder counts from the one after it: that of filler, and of
                 each `<pad>` in a text, which is not counted.
         """
-        counted = np.arange(self.lengths.sum()) < self._own.sum()
+        counted = (np.arange(self.lengths.sum()) < self._own.sum()).astype(np.int64)
         if padding is not None:
-            counted[self._pads] = False
+            counted[self._pads] = 0
         counts = np.cumsum(counted)
         before = (counts - counted)[self._ends - self.lengths]  # (segments,)
         places = (counts - np.repeat(before, self.lengths)) * counted  # 1, 2, ..., and 0 at what is not counted

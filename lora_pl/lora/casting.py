@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 
 from lora_pl.lora.adapter import Factors
 
@@ -39,10 +40,20 @@ def factors_cast_to(dtype: torch.dtype, layers: Sequence[LoRALinear]) -> Iterato
         _FACTORS.reset(token)
 
 
-def cast_factors(layer: LoRALinear) -> Factors | None:
-    """Those of the layer in this context, if there are."""
-    # torch.compile can't trace context variables
-    return None if torch.compiler.is_compiling() else _FACTORS.get().get(layer)
+def factors_of(layer: LoRALinear) -> Factors:
+    """The layer's: those cast in this context, else its adapter's."""
+    if torch.compiler.is_compiling():  # which can't trace context variables
+        return layer.adapter.factors(layer.weight, layer.adapter.dtype)
+    if cast := _FACTORS.get().get(layer):
+        return cast
+    # a checkpointed layer is computed again outside of the context, and may not save more than it did inside
+    with saved_tensors_hooks(_as_it_is, _as_it_is):
+        return layer.adapter.factors(layer.weight, layer.adapter.dtype)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    """In place of the checkpoint's hooks: what the factors save is thin, and needn't be computed again."""
+    return tensor
 
 
 class _Cast(torch.autograd.Function):

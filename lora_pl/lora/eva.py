@@ -135,11 +135,8 @@ def eva_matrices(config: LoRAConfig, moments: InputMoments) -> dict[str, Tensor]
         ranks = distributed({name: one.shares[: min(one.rank, limits[name])] for name, one in found.items()}, config.r)
     for name, one in found.items():
         _require_rank(name, one.rank, ranks[name])
-    return {name: _scaled(one.vectors[: ranks[name]]) for name, one in found.items()}
-
-
-def _scaled(vectors: Tensor) -> Tensor:
-    return (GAUSSIAN_STD * math.sqrt(vectors.shape[1]) * vectors).float()
+    lengths = {name: GAUSSIAN_STD * math.sqrt(one.vectors.shape[1]) for name, one in found.items()}
+    return {name: (lengths[name] * one.vectors[: ranks[name]]).float() for name, one in found.items()}
 
 
 def distributed(shares: Mapping[str, Tensor], r: int) -> dict[str, int]:

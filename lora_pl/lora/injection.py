@@ -6,12 +6,16 @@ from typing import cast
 from torch import nn
 
 from lora_pl.lora.adapter import Adapter
+from lora_pl.lora.bank_layer import BankLinear
 from lora_pl.lora.blocks import in_blocks
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import LoRALinear, lora_layers
 from lora_pl.lora.names import folded, matching
 from lora_pl.lora.shared import share
+
+NESTED_BEFORE = "_use_nested_tensor_without_lora"
+"""The attribute of an adapted `nn.TransformerEncoder` that holds its `use_nested_tensor`, until LoRA is removed."""
 
 
 def inject_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -52,7 +56,7 @@ def resize_lora(model: nn.Module, config: LoRAConfig) -> None:
 def remove_lora(model: nn.Module) -> list[str]:
     """Replace every `LoRALinear` by an `nn.Linear` over the base's weight, bit for bit what it was; their names.
 
-    What was trained in place, such as a bias, keeps its trained values.
+    What was trained in place, such as a bias, keeps its trained values. torch's own encoder has its fast path again.
     """
     layers = lora_layers(model)
     replace_layers(model, {layer: plain(layer) for layer in layers.values()})
@@ -66,13 +70,24 @@ def plain(layer: nn.Linear) -> nn.Linear:
     return base
 
 
-def replace_layers(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> None:
+def replace_layers(model: nn.Module, successors: Mapping[nn.Module, nn.Linear]) -> None:
     """Put each layer's successor in its place, under every name that the layer has."""
     for name, module in [*model.named_modules(remove_duplicate=False)]:
         if module in successors:
             model.set_submodule(name, successors[module])
-        elif isinstance(module, nn.TransformerEncoder) and successors.keys() & {*module.modules()}:
-            module.use_nested_tensor = False  # with a padding mask; an adapted layer takes dense tensors
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            _choose_tensors(module)
+
+
+def _choose_tensors(encoder: nn.TransformerEncoder) -> None:
+    """With a padding mask torch's encoder makes nested tensors; a layer with adapters takes dense ones."""
+    kept = vars(encoder)
+    if any(isinstance(module, LoRALinear | BankLinear) for module in encoder.modules()):
+        kept.setdefault(NESTED_BEFORE, encoder.use_nested_tensor)
+        encoder.use_nested_tensor = False
+    elif NESTED_BEFORE in kept:
+        encoder.use_nested_tensor = kept.pop(NESTED_BEFORE)
 
 
 def mark_only_lora_as_trainable(model: nn.Module, also: Iterable[nn.Module | nn.Parameter] = ()) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_pl.lora.casting import cast_factors
+from lora_pl.lora.casting import factors_of
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.product import adapted_linear
 from lora_pl.lora.shared import share
@@ -64,24 +64,21 @@ class LoRALinear(nn.Linear):
         if merged is not None:
             return F.linear(x, merged, self.bias)
         dropout = self.adapter.lora_dropout
-        factors = cast_factors(self) or self.adapter.factors(self.weight, self.adapter.dtype)
-        return adapted_linear(x, self.weight, self.bias, factors, dropout if self.training and dropout.p > 0 else None)
+        drops = self.training and dropout.p > 0
+        return adapted_linear(x, self.weight, self.bias, factors_of(self), dropout if drops else None)
 
     def delta_weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What merging adds to W0, (out, in), in `dtype`: s B A for LoRA."""
         return self.adapter.delta_weight(self.weight, dtype)
 
+    @torch.inference_mode(False)  # the weight outlives the caller's inference mode
     def merge(self) -> None:
         """Compute with the merged weight from now on: W in fp32, rounded once to the weight's dtype.
 
         Does nothing if it is merged already. A state that is loaded later is merged too.
         """
         if self._merged_weight is None:
-            self._merge()
-
-    @torch.inference_mode(False)  # the weight outlives the caller's inference mode
-    def _merge(self) -> None:
-        self._merged_weight = _merged_weight(self, self.weight.dtype)
+            self._merged_weight = _merged_weight(self, self.weight.dtype)
 
     def unmerge(self) -> None:
         """The reverse of `merge`."""
@@ -91,7 +88,8 @@ class LoRALinear(nn.Linear):
         """Bring what is derived from weight and adapter up to date, after a state was loaded into them."""
         self.adapter.refresh(self.weight)
         if self._merged_weight is not None:
-            self._merge()
+            self.unmerge()
+            self.merge()
 
     def extra_repr(self) -> str:
         """Sizes, rank and alpha."""

@@ -247,19 +247,33 @@ def test_each_role_is_one_layer_of_every_block(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_roles_are_what_they_are_called(kind):
-    """A lone token attends to itself whatever query and key are, and only the MLP has the intermediate size."""
-    encoder, ids = build_encoder(tiny_config(kind)).eval(), [torch.tensor([5])]
-    features = FirstTokenFeatures(encoder)
-    base, changes, sizes = padded(features, ids), {}, {}
+    """A lone token attends to itself whatever query and key are; of other tokens, the last block's first one reads keys
+    and values alone; and only the MLP has the intermediate size."""
+    encoder, ids = build_encoder(tiny_config(kind)).eval(), sentences([3])
+    features, names = FirstTokenFeatures(encoder), {}
     for role in architecture_of(encoder.config).roles:
-        adapted(encoder, role)
-        layer = next(iter(lora_layers(encoder).values()))
-        changes[role] = not torch.equal(padded(features, ids), base)
-        sizes[role] = layer.in_features, layer.out_features
+        *_, names[role] = adapted(encoder, role)
         remove_lora(encoder)
-    assert {role for role, changed in changes.items() if not changed} == {"query", "key"}
+    last = {role: encoder.get_submodule(name) for role, name in names.items()}
+    alone = {role for role, layer in last.items() if is_read(features, ids[0][:1], layer, 0)}
+    assert alone == {"value", "attention_output", "mlp_up", "mlp_down"}
+    assert {role for role, layer in last.items() if is_read(features, ids[0], layer, 2)} == {"key", "value"}
+    sizes = {role: (layer.in_features, layer.out_features) for role, layer in last.items()}
     assert sizes["mlp_down"] == (2 * 16, 16)
     assert sizes["mlp_up"] in [(16, 2 * 16), (16, 2 * 2 * 16)]  # with a gate or without
+
+
+def is_read(features, ids, layer, token) -> bool:
+    """Whether a sentence's feature depends on what the layer gives for one of its tokens."""
+
+    def changed(layer, args, y):
+        if y.shape[1] == len(ids):  # else of relative positions
+            y[:, token] += torch.linspace(1, 2, y.shape[-1])
+
+    with torch.no_grad():
+        before = padded(features, [ids])
+        with layer.register_forward_hook(changed):
+            return not torch.equal(padded(features, [ids]), before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -364,14 +378,16 @@ def test_an_encoder_without_a_row_is_padded_and_keeps_its_names():
 def test_groups_of_roles_are_all_linear_layers_of_the_blocks(kind):
     """But X-MOD's adapters of languages; no embedding's, no pooler's."""
 
-    def placed(*names: str, **changes) -> list[str]:
-        with torch.device("meta"):
-            encoder = build_encoder(tiny_config(kind))
-            config = LoRAConfig(r=2, target_modules=names, **changes)
-            return inject_lora(encoder, module_names(config, encoder.config))
-
     with torch.device("meta"):
-        linear = linear_layers(build_encoder(tiny_config(kind)))
+        encoder = build_encoder(tiny_config(kind))
+    linear = linear_layers(encoder)
+
+    def placed(*names: str, **changes) -> list[str]:
+        config = LoRAConfig(r=2, target_modules=names, **changes)
+        found = inject_lora(encoder, module_names(config, encoder.config))
+        assert remove_lora(encoder) == found
+        return found
+
     blocks = [name for name in linear if ".0." in name or ".1." in name]
     attention, mlp = placed("attention"), placed("mlp")
     assert attention == placed("query", "key", "value", "attention_output")

@@ -5,9 +5,10 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lora_pl.lora import VARIANTS, LoRAConfig, factors_cast_to, inject_lora, lora_layers, merged_lora
-from lora_pl.lora.casting import cast_factors
+from lora_pl.lora.casting import factors_of
 
 X = torch.linspace(-1, 1, 35).view(5, 7)
 
@@ -26,8 +27,11 @@ def model(request):
 
 def computed(model: nn.Module) -> list[torch.Tensor]:
     """Output and gradients."""
+    return with_gradients(model, model(X))
+
+
+def with_gradients(model: nn.Module, y: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad()
-    y = model(X)
     y.float().square().sum().backward()
     return [y, *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)]
 
@@ -37,9 +41,9 @@ def test_gives_what_casting_at_each_use_gives(model):
     with torch.autocast("cpu", torch.bfloat16):
         expected = computed(model)
         with factors_cast_to(torch.bfloat16, layers):
-            assert {cast_factors(layer).b.dtype for layer in layers} == {torch.bfloat16}
+            assert {factors_of(layer).b.dtype for layer in layers} == {torch.bfloat16}
             got = computed(model)
-        assert cast_factors(layers[0]) is None
+        assert factors_of(layers[0]).b.dtype == torch.float32
     assert [tensor.dtype for tensor in got] == [tensor.dtype for tensor in expected]
     assert all(map(torch.equal, got, expected))
 
@@ -48,9 +52,19 @@ def test_holds_in_this_thread_and_for_unmerged_layers_alone(model):
     layers = list(lora_layers(model).values())
     seen = []
     with factors_cast_to(torch.bfloat16, layers):
-        thread = threading.Thread(target=lambda: seen.append(cast_factors(layers[0])))
+        thread = threading.Thread(target=lambda: seen.append(factors_of(layers[0]).b.dtype))
         thread.start()
         thread.join()
-    assert seen == [None]
+    assert seen == [torch.float32]
     with merged_lora(model), factors_cast_to(torch.bfloat16, layers):
-        assert cast_factors(layers[0]) is None
+        assert factors_of(layers[0]).b.dtype == torch.float32
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers_have_the_same_gradients(model, reentrant):
+    """In the backward, outside of the context, they are computed again."""
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, x = computed(model), X.clone().requires_grad_()
+        with factors_cast_to(torch.bfloat16, list(lora_layers(model).values())):
+            y = checkpoint(model, x, use_reentrant=reentrant)
+    assert all(map(torch.equal, with_gradients(model, y), expected))

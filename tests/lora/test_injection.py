@@ -1,6 +1,7 @@
 import copy
 import pickle
 from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
@@ -115,6 +116,39 @@ def test_torchs_own_encoder_computes_with_the_update_in_evaluation_too(copied, m
         layer.merge()
     with torch.set_grad_enabled(grad):
         assert_equal_to_rounding(encoder(x, src_key_padding_mask=mask)[seen], expected, 2 * (5 + 4 * 8 + 12))
+
+
+def fast_calls(encoder: nn.TransformerEncoder) -> list[bool]:
+    """For each layer that takes torch's fast path, whether it is given a nested tensor."""
+    fast, mask = torch._transformer_encoder_layer_fwd, torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with mock.patch.object(torch, "_transformer_encoder_layer_fwd", wraps=fast) as calls:
+        encoder(torch.randn(2, 5, 8), src_key_padding_mask=mask)
+    return [call.args[0].is_nested for call in calls.call_args_list]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("banked", [False, True])
+def test_torchs_own_encoder_is_as_fast_again_without_lora(banked, nested):
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested).eval().requires_grad_(False)
+    attributes, bank = {*vars(encoder)}, AdapterBank(encoder)
+    assert fast_calls(encoder) == [nested, nested]
+    config = LoRAConfig(target_modules=("1.linear1", "1.linear2"))
+    if banked:
+        bank.add("one", config)
+        bank.add("two", config)
+        bank.remove("one")
+        with bank.route(["two"], [10]):
+            assert fast_calls(encoder) == [False]
+        bank.remove("two")
+    else:
+        inject_lora(encoder, config)
+        encoder = copy.deepcopy(encoder)
+        assert fast_calls(encoder) == [False]
+        remove_lora(encoder)
+    assert fast_calls(encoder) == [nested, nested]
+    assert vars(encoder).keys() == attributes
 
 
 class Shared(nn.Module):
