@@ -141,7 +141,8 @@ def _predict(
     precision = fabric.precision if isinstance(fabric, OneProcess) else str(fabric.strategy.precision.precision)
     dtype = resolve_dtype(model.hparams["base_dtype"], precision)
     with _stoppable(), _memory(), model.merged_for_prediction(dtype), fabric.autocast():
-        written = predict_file(stream, output, answers, made_from, fabric, bar)
+        example = with_kept(_example(model.task), dict.fromkeys(kept, ""))
+        written = predict_file(stream, output, answers, made_from, fabric, bar, example)
     asked, cut = fabric.all_reduce(torch.tensor([asked, cut]), reduce_op="sum").tolist()
     # of a stopped run's texts nobody knows any more how many were cut
     return _told(written, output, stream, _cut(cut, asked, [model.max_length]))

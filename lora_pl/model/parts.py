@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from lora_pl.printable import json_line
 from lora_pl.reporting import say
 from lora_pl.storage.write_whole import SUFFIX, write_whole
 
+Row = Mapping[str, Any]
 Rows = list[dict[str, Any]]
 PLAN, PART = "plan.json", "{:08d}.jsonl"
+CHANCES = "probabilities"
 OWN = re.compile(r"\d{8,}\.jsonl")
 
 
@@ -64,8 +66,12 @@ class Parts:
 
         write_whole(self.folder / PART.format(number), fill)
 
-    def join(self) -> int:
-        """Put the parts one after the other into the file, and remove them; the number of rows."""
+    def join(self, example: Row | None = None) -> int:
+        """Put the parts one after the other into the file, and remove them; the number of rows.
+
+        Args:
+            example: Gives a table its columns, which it has without rows too; by default the first row does.
+        """
         numbers, written = self.done(), 0
         if numbers != list(range(len(numbers))):
             raise UserError("output", f"{self.folder}: parts are missing; give the same command again")
@@ -73,7 +79,7 @@ class Parts:
 
         def fill(beside: Path) -> None:
             nonlocal written
-            written = WRITERS[self.path.suffix.lower()](paths, beside)
+            written = WRITERS[self.path.suffix.lower()](paths, beside, example)
 
         write_whole(self.path, fill)
         self.remove()
@@ -125,18 +131,18 @@ def json_lines(rows: Rows) -> bytes:
     return "".join(json_line(row) + "\n" for row in rows).encode()
 
 
-def write_rows(path: str, rows: Rows) -> None:
-    """Write the rows into a file by its ending, whole or not at all."""
+def write_rows(path: str, rows: Rows, example: Row | None = None) -> None:
+    """Write the rows into a file by its ending, whole or not at all; `example` as in `Parts.join`."""
 
     def fill(beside: Path) -> None:
         part = beside.with_name(PART.format(0))
         part.write_bytes(json_lines(rows))
-        WRITERS[Path(path).suffix.lower()]([part] if rows else [], beside)
+        WRITERS[Path(path).suffix.lower()]([part] if rows else [], beside, example)
 
     write_whole(Path(path), fill)
 
 
-def _as_lines(parts: Sequence[Path], path: Path) -> int:
+def _as_lines(parts: Sequence[Path], path: Path, example: Row | None) -> int:
     rows = 0
     with path.open("wb") as whole:
         for part in parts:
@@ -147,45 +153,52 @@ def _as_lines(parts: Sequence[Path], path: Path) -> int:
     return rows
 
 
-def _as_csv(parts: Sequence[Path], path: Path) -> int:
+def _as_csv(parts: Sequence[Path], path: Path, example: Row | None) -> int:
     """A column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it; lists as JSON."""
-    rows, header = 0, list[str]()
+    own, chances = _apart(_first(parts, example))
+    rows, names = 0, ([*own], [*chances])
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
+        if own:
+            writer.writerow([*own, *(f"{CHANCES}.{label}" for label in chances)])
         for part in parts:
-            for row in map(_flat, _read(part)):
-                if not header:
-                    header = list(row)
-                    writer.writerow(header)
-                if list(row) != header:
+            for own, chances in map(_apart, _read(part)):
+                if ([*own], [*chances]) != names:
                     raise _damaged(part)
-                writer.writerow(row.values())
+                writer.writerow([*map(_cell, own.values()), *chances.values()])
                 rows += 1
     return rows
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    chances = row.pop("probabilities", None)
-    row |= {name: json.dumps(cell, ensure_ascii=False) for name, cell in row.items() if isinstance(cell, list)}
-    return row | {f"probabilities.{label}": chance for label, chance in dict(chances or {}).items()}
+def _apart(row: Row) -> tuple[Row, Row]:
+    """The row without its probabilities, and those by class."""
+    chances = row.get(CHANCES)
+    if not isinstance(chances, dict):
+        return row, {}
+    return {name: cell for name, cell in row.items() if name != CHANCES}, chances
 
 
-def _as_parquet(parts: Sequence[Path], path: Path) -> int:
-    """Every part is a row group; the columns are those of the first."""
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+
+def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
+    """Every part is a row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    def table(part: Path) -> Any:
+    def table(rows: Iterable[Row], part: Path) -> Any:
         try:
-            found = pa.Table.from_pylist(list(_read(part)))
+            found = pa.Table.from_pylist(list(rows))
             return found.cast(pa.schema([(field.name, _of_texts(field.type)) for field in found.schema]))
         except (ValueError, TypeError, pa.ArrowException):
             raise _damaged(part) from None
 
-    rows, schema = 0, table(parts[0]).schema if parts else pa.schema([])
+    first = _first(parts, example)
+    rows, schema = 0, table([first] if first else [], [*parts, path][0]).schema
     with pq.ParquetWriter(path, schema) as writer:
         for part in parts:
-            found = table(part)
+            found = table(_read(part), part)
             if found.schema != schema:
                 raise _damaged(part)
             writer.write_table(found)
@@ -198,6 +211,11 @@ def _of_texts(type: Any) -> Any:
     import pyarrow as pa
 
     return pa.list_(pa.string()) if pa.types.is_list(type) else type
+
+
+def _first(parts: Sequence[Path], example: Row | None) -> Row:
+    """The row whose columns a table has: the example, else its first; empty without either."""
+    return example or next((row for part in parts for row in _read(part)), {})
 
 
 def _read(part: Path) -> Iterator[dict[str, Any]]:
@@ -218,7 +236,7 @@ def _damaged(part: Path) -> UserError:
     return UserError("output", f"{part} is damaged; remove {part.parent} and give the command again")
 
 
-WRITERS: dict[str, Callable[[Sequence[Path], Path], int]] = {
+WRITERS: dict[str, Callable[[Sequence[Path], Path, Row | None], int]] = {
     ".jsonl": _as_lines,
     ".csv": _as_csv,
     ".parquet": _as_parquet,
