@@ -25,7 +25,7 @@ from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
 from lora_pl.lora.state import below, copy_state
 from lora_pl.model.base import Base
-from lora_pl.model.plain import read_model
+from lora_pl.model.stored import read_model
 from lora_pl.storage.checkpoint import DATA_KEY, check_base
 
 _LOADING = threading.Lock()

@@ -25,7 +25,7 @@ from lora_pl.formats.importing import ImportOptions, checkpoint_of, load_externa
 from lora_pl.lora import LoRAError
 from lora_pl.lora.names import matching, require_patterns
 from lora_pl.model.many_adapters import ManyAdapters
-from lora_pl.model.plain import read_model
+from lora_pl.model.stored import read_model
 from lora_pl.storage.checkpoint import EQUAL, FREE, SAID
 from tests.cli.mistakes import fails
 
