@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_pl.data.classes import MAX_DIGITS, Classes, label_text
 from lora_pl.data.rows import Row, read_rows
-from lora_pl.data.tasks import CUSTOM_TASK, MAX_DIGITS, Classes, Label, Task, label_text
+from lora_pl.data.task import Label, Task
+from lora_pl.data.tasks import CUSTOM_TASK
 from lora_pl.errors import UserError
 
 MAX_CLASSES, MAX_NAME = 1000, 1000

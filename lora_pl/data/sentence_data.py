@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_pl.data.batches import BATCH_TOKENS, Batching
+from lora_pl.data.classes import Classes, first_of
 from lora_pl.data.drawing import stratified_order
 from lora_pl.data.examples import Examples
 from lora_pl.data.held_out import HeldOut
 from lora_pl.data.hub import PREFIX, HubDataset, absolute
 from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.sources import HUB, SAMPLE, TEST, TRAIN, read_split
-from lora_pl.data.tasks import MAX_SHOWN, OWN_TASKS, Classes, Task, get_task, task_name
+from lora_pl.data.task import Task
+from lora_pl.data.tasks import OWN_TASKS, get_task, task_name
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import architecture_of
@@ -228,7 +230,7 @@ class SentenceData:
         say(f"  {self._named_task.distribution(tokens.labels)}")
         counts = self._named_task.counts(tokens.labels)
         if absent := [name for name, count in zip(self.label_names, counts, strict=False) if not count]:
-            say(f"  no sentence of {', '.join(absent[:MAX_SHOWN])}{', ...' * (len(absent) > MAX_SHOWN)}")
+            say(f"  no sentence of {first_of(absent)}")
         count = self.hparams["train_sentences"]
         return self._drawn(tokens, count) if split == TRAIN and count else tokens
 

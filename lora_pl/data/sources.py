@@ -4,7 +4,8 @@ from importlib import resources
 from pathlib import Path
 
 from lora_pl.data.examples import Examples, parse_label, read_examples
-from lora_pl.data.tasks import OWN_TASKS, Task
+from lora_pl.data.task import Task
+from lora_pl.data.tasks import OWN_TASKS
 from lora_pl.errors import UserError, first_line
 from lora_pl.storage.paths import expanded
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch
-from lora_pl.data.tasks import Prediction, Task, get_task
+from lora_pl.data.task import Prediction, Task
+from lora_pl.data.tasks import get_task
 from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.data.tokens import Tokens, concatenate
 from lora_pl.encoder.architectures import require_shared_batches

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_pl.data.batches import BATCH_TOKENS, Batching
-from lora_pl.data.tasks import Prediction
+from lora_pl.data.task import Prediction
 from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.data.tokens import Tokens
 from lora_pl.lora import merged_lora

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_pl.data.tasks import Task, get_task
+from lora_pl.data.task import Task
+from lora_pl.data.tasks import get_task
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig, LoRAError
 from lora_pl.model.base import Base
