@@ -20,7 +20,7 @@ from lora_pl.cli.shared_options import (
     with_checkpoint,
 )
 from lora_pl.cli.verbs import described
-from lora_pl.data.rows import STDIN
+from lora_pl.data.lines import STDIN
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.texts import Format
 from lora_pl.errors import UsageError
