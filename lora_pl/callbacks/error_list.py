@@ -15,8 +15,8 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.tasks import Task
 from lora_pl.data.texts import as_text, named
 from lora_pl.errors import UserError
-from lora_pl.model.parts import Rows, write_rows
-from lora_pl.model.predict_output import is_stream, require_output
+from lora_pl.predictions.output import is_stream, require_output
+from lora_pl.predictions.writers import Rows, write_rows
 from lora_pl.reporting import say
 
 KEY = "errors"

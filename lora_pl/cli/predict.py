@@ -27,12 +27,12 @@ from lora_pl.errors import UsageError, UserError, first_line
 from lora_pl.model.many_adapters import ManyAdapters
 from lora_pl.model.memory import is_out_of_memory
 from lora_pl.model.one_process import OneProcess
-from lora_pl.model.parts import Rows
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.precision import chosen_precision
-from lora_pl.model.predict_file import predict_file
-from lora_pl.model.predict_output import STDOUT, require_output
 from lora_pl.model.stored import read_model
+from lora_pl.predictions.file import predict_file
+from lora_pl.predictions.output import STDOUT, require_output
+from lora_pl.predictions.writers import Rows
 from lora_pl.reporting import say
 from lora_pl.training.resume.stop_signals import RunStopped
 

@@ -26,7 +26,7 @@ from lora_pl.data.texts import Format
 from lora_pl.errors import UsageError
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.precision import Precision
-from lora_pl.model.predict_output import STDOUT
+from lora_pl.predictions.output import STDOUT
 from lora_pl.reporting import say
 
 OF_TRAINER = (

@@ -10,7 +10,7 @@ from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.cli.main import main
 from lora_pl.data.rows import read_rows
 from lora_pl.errors import UserError
-from lora_pl.model.parts import WRITERS, write_rows
+from lora_pl.predictions.writers import WRITERS, write_rows
 
 
 def listed(data: SentenceDataModule, path: str = "errors.jsonl") -> list[dict]:

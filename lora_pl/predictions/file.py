@@ -12,8 +12,9 @@ from lora_pl.data import texts
 from lora_pl.data.texts import Text, TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.one_process import OneProcess
-from lora_pl.model.parts import Parts, Row, Rows, json_lines
-from lora_pl.model.predict_output import is_stream, opened, require_output
+from lora_pl.predictions.output import is_stream, opened, require_output
+from lora_pl.predictions.parts import Parts
+from lora_pl.predictions.writers import Row, Rows, json_lines
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -13,8 +13,9 @@ from lora_pl.data import texts
 from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.many_adapters import ManyAdapters
-from lora_pl.model.parts import WRITERS, Parts, write_rows
 from lora_pl.model.plain import PlainClassifier
+from lora_pl.predictions.parts import Parts
+from lora_pl.predictions.writers import WRITERS, write_rows
 
 TEXTS = [f"the film {number} is good" for number in range(100)]
 
