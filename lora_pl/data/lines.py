@@ -37,17 +37,13 @@ def decoded_lines(stream: IO[bytes], name: str) -> Iterator[str]:
     number = 0
     while line := stream.readline(MAX_LINE + 1):
         number += 1
+        where = f"{name}, line {number}"
         if len(line) > MAX_LINE:
-            where = f"{name}, line {number}"
             raise UserError("data.long_line", f"{where}: expected at most {MAX_LINE:,} bytes; is this a text file?")
-        yield _decoded(line, f"{name}, line {number}", first=number == 1)
-
-
-def _decoded(data: bytes, where: str, first: bool) -> str:
-    try:
-        return data.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise not_utf8(error, where) from None
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise not_utf8(error, where) from None
 
 
 def not_utf8(error: UnicodeDecodeError, where: str) -> UserError:
