@@ -12,7 +12,7 @@ PIPELINE = """
 import json, resource, sys
 from lightning.fabric import Fabric
 from lora_pl.data.texts import TextStream
-from lora_pl.model.predict_file import predict_file
+from lora_pl.predictions.file import predict_file
 
 path, output, stop_after = sys.argv[1], sys.argv[2], int(sys.argv[3])
 row = {"label": "positive", "score": 0.5, "probabilities": {"positive": 0.5, "negative": 0.5}}

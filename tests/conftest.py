@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# no network; one thread a process, as several share the cores; before the libraries that read these once
-os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+# no network; one thread a process, to load weights too, as several share the cores; before the libraries that read
+# these once
+os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", HF_DEACTIVATE_ASYNC_LOAD="1")
 
 import docstring_parser
 import pytest

@@ -24,7 +24,7 @@ NOT_LITERAL = {
     ("lora/config.py", "field"),
     ("lora/injection.py", "field"),
     ("lora/names.py", "field"),
-    ("model/predict_output.py", "key"),
+    ("predictions/output.py", "key"),
     ("storage/schema.py", "key"),
     ("training/explained.py", "found[1]"),
     ("training/run_lock.py", "key"),

@@ -14,7 +14,7 @@ from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.lora.config import DIVISORS
-from lora_pl.model.plain import Method
+from lora_pl.model.network import Method
 from lora_pl.storage.flat import with_options
 
 Options = Mapping[str, Any]

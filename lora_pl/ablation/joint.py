@@ -23,7 +23,7 @@ from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
-from lora_pl.model.plain import read_start
+from lora_pl.model.start import read_start
 from lora_pl.model.training_loss import TrainingLoss
 from lora_pl.reporting import silence
 from lora_pl.storage.checkpoint import BASE_KEY, START_KEY, check_base

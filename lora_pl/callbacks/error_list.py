@@ -12,11 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.tasks import Task
+from lora_pl.data.examples import Examples
+from lora_pl.data.task import Prediction, Task
 from lora_pl.data.texts import as_text, named
 from lora_pl.errors import UserError
-from lora_pl.model.parts import Rows, write_rows
-from lora_pl.model.predict_output import is_stream, require_output
+from lora_pl.predictions.output import is_stream, require_output
+from lora_pl.predictions.writers import Row, Rows, write_rows
 from lora_pl.reporting import say
 
 KEY = "errors"
@@ -68,7 +69,7 @@ class ErrorList(Callback):
         task: Task = pl_module.task  # type: ignore[assignment]
         rows = [row for split in self._logits for row in self._errors(task, split)]
         rows.sort(key=lambda row: -row["probability" if task.labels else "difference"])
-        write_rows(self.path, rows)
+        write_rows(self.path, rows, None if rows else self._example(task))
         total = sum(len(places) for found in self._logits.values() for places, _ in found)
         what = "misclassified" if task.labels else "largest difference first"
         say(f"{len(rows):,} of {total:,} sentences in {self.path}, {what}")
@@ -88,16 +89,26 @@ class ErrorList(Callback):
 
     def _errors(self, task: Task, number: int) -> Rows:
         """The rows of a split, in no order."""
-        name = self._splits[number]
-        examples, split = self.data.read(name), {"split": name} if self._splits[1:] else {}
+        split = self._splits[number]
+        examples = self.data.read(split)
         places = [place for some, _ in self._logits[number] for place in some]
         logits = torch.cat([some for _, some in self._logits[number]])
         labels = torch.tensor([examples.labels[place] for place in places])
         wrong = task.differ(task.decisions(logits), task.targets(labels)) | (not task.labels)
         return [
-            split
-            | {"row": examples.rows[places[index]]}
-            | named(as_text([column[places[index]] for column in examples.texts]))
-            | task.error(examples.labels[places[index]], prediction)
+            self._row(task, split, examples, places[index], prediction)
             for index, prediction in zip(wrong.nonzero().flatten(), task.predictions(logits[wrong]), strict=True)
         ]
+
+    def _example(self, task: Task) -> Row:
+        """A row such as errors have."""
+        (prediction,) = task.predictions(torch.zeros(1, task.outputs))
+        return self._row(task, self._splits[0], self.data.read(self._splits[0]), 0, prediction)
+
+    def _row(self, task: Task, split: str, examples: Examples, place: int, prediction: Prediction) -> dict[str, Any]:
+        return (
+            ({"split": split} if self._splits[1:] else {})
+            | {"row": examples.rows[place]}
+            | named(as_text([column[place] for column in examples.texts]))
+            | task.error(examples.labels[place], prediction)
+        )

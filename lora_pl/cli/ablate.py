@@ -38,7 +38,7 @@ from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.base import Base
 from lora_pl.model.monitor import reported, require_monitor
-from lora_pl.model.plain import read_start
+from lora_pl.model.start import read_start
 from lora_pl.model.training_loss import TrainingLoss
 from lora_pl.reporting import say, silence
 from lora_pl.storage.flat import flatten, with_options

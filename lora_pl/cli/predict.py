@@ -18,7 +18,7 @@ from lora_pl.cli.checkpoint_defaults import option_value
 from lora_pl.cli.parser import Parser, verb_parser
 from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
-from lora_pl.data.rows import STDIN
+from lora_pl.data.lines import STDIN
 from lora_pl.data.sentence_data import IF_TOO_LONG, SentenceData
 from lora_pl.data.tasks import Task
 from lora_pl.data.texts import Format, Text, TextStream, as_row, as_text, named, with_kept
@@ -27,11 +27,12 @@ from lora_pl.errors import UsageError, UserError, first_line
 from lora_pl.model.many_adapters import ManyAdapters
 from lora_pl.model.memory import is_out_of_memory
 from lora_pl.model.one_process import OneProcess
-from lora_pl.model.parts import Rows
-from lora_pl.model.plain import PlainClassifier, read_model
+from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.precision import chosen_precision
-from lora_pl.model.predict_file import predict_file
-from lora_pl.model.predict_output import STDOUT, require_output
+from lora_pl.model.stored import read_model
+from lora_pl.predictions.file import predict_file
+from lora_pl.predictions.output import STDOUT, require_output
+from lora_pl.predictions.writers import Rows
 from lora_pl.reporting import say
 from lora_pl.training.resume.stop_signals import RunStopped
 
@@ -141,7 +142,8 @@ def _predict(
     precision = fabric.precision if isinstance(fabric, OneProcess) else str(fabric.strategy.precision.precision)
     dtype = resolve_dtype(model.hparams["base_dtype"], precision)
     with _stoppable(), _memory(), model.merged_for_prediction(dtype), fabric.autocast():
-        written = predict_file(stream, output, answers, made_from, fabric, bar)
+        example = with_kept(_example(model.task), dict.fromkeys(kept, ""))
+        written = predict_file(stream, output, answers, made_from, fabric, bar, example)
     asked, cut = fabric.all_reduce(torch.tensor([asked, cut]), reduce_op="sum").tolist()
     # of a stopped run's texts nobody knows any more how many were cut
     return _told(written, output, stream, _cut(cut, asked, [model.max_length]))

@@ -20,13 +20,13 @@ from lora_pl.cli.shared_options import (
     with_checkpoint,
 )
 from lora_pl.cli.verbs import described
-from lora_pl.data.rows import STDIN
+from lora_pl.data.lines import STDIN
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.texts import Format
 from lora_pl.errors import UsageError
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.precision import Precision
-from lora_pl.model.predict_output import STDOUT
+from lora_pl.predictions.output import STDOUT
 from lora_pl.reporting import say
 
 OF_TRAINER = (

@@ -13,7 +13,7 @@ from lora_pl.cli.checkpoint_defaults import checkpoint_defaults, early_value, op
 from lora_pl.cli.parser import Parser
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.errors import UsageError
-from lora_pl.model.plain import read_model
+from lora_pl.model.stored import read_model
 from lora_pl.training.run_options import OPTIONS
 
 LINKED: dict[str, Callable[[SentenceData], Any]] = {

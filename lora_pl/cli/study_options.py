@@ -14,7 +14,7 @@ from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK, AlphaRule, Arm, O
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.shared_options import LINKED
 from lora_pl.errors import UsageError
-from lora_pl.model.plain import Method
+from lora_pl.model.network import Method
 from lora_pl.storage.flat import with_options
 from lora_pl.storage.yaml_file import read_options
 from lora_pl.training.run_options import OPTIONS

@@ -34,7 +34,7 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UsageError, UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.model.classifier import LoRAClassifier
-from lora_pl.model.plain import read_model
+from lora_pl.model.stored import read_model
 from lora_pl.training.resume.same_run import checkpoint_to_resume
 from lora_pl.training.run import Run
 from lora_pl.training.run_config import CONFIG

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lora_pl.data.batches import Batch, ExactBatches, RandomBatches, SameBatches, SummedSeedBatches, TokenDataset
+from lora_pl.data.batches import Batch, TokenDataset
+from lora_pl.data.samplers import ExactBatches, RandomBatches, SameBatches, SummedSeedBatches
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.sources import TEST, TRAIN
 from lora_pl.errors import UserError

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_pl.data.classes import MAX_DIGITS, Classes, label_text
 from lora_pl.data.rows import Row, read_rows
-from lora_pl.data.tasks import CUSTOM_TASK, MAX_DIGITS, Classes, Label, Task, label_text
+from lora_pl.data.task import Label, Task
+from lora_pl.data.tasks import CUSTOM_TASK
 from lora_pl.errors import UserError
 
 MAX_CLASSES, MAX_NAME = 1000, 1000
@@ -105,7 +107,7 @@ def examples_of(rows: Iterable[Row], task: Task, source: str) -> Examples:
     texts, labels = [], []
     for where, (*cells, label) in rows:
         texts.append(cells)
-        labels.append(parse_label(task, label, where))
+        labels.append(task.parse(label_text(label), where))
     if not labels:
         raise UserError("data.empty", f"{source}: no row")
     return Examples(tuple(map(list, zip(*texts, strict=True))), labels)
@@ -139,11 +141,6 @@ def classes_of(rows: Iterable[Row], task: Classes, source: str, label_column: st
     if all(name.isdecimal() and len(name) < MAX_DIGITS for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))
     return tuple(sorted(distinct))
-
-
-def parse_label(task: Task, cell: object, where: str) -> Label:
-    """The label that a cell stands for; see `Task.parse`."""
-    return task.parse(label_text(cell), where)
 
 
 def _class_name(name: str, where: str) -> str:

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lora_pl.data.classes import Classes, label_text
 from lora_pl.data.examples import Examples, classes_of, examples_of, list_columns, listed
 from lora_pl.data.rows import Row, cell_text, require_columns
 from lora_pl.data.sources import TRAIN
-from lora_pl.data.tasks import Classes, Task, label_text
+from lora_pl.data.task import Task
 from lora_pl.errors import UserError
 from lora_pl.storage.paths import expanded
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_pl.data.classes import Classes
 from lora_pl.data.examples import Examples, discover_labels, read_examples
 from lora_pl.data.sources import TEST, TRAIN
-from lora_pl.data.tasks import Classes, Task
+from lora_pl.data.task import Task
 from lora_pl.errors import UserError
 
 

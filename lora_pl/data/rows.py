@@ -10,18 +10,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from lora_pl.data.json_values import MAX_LINE, array_values, parse_json
+from lora_pl.data.lines import STDIN, decoded_lines, not_utf8, opened, source_name
 from lora_pl.data.parquet import NO_TEXT, parquet_batches
 from lora_pl.errors import UserError
 from lora_pl.storage.paths import expanded
 
-STDIN = "-"
 FREE, RATIO, ROW = 1 << 28, 200, 64
 """A Parquet file may stand for 256 MiB and 200 times its size: its texts, and 64 bytes per row."""
 
@@ -79,35 +78,6 @@ def _rows(
     return reader(path, columns, header, lists)
 
 
-def opened(path: Path) -> io.BufferedReader:
-    """The file to read; standard input for -.
-
-    Raises:
-        UserError: `input`, standard input is closed.
-    """
-    if str(path) != STDIN:
-        return path.open("rb")
-    if sys.stdin is None:
-        raise UserError("input", "standard input is closed; give a file")
-    return cast(io.BufferedReader, sys.stdin.buffer)
-
-
-def source_name(path: Path) -> str:
-    """The path as messages name it."""
-    return "standard input" if str(path) == STDIN else str(path)
-
-
-def decoded_lines(stream: IO[bytes], name: str) -> Iterator[str]:
-    """The lines of UTF-8 text with their ends, without a byte order mark."""
-    number = 0
-    while line := stream.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) > MAX_LINE:
-            where = f"{name}, line {number}"
-            raise UserError("data.long_line", f"{where}: expected at most {MAX_LINE:,} bytes; is this a text file?")
-        yield _decoded(line, f"{name}, line {number}", first=number == 1)
-
-
 def require_columns(columns: Sequence[str], present: Sequence[str], where: str) -> None:
     """Raise `data.column`, listing the columns `present`, if one of `columns` is missing or there twice."""
     for column in columns:
@@ -118,18 +88,6 @@ def require_columns(columns: Sequence[str], present: Sequence[str], where: str) 
             shown = ", ".join(name if name.isprintable() else repr(name) for name in map(str, present))
             way = "save it with commas" if len(present) == 1 and ";" in shown else NAMED_BY
             raise UserError("data.column", f"{where}: no column {column!r}; there are: {shown[:500]} ({way})")
-
-
-def _decoded(data: bytes, where: str, first: bool) -> str:
-    try:
-        return data.decode("utf-8-sig" if first else "utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(error, where) from None
-
-
-def _not_utf8(error: UnicodeDecodeError, where: str) -> UserError:
-    byte = error.object[error.start]
-    return UserError("data.encoding", f"{where}: not UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
 
 
 Numbered = Iterator[tuple[int, list[str]]]
@@ -201,7 +159,7 @@ def _json_array(file: IO[bytes], path: Path, columns: Sequence[str], lists: Coll
             for number, value in enumerate(array_values(text, str(path)), 1):
                 yield _json_row(value, columns, f"{path}, row {number}", lists)
     except UnicodeDecodeError as error:
-        raise _not_utf8(error, str(path)) from None
+        raise not_utf8(error, str(path)) from None
 
 
 def _json_row(values: Any, columns: Sequence[str], where: str, lists: Collection[str]) -> Row:

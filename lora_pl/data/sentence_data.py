@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_pl.data.batches import BATCH_TOKENS, Batching
+from lora_pl.data.classes import first_of
+from lora_pl.data.columns import require_label_columns, text_columns
 from lora_pl.data.drawing import stratified_order
 from lora_pl.data.examples import Examples
 from lora_pl.data.held_out import HeldOut
 from lora_pl.data.hub import PREFIX, HubDataset, absolute
 from lora_pl.data.own_files import OwnFiles
 from lora_pl.data.sources import HUB, SAMPLE, TEST, TRAIN, read_split
-from lora_pl.data.tasks import MAX_SHOWN, OWN_TASKS, Classes, Task, get_task, task_name
+from lora_pl.data.task import Task
+from lora_pl.data.tasks import OWN_TASKS, get_task, task_name
 from lora_pl.data.tokens import Tokens, default_cache, tokenize_cached
 from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import architecture_of
@@ -29,8 +32,7 @@ from lora_pl.storage.paths import expanded
 from lora_pl.storage.schema import arguments, require_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 PATHS = ("source", "train_file", "validation_file", "test_file", "cache_dir")
 IF_TOO_LONG = "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut"
@@ -115,8 +117,8 @@ class SentenceData:
         self.own = _own_data(given["source"], *(given[f"{split}_file"] for split in (TRAIN, "validation", TEST)))
         self.held_out = HeldOut.of(self.hparams)
         self.task: Task = get_task(task_name(task, self.own is not None))
-        self.text_columns = _text_columns(self.task, text_column, text_pair_column)
-        _require_label_columns(self.task, label_columns, label_names)
+        self.text_columns = text_columns(self.task, text_column, text_pair_column)
+        require_label_columns(self.task, label_columns, label_names)
         self.source, self.encoder, self.seed = given["source"], settings["encoder"], seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
         self._tokens: dict[str, Tokens] = {}
@@ -163,10 +165,14 @@ class SentenceData:
         return load_tokenizer(self.encoder)
 
     @cached_property
+    def _config(self) -> PretrainedConfig:
+        return load_config(self.encoder)
+
+    @cached_property
     def batching(self) -> Batching:
         """packed or padded as asked for, but padded if the encoder takes nothing else."""
         given: Batching = self.hparams["batching"]
-        if given == "packed" and not architecture_of(load_config(self.encoder)).packed:
+        if given == "packed" and not architecture_of(self._config).packed:
             say(f"batching: {self.encoder} can't be packed, so batches are padded to their longest sentence")
             return "padded"
         return given
@@ -212,25 +218,28 @@ class SentenceData:
 
     def _tokenized(self, split: str) -> Tokens:
         examples, cache = self.read(split), self.hparams["cache_dir"]
-        length = min(self.max_length, max_tokens(load_config(self.encoder)))
+        length = min(self.max_length, max_tokens(self._config))
         tokens = tokenize_cached(self.tokenizer, examples, length, Path(cache) if cache else default_cache())
         if tokens.cut and self.hparams["too_long"] == "refuse":
             raise UserError(
                 "data.too_long",
                 f"{tokens.cut:,} of {len(tokens):,} {split} sentences are longer than {length} tokens; {IF_TOO_LONG}",
             )
+        self._report(split, tokens, examples.blank, length)
+        count = self.hparams["train_sentences"]
+        return self._drawn(tokens, count) if split == TRAIN and count else tokens
+
+    def _report(self, split: str, tokens: Tokens, blank: int, length: int) -> None:
         said = f"{split}: {len(tokens):,} sentences{self._of(split)}, {tokens.lengths.mean():.1f} tokens each"
         if tokens.cut:
             said += f"; {tokens.cut:,} of {len(tokens):,} sentences were cut at {length} tokens"
-        if examples.blank:
-            said += f"; {examples.blank:,} blank"
+        if blank:
+            said += f"; {blank:,} blank"
         say(said)
         say(f"  {self._named_task.distribution(tokens.labels)}")
         counts = self._named_task.counts(tokens.labels)
         if absent := [name for name, count in zip(self.label_names, counts, strict=False) if not count]:
-            say(f"  no sentence of {', '.join(absent[:MAX_SHOWN])}{', ...' * (len(absent) > MAX_SHOWN)}")
-        count = self.hparams["train_sentences"]
-        return self._drawn(tokens, count) if split == TRAIN and count else tokens
+            say(f"  no sentence of {first_of(absent)}")
 
     def _of(self, split: str) -> str:
         """Where a split is from, if that is another one."""
@@ -256,29 +265,6 @@ def _own_data(source: str, *files: str | None) -> OwnFiles | HubDataset | None:
     if any(files):
         return OwnFiles(*files)
     return HubDataset(source) if source.startswith(PREFIX) else None
-
-
-def _text_columns(task: Task, text: str | None, pair: str | None) -> tuple[str, ...]:
-    """The text columns of own files: as given, else the task's."""
-    if text is None and pair is None:
-        return task.columns
-    if pair is None and task.pairs and not task.takes_single_texts:
-        raise UserError(
-            "data.text_pair_column", f"expected the second sentence's column for the task {task.name}, got none"
-        )
-    return (text or task.columns[0],) if pair is None else (text or task.columns[0], pair)
-
-
-def _require_label_columns(task: Task, columns: list[str] | None, names: list[str] | None) -> None:
-    if columns is None:
-        return
-    if not isinstance(task, Classes) or not task.takes_lists:
-        raise UserError(
-            "data.label_columns", f"several labels per text are for --data.task multilabel, got {task.name}"
-        )
-    if not columns or len(set(columns)) != len(columns) or len(columns) != len(names or columns):
-        expected = f"one column for each of {', '.join(names)}" if names else "at least one column"
-        raise UserError("data.label_columns", f"expected {expected}, all different, got {columns}")
 
 
 def _absolute(path: str | None) -> str | None:

@@ -3,8 +3,9 @@
 from importlib import resources
 from pathlib import Path
 
-from lora_pl.data.examples import Examples, parse_label, read_examples
-from lora_pl.data.tasks import OWN_TASKS, Task
+from lora_pl.data.examples import Examples, examples_of, read_examples
+from lora_pl.data.task import Task
+from lora_pl.data.tasks import OWN_TASKS
 from lora_pl.errors import UserError, first_line
 from lora_pl.storage.paths import expanded
 
@@ -64,5 +65,5 @@ def _read_hub(task: Task, split: str) -> Examples:
             f"the hub's {where} could not be loaded ({first_line(error)}); without a network take "
             "--data.source sample or a folder (--data.source FOLDER), or run --config configs/demo.yaml",
         ) from error
-    labels = [parse_label(task, cell, f"{where}, row {row}") for row, cell in enumerate(table["label"], 1)]
-    return Examples(tuple(list(table[name]) for name in task.columns), labels)
+    cells = zip(*(table[name] for name in (*task.columns, "label")), strict=True)
+    return examples_of(((f"{where}, row {number}", row) for number, row in enumerate(cells, 1)), task, where)

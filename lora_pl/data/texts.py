@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_pl.data.rows import STDIN, TABLES, Row, decoded_lines, opened, read_rows, source_name
+from lora_pl.data.lines import STDIN, decoded_lines, opened, source_name
+from lora_pl.data.rows import TABLES, Row, read_rows
 from lora_pl.errors import UserError
 
 CHUNK = 512  # texts read at a time: enough for batches of like length, few enough for memory

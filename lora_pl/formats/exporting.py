@@ -9,7 +9,8 @@ from lora_pl.formats.comparison import Comparison, compare
 from lora_pl.formats.export import Export, ExportOptions
 from lora_pl.formats.model_card import RECORD, write_model_card, write_record
 from lora_pl.formats.sentences import DEFAULT_COUNT, Sentences, sentences_for
-from lora_pl.model.plain import PlainClassifier, read_model
+from lora_pl.model.plain import PlainClassifier
+from lora_pl.model.stored import read_model
 from lora_pl.storage.paths import expanded, public
 from lora_pl.storage.write_whole import recover, write_folder_whole
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch
-from lora_pl.data.tasks import Prediction, Task, get_task
+from lora_pl.data.task import Prediction, Task
+from lora_pl.data.tasks import get_task
 from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.data.tokens import Tokens, concatenate
 from lora_pl.encoder.architectures import require_shared_batches
@@ -25,8 +26,8 @@ from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
 from lora_pl.lora.state import below, copy_state
 from lora_pl.model.base import Base
-from lora_pl.model.plain import read_model
-from lora_pl.storage.checkpoint import DATA_KEY, check_base
+from lora_pl.model.stored import read_model
+from lora_pl.storage.checkpoint import DATA_KEY, SETTINGS_KEY, check_base
 
 _LOADING = threading.Lock()
 
@@ -68,7 +69,7 @@ class ManyAdapters(nn.Module):
         super().__init__()
         if not checkpoints:
             raise UserError("adapter", "expected at least one name with a checkpoint, got none")
-        settings = read_model(next(iter(checkpoints.values())))["hyper_parameters"]
+        settings = read_model(next(iter(checkpoints.values())))[SETTINGS_KEY]
         if encoder is None:
             require_own_package(settings["encoder"])
         self.base = Base.load(os.fspath(encoder or settings["encoder"]))
@@ -100,7 +101,7 @@ class ManyAdapters(nn.Module):
 
     def _load_adapter(self, name: str, path: str | Path) -> None:
         checkpoint = read_model(path)
-        settings = checkpoint["hyper_parameters"]
+        settings = checkpoint[SETTINGS_KEY]
         self._require_fitting(name, path, checkpoint)
         task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
         columns = (checkpoint.get(DATA_KEY, {}).get(name) for name in ("text_column", "text_pair_column"))
@@ -185,7 +186,7 @@ class ManyAdapters(nn.Module):
         return self.members[name]
 
     def _require_fitting(self, name: str, path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-        settings = checkpoint["hyper_parameters"]
+        settings = checkpoint[SETTINGS_KEY]
         if name in self.members or not name or "." in name:
             raise UserError("adapter", f"expected a new name without dots for {path}, got {name!r}")
         whole = "a whole encoder" if settings["method"] == "full" else "biases or norms of its own"

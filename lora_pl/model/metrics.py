@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection, SumMetric
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy
 
-from lora_pl.data.tasks import MetricName, Task
+from lora_pl.data.task import MetricName, Task
 from lora_pl.errors import UserError
 from lora_pl.lora.transfer import transfer
 from lora_pl.model.class_scores import ClassScores, Confusion, LabelCounts

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
-from lora_pl.data.tasks import Task
+from lora_pl.data.task import Task
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.encoder.source import canonical_name
 from lora_pl.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from lora_pl.data.tasks import Task
+from lora_pl.data.task import Task
 from lora_pl.errors import UserError
 
 

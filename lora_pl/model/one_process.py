@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.encoder.dtype import OF_PRECISION
-from lora_pl.model.precision import SHORT
+from lora_pl.model.precision import SHORT, device_of
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class OneProcess:
     def of(cls, accelerator: str, strategy: str, devices: Any, num_nodes: int, precision: Any) -> OneProcess | None:
         """The process that Fabric's options describe; None if they need Fabric."""
         name = SHORT.get(str(precision), str(precision))
-        device = _device(accelerator)
+        device = device_of(accelerator)
         known = name in ("32-true", "bf16-mixed") or (name, device) == ("16-mixed", "cuda")
         if device is None or not known or strategy != "auto" or devices not in (1, "1") or num_nodes != 1:
             return None
@@ -57,10 +57,3 @@ class OneProcess:
 
     def barrier(self, name: str) -> None:
         """Nothing: there is no other process to wait for."""
-
-
-def _device(accelerator: str) -> str | None:
-    """cuda or cpu by Lightning's name of the accelerator; None for any other device."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "cuda"
-    return "cpu" if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()) else None

@@ -1,4 +1,4 @@
-"""The fastest precision of a device."""
+"""Devices, and the fastest precision of each."""
 
 from typing import Any, Literal
 
@@ -31,10 +31,17 @@ def default_precision(accelerator: str = "auto") -> Literal["bf16-mixed", "16-mi
     Args:
         accelerator: Lightning's name of the accelerator; auto is the GPU where there is one.
     """
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    device = device_of(accelerator)
+    if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-    return "bf16-mixed" if on_cpu and cpu_has_bf16() else "32-true"
+    return "bf16-mixed" if device == "cpu" and cpu_has_bf16() else "32-true"
+
+
+def device_of(accelerator: str) -> str | None:
+    """cuda or cpu by Lightning's name of the accelerator; None for any other device."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "cpu" if accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available()) else None
 
 
 def require_precision(precision: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lora_pl.data.tasks import Task, get_task
+from lora_pl.data.task import Task
+from lora_pl.data.tasks import get_task
 from lora_pl.errors import UserError
-from lora_pl.lora import LoRAConfig
+from lora_pl.lora import LoRAConfig, LoRAError
 from lora_pl.model.base import Base
+from lora_pl.model.stored import read_model
 from lora_pl.storage.checkpoint import SETTINGS_KEY, Started, check_base, unequal
 from lora_pl.storage.flat import flatten
 
@@ -82,6 +85,16 @@ class Start:
     def _resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The settings with the names of the base's layers as targets."""
         return {**settings, "lora": self.base.resolve(LoRAConfig.of(settings["lora"])).to_dict()}
+
+
+def read_start(path: str, base: Base) -> Start:
+    """The checkpoint that models on `base` start from; a UserError, `model.start_from`, where it can't be read."""
+    if os.path.isdir(path):
+        raise UserError("model.start_from", f"{path} is a folder; lora_pl import makes a checkpoint of an adapter's")
+    try:
+        return Start(path, read_model(path), base)
+    except (UserError, LoRAError, OSError) as error:
+        raise UserError("model.start_from", getattr(error, "message", str(error))) from error
 
 
 def _task(settings: Mapping[str, Any]) -> Task:

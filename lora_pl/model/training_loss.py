@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lora_pl.data.classes import MAX_SHOWN, Classes, first_of
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.sources import TRAIN
-from lora_pl.data.tasks import MAX_SHOWN, Classes, Task
+from lora_pl.data.task import Task
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
 
@@ -73,7 +74,7 @@ class TrainingLoss(nn.Module):
             raise UserError("model.class_weights", "balanced needs the labels of a SentenceDataModule; give numbers")
         self.weights = torch.tensor(_balanced(data.labels(TRAIN), self.task), dtype=torch.float32)
         shown = [f"{name}: {weight:.4g}" for name, weight in zip(self.task.labels, self.weights.tolist(), strict=True)]
-        say(f"class weights: {', '.join(shown[:MAX_SHOWN])}{', ...' if shown[MAX_SHOWN:] else ''}")
+        say(f"class weights: {first_of(shown)}")
 
 
 def _balanced(labels: NDArray[np.float32], task: Classes) -> NDArray[np.float64]:
@@ -90,7 +91,7 @@ def _balanced(labels: NDArray[np.float32], task: Classes) -> NDArray[np.float64]
 
 def _weights(given: list[float], task: Task) -> Tensor:
     weights = torch.tensor(given, dtype=torch.float32)
-    of = f"for {', '.join(task.labels[:MAX_SHOWN])}{', ...' if task.labels[MAX_SHOWN:] else ''}"
+    of = f"for {first_of(task.labels)}"
     if len(given) != task.outputs:
         raise UserError("model.class_weights", f"expected {task.outputs} numbers, {of}, got {len(given)}")
     if not (torch.isfinite(weights) & (weights > 0)).all():

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lora_pl.errors import UserError
-from lora_pl.model.parts import Parts
-from lora_pl.model.predict_output import is_stream, opened, require_output
+from lora_pl.predictions.output import is_stream, opened, require_output
+from lora_pl.predictions.parts import Parts
 from lora_pl.storage.write_whole import recover, write_folder_whole, write_whole
 from tests.processes import run
 

@@ -23,7 +23,7 @@ from lora_pl.data import texts
 from lora_pl.data.examples import Examples
 from lora_pl.data.texts import TextStream
 from lora_pl.data.tokens import tokenize_cached
-from lora_pl.model.predict_file import predict_file
+from lora_pl.predictions.file import predict_file
 from lora_pl.training.resume.same_run import check_same_run
 from tests.attack.fuzzing import counts, fuzz, told
 from tests.attack.mutations import PIECES, changed_bytes, changed_values

@@ -14,7 +14,7 @@ from lora_pl.data.tasks import get_task
 from lora_pl.errors import UserError
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
 from lora_pl.model.metrics import TOGETHER, SplitMetrics
-from lora_pl.model.parts import json_lines
+from lora_pl.predictions.writers import json_lines
 
 counts = pytest.mark.parametrize("count", [100, pytest.param(5000, marks=pytest.mark.attack)])
 scores = st.floats(-(2.0**90), 2.0**90, width=32) | st.sampled_from([0.0, 0.1, 1.0, 1e6, 1e6 + 0.0625])

@@ -28,7 +28,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.data import datamodule
-from lora_pl.data.batches import SummedSeedBatches, TokenDataset
+from lora_pl.data.batches import TokenDataset
+from lora_pl.data.samplers import SummedSeedBatches
 from lora_pl.errors import UserError
 from lora_pl.reporting import silence
 from lora_pl.storage.checkpoint import read_checkpoint

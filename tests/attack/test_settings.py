@@ -25,7 +25,7 @@ from lora_pl.formats.importing import ImportOptions, checkpoint_of, load_externa
 from lora_pl.lora import LoRAError
 from lora_pl.lora.names import matching, require_patterns
 from lora_pl.model.many_adapters import ManyAdapters
-from lora_pl.model.plain import read_model
+from lora_pl.model.stored import read_model
 from lora_pl.storage.checkpoint import EQUAL, FREE, SAID
 from tests.cli.mistakes import fails
 
@@ -152,8 +152,8 @@ def test_any_value_of_an_encoders_configuration(count, tmp_path, monkeypatch):
         (("encoder",), b"x"), (("method",), "lara"), (("head",), None), (("base_dtype",), "float8"),
     ],
 )  # fmt: skip
-def test_a_wrong_type_is_one_line(path, value, tmp_path):
-    stored = torch.load(CHECKPOINT, weights_only=True)
+def test_a_wrong_type_is_one_line(path, value, made, tmp_path):
+    stored = torch.load(made, weights_only=True)
     torch.save(changed(stored, ("hyper_parameters", *path), value), tmp_path / "x.ckpt")
     for load in (read_model, LoRAClassifier.load_from_checkpoint, lambda file: ManyAdapters({"a": file})):
         assert told(load, tmp_path / "x.ckpt") in ("checkpoint.settings", "checkpoint.refused")

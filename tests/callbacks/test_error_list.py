@@ -10,13 +10,16 @@ from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.cli.main import main
 from lora_pl.data.rows import read_rows
 from lora_pl.errors import UserError
-from lora_pl.model.parts import WRITERS, write_rows
+from lora_pl.predictions.writers import WRITERS, write_rows
+
+
+def validate(model: LoRAClassifier, data: SentenceDataModule, path: str) -> None:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    Trainer(callbacks=[ErrorList(path, data)], **quiet).validate(model, data, verbose=False)
 
 
 def listed(data: SentenceDataModule, path: str = "errors.jsonl") -> list[dict]:
-    model = LoRAClassifier.for_data(data)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    Trainer(callbacks=[ErrorList(path, data)], **quiet).validate(model, data, verbose=False)
+    validate(LoRAClassifier.for_data(data), data, path)
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
@@ -50,6 +53,22 @@ def test_every_format_has_the_rows(rows):
         read = [cells for _, cells in read_rows("errors.csv", ["text", "label"])]
         assert read == [tuple(row.values()) for row in rows]
     assert {path.name for path in Path().iterdir()} == {f"errors{ending}" for ending in WRITERS}
+
+
+def test_without_errors_a_table_has_its_columns(tiny_encoder):
+    Path("mine.csv").write_text("text,label\ngood,a\nbad,a\n")
+    files = {"train_file": "mine.csv", "validation_file": "mine.csv", "label_names": ["a", "b"]}
+    data = SentenceDataModule(**files, encoder=tiny_encoder())
+    model, read = LoRAClassifier.for_data(data), []
+    for bias in (100.0, -100.0):
+        model.head.bias.data[0] = bias
+        for name in ("errors.csv", "errors.parquet"):
+            validate(model, data, name)
+        read.append((Path("errors.csv").read_text().splitlines(), pq.read_schema("errors.parquet")))
+    (none, schema), (both, same) = read
+    assert none == both[:1] == ["row,text,label,prediction,probability"]
+    assert len(both) == 3
+    assert schema == same
 
 
 def test_lists_may_all_be_empty():

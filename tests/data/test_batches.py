@@ -7,15 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from lora_pl.data.batches import (
-    ExactBatches,
-    RandomBatches,
-    SummedSeedBatches,
-    TokenDataset,
-    common_length,
-    make_batch,
-    split_by_tokens,
-)
+from lora_pl.data.batches import TokenDataset, common_length, make_batch, split_by_tokens
+from lora_pl.data.samplers import ExactBatches, RandomBatches, SummedSeedBatches
 from lora_pl.data.tokens import Tokens
 from lora_pl.errors import UserError
 

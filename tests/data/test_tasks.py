@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lora_pl.data.examples import parse_label, read_examples
+from lora_pl.data.classes import label_text
+from lora_pl.data.examples import read_examples
 from lora_pl.data.sources import read_glue_file
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS, MultiLabel, Regression, get_task
 from lora_pl.errors import UserError
@@ -205,7 +206,8 @@ def test_labels_that_do_not_fit_the_task(name, labels):
 
 
 def test_classes_that_are_numbers_are_no_ids():
-    read = [parse_label(CUSTOM_TASK.customized(["1.0", "0.0"]), cell, "x.csv, line 2") for cell in ("1.0", "1", "0.0")]
+    task = CUSTOM_TASK.customized(["1.0", "0.0"])
+    read = [task.parse(label_text(cell), "x.csv, line 2") for cell in ("1.0", "1", "0.0")]
     assert read == [0, 0, 1]
     with pytest.raises(UserError, match="label '0' is outside the task's classes; expected 1, 2, 3$"):
         CUSTOM_TASK.customized(["1", "2", "3"]).parse("0", "x.csv, line 2")

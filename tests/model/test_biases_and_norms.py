@@ -35,7 +35,7 @@ def test_trains_and_stores_exactly_these(kind, settings, tiny_encoder, glue_fold
     before = copy.deepcopy(dict(model.named_parameters()))
     own = {f"encoder.{name}" for name in biases_and_norms(model.encoder, model.hparams)}
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(kind))
-    trainer(tmp_path, max_steps=2).fit(model, data)
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(model, data)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     adapter_and_head = {name for name in before if ".adapter." in name or name.startswith("head.")}
     assert own
@@ -95,7 +95,7 @@ def test_they_are_fp32_over_a_half_precision_base(settings, tiny_encoder, glue_f
     own = biases_and_norms(model.encoder, model.hparams)
     kept = {name: parameter.detach().clone() for name, parameter in own.items()}
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
-    trainer(tmp_path, precision="bf16-mixed").fit(model, data)
+    trainer(tmp_path, precision="bf16-mixed", limit_val_batches=0).fit(model, data)
     assert {parameter.dtype for parameter in own.values()} == {torch.float32}
     assert all(not torch.equal(parameter, kept[name]) for name, parameter in own.items())
     assert model.encoder.embeddings.word_embeddings.weight.dtype == torch.bfloat16

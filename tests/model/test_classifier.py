@@ -14,6 +14,7 @@ from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS, LoRAError, lora_layers
 from lora_pl.lora.int8 import Int8Weight, int8_is_fast
+from lora_pl.model.predictor import MERGED_FROM
 from tests.encoder.test_architectures import WITH_HEAD
 from tests.lora.test_eva import WITH_A_AND_B
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
@@ -23,7 +24,8 @@ TEXTS = ["the film is good", "the plot is very very dull", "fine", ""]
 
 def trainer(tmp_path, **changes) -> Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=tmp_path, enable_model_summary=False, **{**quiet, "max_steps": 3, **changes})
+    short = {"enable_model_summary": False, "num_sanity_val_steps": 0, "max_steps": 3}
+    return Trainer(default_root_dir=tmp_path, **{**quiet, **short, **changes})
 
 
 def batch_of(model: LoRAClassifier, texts=TEXTS, batching="packed"):
@@ -38,7 +40,7 @@ def test_every_architecture_trains_adapters_and_head_alone(kind, head, tiny_enco
     assert len(model.adapted) == 4
     before = copy.deepcopy(dict(model.named_parameters()))
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(kind))
-    trainer(tmp_path, max_epochs=3, max_steps=-1).fit(model, data)
+    trainer(tmp_path, limit_val_batches=0).fit(model, data)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert changed == trained
@@ -69,7 +71,7 @@ def test_dropout_is_active_in_fit(tiny_encoder, glue_folder, tmp_path):
 
     model.encoder.embeddings.dropout.register_forward_hook(watch)
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
-    trainer(tmp_path, max_steps=1, num_sanity_val_steps=0, limit_val_batches=0).fit(model, data)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, data)
     assert seen == [(True, True)]
 
 
@@ -108,10 +110,10 @@ def test_a_subclass_may_have_an_optimizer_of_its_own(kind, scheduled, tiny_encod
     model = Own(encoder=tiny_encoder())
     before = model.head.weight.clone()
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
-    stopped = trainer(tmp_path)
+    stopped = trainer(tmp_path, limit_val_batches=0)
     stopped.fit(model, data)
     stopped.save_checkpoint(tmp_path / "own.ckpt")
-    trainer(tmp_path, max_steps=4).fit(model, data, ckpt_path=tmp_path / "own.ckpt")
+    trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(model, data, ckpt_path=tmp_path / "own.ckpt")
     assert not torch.equal(model.head.weight, before)
 
 
@@ -371,14 +373,14 @@ def test_the_base_is_kept_in_its_type_and_the_rest_in_fp32(
 ):
     model = LoRAClassifier(encoder=tiny_encoder(), base_dtype=base_dtype, learning_rate=1e-2)
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching)
-    trainer(tmp_path, precision=precision).fit(model, data)
+    trainer(tmp_path, precision=precision, limit_val_batches=0).fit(model, data)
     for name, parameter in model.encoder.named_parameters():
         is_fp32 = parameter.requires_grad or "LayerNorm" in name
         assert parameter.dtype == (torch.float32 if is_fp32 else expected), name
     assert {p.dtype for p in model.head.parameters()} == {torch.float32}
     assert model.eval()(batch_of(model)).dtype == torch.float32
     before = copy.deepcopy(model.state_dict())
-    assert len(model.predict(TEXTS * 80)) == 320
+    assert len(model.predict(TEXTS * 64)) == MERGED_FROM
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -443,7 +445,7 @@ def test_full_fine_tuning_keeps_fp32(tiny_encoder, glue_folder, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_fifty_steps_are_the_same_packed_and_padded(tiny_encoder, glue_folder, tmp_path):
+def test_twenty_steps_are_the_same_packed_and_padded(tiny_encoder, glue_folder, tmp_path):
     losses = {}
     for batching in ("packed", "padded"):
         torch.manual_seed(0)
@@ -451,9 +453,9 @@ def test_fifty_steps_are_the_same_packed_and_padded(tiny_encoder, glue_folder, t
         data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching, batch_size=8)
         seen = losses[batching] = []
         model.training_step = lambda *given, of=model.training_step, seen=seen: _noted(of(*given), seen)
-        trainer(tmp_path, max_steps=50, max_epochs=-1, limit_val_batches=0).fit(model, data)
-    assert len(losses["packed"]) == 50
-    moved = 50 * 1e-1  # at most: a step of AdamW moves a weight by its learning rate
+        trainer(tmp_path, max_steps=20, max_epochs=-1, limit_val_batches=0).fit(model, data)
+    assert len(losses["packed"]) == 20
+    moved = 20 * 1e-1  # at most: a step of AdamW moves a weight by its learning rate
     assert losses["packed"] == pytest.approx(losses["padded"], abs=rounding(TINY_TERMS, scale=moved))
     assert max(losses["packed"]) - min(losses["packed"]) > 0.2  # the weights moved far
 
@@ -474,14 +476,14 @@ def broken(tiny_encoder, **changes) -> LoRAClassifier:
 def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder, glue_folder, tmp_path):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
     with pytest.raises(UserError, match=r"step 1 \(epoch 0, batch 1\).* checkpoint: none") as error:
-        trainer(tmp_path, num_sanity_val_steps=0).fit(broken(tiny_encoder), data)
+        trainer(tmp_path).fit(broken(tiny_encoder), data)
     assert error.value.key == "model.nonfinite_loss"
 
 
 def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
     model = broken(tiny_encoder, nonfinite_loss="skip")
-    run = trainer(tmp_path, num_sanity_val_steps=0, max_steps=-1, max_epochs=1)
+    run = trainer(tmp_path, max_steps=-1, max_epochs=1)
     run.fit(model, data)
     assert "loss is nan at step 1 (epoch 0, batch 1); the batch is skipped" in capsys.readouterr().err
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from lora_pl.data import texts
 from lora_pl.errors import UserError
-from lora_pl.printable import json_line
+from lora_pl.predictions.writers import WRITERS, Row, Rows, json_lines
 from lora_pl.reporting import say
 from lora_pl.storage.write_whole import SUFFIX, write_whole
 
-Rows = list[dict[str, Any]]
 PLAN, PART = "plan.json", "{:08d}.jsonl"
 OWN = re.compile(r"\d{8,}\.jsonl")
 
@@ -64,8 +61,12 @@ class Parts:
 
         write_whole(self.folder / PART.format(number), fill)
 
-    def join(self) -> int:
-        """Put the parts one after the other into the file, and remove them; the number of rows."""
+    def join(self, example: Row | None = None) -> int:
+        """Put the parts one after the other into the file, and remove them; the number of rows.
+
+        Args:
+            example: Gives a table its columns, which it has without rows too; by default the first row does.
+        """
         numbers, written = self.done(), 0
         if numbers != list(range(len(numbers))):
             raise UserError("output", f"{self.folder}: parts are missing; give the same command again")
@@ -73,7 +74,7 @@ class Parts:
 
         def fill(beside: Path) -> None:
             nonlocal written
-            written = WRITERS[self.path.suffix.lower()](paths, beside)
+            written = WRITERS[self.path.suffix.lower()](paths, beside, example)
 
         write_whole(self.path, fill)
         self.remove()
@@ -118,109 +119,3 @@ def _is_own(path: Path) -> bool:
 
 def _is_unfinished(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == SUFFIX
-
-
-def json_lines(rows: Rows) -> bytes:
-    """The rows as JSON lines; a ValueError for NaN, which JSON has not."""
-    return "".join(json_line(row) + "\n" for row in rows).encode()
-
-
-def write_rows(path: str, rows: Rows) -> None:
-    """Write the rows into a file by its ending, whole or not at all."""
-
-    def fill(beside: Path) -> None:
-        part = beside.with_name(PART.format(0))
-        part.write_bytes(json_lines(rows))
-        WRITERS[Path(path).suffix.lower()]([part] if rows else [], beside)
-
-    write_whole(Path(path), fill)
-
-
-def _as_lines(parts: Sequence[Path], path: Path) -> int:
-    rows = 0
-    with path.open("wb") as whole:
-        for part in parts:
-            with part.open("rb") as file:
-                for line in file:
-                    rows += 1
-                    whole.write(line)
-    return rows
-
-
-def _as_csv(parts: Sequence[Path], path: Path) -> int:
-    """A column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it; lists as JSON."""
-    rows, header = 0, list[str]()
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        for part in parts:
-            for row in map(_flat, _read(part)):
-                if not header:
-                    header = list(row)
-                    writer.writerow(header)
-                if list(row) != header:
-                    raise _damaged(part)
-                writer.writerow(row.values())
-                rows += 1
-    return rows
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    chances = row.pop("probabilities", None)
-    row |= {name: json.dumps(cell, ensure_ascii=False) for name, cell in row.items() if isinstance(cell, list)}
-    return row | {f"probabilities.{label}": chance for label, chance in dict(chances or {}).items()}
-
-
-def _as_parquet(parts: Sequence[Path], path: Path) -> int:
-    """Every part is a row group; the columns are those of the first."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def table(part: Path) -> Any:
-        try:
-            found = pa.Table.from_pylist(list(_read(part)))
-            return found.cast(pa.schema([(field.name, _of_texts(field.type)) for field in found.schema]))
-        except (ValueError, TypeError, pa.ArrowException):
-            raise _damaged(part) from None
-
-    rows, schema = 0, table(parts[0]).schema if parts else pa.schema([])
-    with pq.ParquetWriter(path, schema) as writer:
-        for part in parts:
-            found = table(part)
-            if found.schema != schema:
-                raise _damaged(part)
-            writer.write_table(found)
-            rows += found.num_rows
-    return rows
-
-
-def _of_texts(type: Any) -> Any:
-    """The type of a column of lists, all of which may be empty; others as they are."""
-    import pyarrow as pa
-
-    return pa.list_(pa.string()) if pa.types.is_list(type) else type
-
-
-def _read(part: Path) -> Iterator[dict[str, Any]]:
-    """The part's rows.
-
-    Raises:
-        UserError: `output`, it was damaged meanwhile.
-    """
-    try:
-        with part.open(encoding="utf-8") as file:
-            for line in file:
-                yield dict(json.loads(line))
-    except (ValueError, TypeError, RecursionError):
-        raise _damaged(part) from None
-
-
-def _damaged(part: Path) -> UserError:
-    return UserError("output", f"{part} is damaged; remove {part.parent} and give the command again")
-
-
-WRITERS: dict[str, Callable[[Sequence[Path], Path], int]] = {
-    ".jsonl": _as_lines,
-    ".csv": _as_csv,
-    ".parquet": _as_parquet,
-}
-"""Joins parts into a file, by its ending."""

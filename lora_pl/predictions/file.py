@@ -12,8 +12,9 @@ from lora_pl.data import texts
 from lora_pl.data.texts import Text, TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.one_process import OneProcess
-from lora_pl.model.parts import Parts, Rows, json_lines
-from lora_pl.model.predict_output import is_stream, opened, require_output
+from lora_pl.predictions.output import is_stream, opened, require_output
+from lora_pl.predictions.parts import Parts
+from lora_pl.predictions.writers import Row, Rows, json_lines
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -29,6 +30,7 @@ def predict_file(
     made_from: Mapping[str, Any],
     fabric: Fabric | OneProcess,
     bar: bool = False,
+    example: Row | None = None,
 ) -> int:
     """Write the rows of all texts in their order.
 
@@ -37,11 +39,12 @@ def predict_file(
 
     Args:
         stream: The texts.
-        output: JSON lines, or Parquet by its ending; - is standard output.
+        output: JSON lines, or CSV or Parquet by its ending; - is standard output.
         answers: The model.
         made_from: What the rows depend on beside the texts.
         fabric: The processes, already launched.
         bar: Whether to show the progress where standard error is a terminal.
+        example: A row such as `answers` gives: a table has its columns, even if there is no text.
 
     Returns:
         How many rows were written (by the first process; 0 elsewhere).
@@ -67,7 +70,7 @@ def predict_file(
             parts.keep_or_remove(resumable=not stream.once)
         raise
     fabric.barrier("predicted")
-    return parts.join() if fabric.is_global_zero else 0
+    return parts.join(example) if fabric.is_global_zero else 0
 
 
 def _write_stream(rows: Iterable[Rows], output: str) -> int:

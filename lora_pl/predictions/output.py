@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from lora_pl.errors import UserError
-from lora_pl.model.parts import WRITERS
+from lora_pl.predictions.writers import WRITERS
 
 STDOUT = "-"
 

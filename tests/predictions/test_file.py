@@ -13,8 +13,9 @@ from lora_pl.data import texts
 from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.many_adapters import ManyAdapters
-from lora_pl.model.parts import Parts
 from lora_pl.model.plain import PlainClassifier
+from lora_pl.predictions.parts import Parts
+from lora_pl.predictions.writers import WRITERS, write_rows
 
 TEXTS = [f"the film {number} is good" for number in range(100)]
 
@@ -37,9 +38,10 @@ def rows_of(name: str) -> list[dict]:
     return [json.loads(line) for line in Path(name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["y.jsonl", "y.parquet"])
-def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, predict, capsys, monkeypatch):
-    assert main([*predict, "whole" + name]) == 0
+def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(predict, capsys, monkeypatch):
+    """Here of a table; several adapters write lines."""
+    assert main([*predict, "whole.jsonl"]) == 0
+    name = "y.parquet"
     asked, answer = [], PlainClassifier.tokenize
 
     def stop(self, batch, *given):
@@ -54,7 +56,7 @@ def test_a_stopped_prediction_goes_on_with_the_parts_that_are_missing(name, pred
     assert "48 predictions are in" in capsys.readouterr().err
     assert main([*predict, name]) == 0
     assert asked[60:] == TEXTS[48:]
-    assert rows_of(name) == rows_of("whole" + name)
+    assert rows_of(name) == rows_of("whole.jsonl")
     assert [row["text"] for row in rows_of(name)] == TEXTS
     assert not Path(f"{name}.parts").exists()
 
@@ -92,16 +94,37 @@ def test_several_adapters_go_on_too(predict, monkeypatch):
     assert [row["adapter"] for row in rows_of("y.jsonl")] == ["a", "b"] * len(TEXTS)
 
 
-@pytest.mark.parametrize("name", ["y.jsonl", "y.parquet"])
-def test_no_text_gives_an_empty_file(name, predict):
-    Path("x.txt").write_text("")
-    assert main([*predict, name]) == 0
-    assert rows_of(name) == []
+def test_no_text_gives_no_row_and_the_columns_that_rows_would_have(predict):
+    columns = {}
+    for text in ("", "fine,7\n"):
+        Path("x.csv").write_text("sentence,id\n" + text)
+        for name in ("y.jsonl", "y.csv", "y.parquet"):
+            assert main([*predict[:3], "--input", "x.csv", "--keep_columns=[id]", "--output", name]) == 0
+        assert len(rows_of("y.jsonl")) == pq.read_metadata("y.parquet").num_rows == len(text.splitlines())
+        header = Path("y.csv").read_text().splitlines()[0]
+        columns[text] = header, pq.read_schema("y.parquet")
+    assert columns[""] == columns["fine,7\n"]
+    assert header == "text,label,score,id,probabilities.negative,probabilities.positive"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "x", "score": 0.5}, {"text": "x", "score": 0.5, "probabilities": "kept"},
+     {"text": "x", "labels": [], "probabilities": {"a": 0.5}}],
+)  # fmt: skip
+def test_a_table_without_rows_has_the_columns_of_the_example(row):
+    for rows in ([], [row]):
+        for ending in WRITERS:
+            write_rows(f"{len(rows)}{ending}", rows, row)
+    assert Path("0.csv").read_text() == Path("1.csv").read_text().splitlines(keepends=True)[0]
+    assert pq.read_schema("0.parquet") == pq.read_schema("1.parquet")
+    assert pq.read_table("1.parquet").to_pylist() == rows_of("1.jsonl") == [row]
+    assert Path("0.jsonl").read_text() == ""
 
 
 def test_parts_of_another_input_are_not_taken(predict, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, "join", lambda self: 1 / 0)
+        patch.setattr(Parts, "join", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main([*predict, "y.jsonl"])
     Path("x.txt").write_text("\n".join(reversed(TEXTS)) + "\n")

@@ -1,0 +1,1 @@
+"""Files of predictions: written in parts, joined, as lines or tables."""

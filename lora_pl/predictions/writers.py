@@ -1,0 +1,135 @@
+"""Rows of answers as JSON lines, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_pl.errors import UserError
+from lora_pl.printable import json_line
+from lora_pl.storage.write_whole import write_whole
+
+Row = Mapping[str, Any]
+Rows = list[dict[str, Any]]
+CHANCES = "probabilities"
+
+
+def json_lines(rows: Rows) -> bytes:
+    """The rows as JSON lines; a ValueError for NaN, which JSON has not."""
+    return "".join(json_line(row) + "\n" for row in rows).encode()
+
+
+def write_rows(path: str, rows: Rows, example: Row | None = None) -> None:
+    """Write the rows into a file by its ending, whole or not at all; `example` as in `Parts.join`."""
+
+    def fill(beside: Path) -> None:
+        part = beside.with_name("rows.jsonl")
+        part.write_bytes(json_lines(rows))
+        WRITERS[Path(path).suffix.lower()]([part] if rows else [], beside, example)
+
+    write_whole(Path(path), fill)
+
+
+def _as_lines(parts: Sequence[Path], path: Path, example: Row | None) -> int:
+    rows = 0
+    with path.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as file:
+                for line in file:
+                    rows += 1
+                    whole.write(line)
+    return rows
+
+
+def _as_csv(parts: Sequence[Path], path: Path, example: Row | None) -> int:
+    """A column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it; lists as JSON."""
+    own, chances = _apart(_first(parts, example))
+    rows, names = 0, ([*own], [*chances])
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        if own:
+            writer.writerow([*own, *(f"{CHANCES}.{label}" for label in chances)])
+        for part in parts:
+            for own, chances in map(_apart, _read(part)):
+                if ([*own], [*chances]) != names:
+                    raise _damaged(part)
+                writer.writerow([*map(_cell, own.values()), *chances.values()])
+                rows += 1
+    return rows
+
+
+def _apart(row: Row) -> tuple[Row, Row]:
+    """The row without its probabilities, and those by class."""
+    chances = row.get(CHANCES)
+    if not isinstance(chances, dict):
+        return row, {}
+    return {name: cell for name, cell in row.items() if name != CHANCES}, chances
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+
+
+def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
+    """Every part is a row group."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def table(rows: Iterable[Row], part: Path) -> Any:
+        try:
+            found = pa.Table.from_pylist(list(rows))
+            return found.cast(pa.schema([(field.name, _of_texts(field.type)) for field in found.schema]))
+        except (ValueError, TypeError, pa.ArrowException):
+            raise _damaged(part) from None
+
+    first = _first(parts, example)
+    rows, schema = 0, table([first] if first else [], [*parts, path][0]).schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for part in parts:
+            found = table(_read(part), part)
+            if found.schema != schema:
+                raise _damaged(part)
+            writer.write_table(found)
+            rows += found.num_rows
+    return rows
+
+
+def _of_texts(type: Any) -> Any:
+    """The type of a column of lists, all of which may be empty; others as they are."""
+    import pyarrow as pa
+
+    return pa.list_(pa.string()) if pa.types.is_list(type) else type
+
+
+def _first(parts: Sequence[Path], example: Row | None) -> Row:
+    """The row whose columns a table has: the example, else its first; empty without either."""
+    return example or next((row for part in parts for row in _read(part)), {})
+
+
+def _read(part: Path) -> Iterator[dict[str, Any]]:
+    """The part's rows.
+
+    Raises:
+        UserError: `output`, it was damaged meanwhile.
+    """
+    try:
+        with part.open(encoding="utf-8") as file:
+            for line in file:
+                yield dict(json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        raise _damaged(part) from None
+
+
+def _damaged(part: Path) -> UserError:
+    return UserError("output", f"{part} is damaged; remove {part.parent} and give the command again")
+
+
+WRITERS: dict[str, Callable[[Sequence[Path], Path, Row | None], int]] = {
+    ".jsonl": _as_lines,
+    ".csv": _as_csv,
+    ".parquet": _as_parquet,
+}
+"""Joins parts into a file, by its ending."""
