@@ -40,20 +40,11 @@ from lora_pl.model.schedule import Schedule
 from lora_pl.model.start import Start
 from lora_pl.model.training_loss import ClassWeights, TrainingLoss
 from lora_pl.reporting import say
-from lora_pl.storage.checkpoint import (
-    BASE_KEY,
-    DATA_KEY,
-    SETTINGS_KEY,
-    START_KEY,
-    Started,
-    check_base,
-    differing,
-    read_checkpoint,
-    read_settings,
-)
+from lora_pl.storage.checkpoint import BASE_KEY, DATA_KEY, SETTINGS_KEY, START_KEY, Started, check_base, read_checkpoint
 from lora_pl.storage.flat import primitive
 from lora_pl.storage.paths import expanded
 from lora_pl.storage.schema import arguments, require_json
+from lora_pl.storage.settings import differing, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -386,7 +377,7 @@ def model_settings(
     stored = dict(checkpoint[SETTINGS_KEY])
     added = inspect.signature(model).parameters.keys() - inspect.signature(PlainClassifier).parameters.keys()
     own = {name: stored.pop(name) for name in added & stored.keys()}
-    settings = read_settings({SETTINGS_KEY: stored}, PlainClassifier.__init__, source, kind)
+    settings = read_settings(stored, PlainClassifier.__init__, source, kind)
     try:
         return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict(), **own}
     except TypeError as error:
