@@ -50,8 +50,8 @@ class ImportOptions:
 
     def given(self) -> dict[str, Any]:
         """The arguments of `LoRAClassifier` among them, those that are None left out."""
-        given = {name: primitive(value) for name, value in vars(self).items() if value is not None}
-        return {name: value for name, value in given.items() if name != "lora_alpha"}
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "lora_alpha"}
+        return {name: primitive(value) for name, value in given.items()}
 
 
 def import_adapter(source: str | Path, output: str | Path, options: ImportOptions) -> PlainClassifier:

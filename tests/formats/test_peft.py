@@ -225,10 +225,7 @@ def test_an_adapter_that_peft_started_by_eva(tiny_encoder, tmp_path):
     assert_equal_to_rounding(model.logits(TEXTS), read_logits(theirs, tokenizer, TEXTS), TINY_TERMS)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"lora_bias": True}, {"init_lora_weights": "pissa"}],
-)
+@pytest.mark.parametrize("settings", [{"lora_bias": True}, {"init_lora_weights": "pissa"}])
 def test_what_cannot_be_represented_is_refused_by_name(settings, tiny_encoder, tmp_path):
     trained_by_peft(tiny_encoder("roberta"), tmp_path / "theirs", target_modules=["query", "value"], **settings)
     with pytest.raises(UserError) as error:
