@@ -15,25 +15,23 @@ from lora_pl.errors import UserError
 from lora_pl.formats.external import ExternalAdapter, ExternalLayer, ending_in, some
 from lora_pl.formats.fused_projections import split_parts
 from lora_pl.formats.peft_folder import targeted
-from lora_pl.formats.stock_model import stock_shapes
 from lora_pl.lora import VARIANTS, LoRAConfig
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedModel
 
 
 def place_layers(
-    adapter: ExternalAdapter, config: PretrainedConfig, lora_alpha: float | None
+    adapter: ExternalAdapter, stock: PreTrainedModel, lora_alpha: float | None
 ) -> tuple[dict[str, ExternalLayer], ExternalLayer | None]:
     """The adapters of the encoder's layers by name, and that of the head's first layer ("all-linear" on BERT).
 
-    `lora_alpha` overrides what the file says.
+    `stock` is that of `stock_shapes`; `lora_alpha` overrides what the file says.
 
     Raises:
         UserError: adapter.base, adapter.missing, adapter.shape or adapter.unsupported: the layers do not fit the
             encoder; import.alpha: alpha is not known.
     """
-    stock = stock_shapes(config)
     linear = {name: module for name, module in stock.named_modules() if isinstance(module, nn.Linear)}
     renamed = {_name_in(name, linear, adapter.source): layer for name, layer in adapter.layers.items()}
     if adapter.expected_layers is not None:
@@ -43,7 +41,7 @@ def place_layers(
     for name, layer in renamed.items():
         _require_shapes(adapter.source, name, layer, linear[name])
     scaled = {name: _with_alpha(adapter.source, layer, lora_alpha) for name, layer in renamed.items()}
-    on_head = scaled.pop(stock_head(config).dense, None)
+    on_head = scaled.pop(stock_head(stock.config).dense, None)
     prefix = f"{stock.base_model_prefix}."
     outside = [name for name in scaled if not name.startswith(prefix)]
     if outside:
@@ -52,7 +50,7 @@ def place_layers(
             f"{adapter.source}: {', '.join(outside)}: the head's last layer is adapted, not trained whole",
         )
     own = {name.removeprefix(prefix): layer for name, layer in scaled.items()}
-    return split_parts(architecture_of(config).fused, own), on_head
+    return split_parts(architecture_of(stock.config).fused, own), on_head
 
 
 def lora_config(layers: Mapping[str, ExternalLayer], linear: Collection[str]) -> LoRAConfig:

@@ -21,6 +21,7 @@ from lora_pl.formats.external_in_place import in_place_settings, split_in_place
 from lora_pl.formats.external_layers import lora_config, place_layers
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.state_dicts import read_state_dict
+from lora_pl.formats.stock_model import stock_shapes
 from lora_pl.lora import inject_lora
 from lora_pl.lora.injection import linear_layers
 from lora_pl.model.plain import PlainClassifier
@@ -108,9 +109,10 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> PlainClassifier:
     if options.encoder is None:
         require_own_package(settings["encoder"])
     config = load_config(settings["encoder"])
-    in_place, adapter = split_in_place(adapter, config)
+    stock = stock_shapes(config)
+    in_place, adapter = split_in_place(adapter, stock)
     head = head_of(adapter, config)
-    layers, on_head = place_layers(adapter, config, options.lora_alpha)
+    layers, on_head = place_layers(adapter, stock, options.lora_alpha)
     with torch.device("meta"):
         encoder = build_encoder(config)
         lora = replace(lora_config(layers, list(linear_layers(encoder))), lora_dropout=lora_dropout)
