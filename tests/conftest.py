@@ -99,9 +99,11 @@ def _bases() -> dict[str, Callable]:
     """What makes a base, by its name in `lora_pl.model.base`: read at the first call, afterwards the same or a copy."""
     from lora_pl.model import base
 
-    read, compute, known = functools.cache(base.load_encoder), base.base_fingerprints, {}
+    read, heads = functools.cache(base.load_encoder), functools.cache(base.pretrained_head_layers)
+    compute, known = base.base_fingerprints, {}
     return {
         "load_encoder": lambda name, dropout=None: copy.deepcopy(read(name, dropout)),
+        "pretrained_head_layers": lambda name: copy.deepcopy(heads(name)),
         "load_tokenizer": functools.cache(base.load_tokenizer),
         "base_fingerprints": lambda name, *parts: known.get(name) or known.setdefault(name, compute(name, *parts)),
     }
