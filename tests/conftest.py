@@ -1,9 +1,10 @@
 """Fixtures: tiny real encoders, the developers' material, and a trained checkpoint."""
 
+import copy
 import functools
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # no network; one thread a process, to load weights too, as several share the cores; before the libraries that read
@@ -92,6 +93,28 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory):
         return made[kind]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def _bases() -> dict[str, Callable]:
+    """What makes a base, by its name in `lora_pl.model.base`: read at the first call, afterwards the same or a copy."""
+    from lora_pl.model import base
+
+    read, heads = functools.cache(base.load_encoder), functools.cache(base.pretrained_head_layers)
+    compute, known = base.base_fingerprints, {}
+    return {
+        "load_encoder": lambda name, dropout=None: copy.deepcopy(read(name, dropout)),
+        "pretrained_head_layers": lambda name: copy.deepcopy(heads(name)),
+        "load_tokenizer": functools.cache(base.load_tokenizer),
+        "base_fingerprints": lambda name, *parts: known.get(name) or known.setdefault(name, compute(name, *parts)),
+    }
+
+
+@pytest.fixture
+def one_base(_bases, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base is read once, where what is tested are the files around it."""
+    for name, function in _bases.items():
+        monkeypatch.setattr(f"lora_pl.model.base.{name}", function)
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,19 @@ def tiny_config(kind: str, **changes: object):
     return AutoConfig.for_model(kind, **{**size, **types, **OF_KIND.get(kind, {}), **changes})
 
 
+def random_encoder(folder: str):
+    """An encoder of a folder's shape, its weights drawn once: Transformers' own initialization takes seconds."""
+    from transformers.initialization import no_init_weights
+
+    from lora_pl.encoder.loading import build_encoder, load_config
+
+    with no_init_weights():
+        encoder = build_encoder(load_config(folder))
+    for parameter in encoder.parameters():
+        parameter.data.uniform_(-0.05, 0.05)
+    return encoder.train()
+
+
 def tiny_tokenizer(kind: str):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -55,10 +55,11 @@ class EvaluationReport(Callback):
             if (scores := metrics.class_scores()) is not None:
                 content[split] |= _of_classes(task.labels, scores)
                 shown.append(_table(task.labels, scores))
-        if trainer.is_global_zero:
-            for part in shown:
-                make_console(stderr=False).print(part, soft_wrap=isinstance(part, str))
-        if self.path is not None and trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        for part in shown:
+            make_console(stderr=False).print(part, soft_wrap=isinstance(part, str))
+        if self.path is not None:
             told = {"checkpoint": trainer.ckpt_path, "task": task.name, "verb": trainer.state.fn, "splits": content}
             text = json.dumps(told, indent=2, allow_nan=False)
             write_whole(self.path, lambda beside: beside.write_text(f"{text}\n", encoding="utf-8"))

@@ -34,11 +34,7 @@ class MergedExport(Callback):
     """
 
     def __init__(
-        self,
-        folder: str | None = None,
-        format: Format = "hf",
-        dtype: Dtype = "float32",
-        sentences: int = DEFAULT_COUNT,
+        self, folder: str | None = None, format: Format = "hf", dtype: Dtype = "float32", sentences: int = DEFAULT_COUNT
     ) -> None:
         require_count(sentences)
         self.folder, self.format, self.dtype, self.sentences = folder, format, dtype, sentences

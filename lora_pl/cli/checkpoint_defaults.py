@@ -9,7 +9,8 @@ from lora_pl.data.held_out import VALIDATES
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
-from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED, FROM_DATA, FROM_MODEL, SETTINGS_KEY, TRAINED
+from lora_pl.storage.checkpoint import DATA_KEY, SETTINGS_KEY
+from lora_pl.storage.settings import EVALUATED, FROM_DATA, FROM_MODEL, TRAINED
 from lora_pl.storage.yaml_file import read_options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import HeadKind, new_head
 from lora_pl.errors import UserError
-from lora_pl.formats.external import ExternalAdapter, some
+from lora_pl.formats.external import ExternalAdapter, ending_in, some
 from lora_pl.formats.stock_head import linear_head_of, require_first_token
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def head_of(adapter: ExternalAdapter, config: PretrainedConfig) -> ImportedHead:
             head reads more than the first token.
     """
     stock = stock_head(config)
-    tensors = {_bare(name, [*stock.layers.values(), LINEAR]): tensor.float() for name, tensor in adapter.head.items()}
+    known = [f"{layer}.{part}" for layer in (*stock.layers.values(), LINEAR) for part in ("weight", "bias")]
+    tensors = {ending_in(name, known) or name: tensor.float() for name, tensor in adapter.head.items()}
     linear = adapter.linear_head or (stock.out_proj != LINEAR and f"{LINEAR}.weight" in tensors)
     if not linear and adapter.base is None:  # lora_pl's own records name their base; their heads read the first token
         require_first_token(config)
@@ -68,13 +69,6 @@ def head_of(adapter: ExternalAdapter, config: PretrainedConfig) -> ImportedHead:
         if as_linear is not None:
             return ImportedHead("linear", as_linear)
     return ImportedHead(kind, {own: tensors[name] for own, name in names.items() if name in tensors})
-
-
-def _bare(name: str, layers: Iterable[str]) -> str:
-    """`module.classifier.weight` -> `classifier.weight`: without what stands before the layer."""
-    part = name.rpartition(".")[2]
-    found = (f"{layer}.{part}" for layer in layers if f".{name}".endswith(f".{layer}.{part}"))
-    return next(found, name)
 
 
 def _problems(

@@ -13,19 +13,19 @@ from lora_pl.encoder.biases_and_norms import TrainBiases, biases, biases_and_nor
 from lora_pl.encoder.fused import split_state
 from lora_pl.errors import UserError
 from lora_pl.formats.external import ExternalAdapter, ending_in, some
-from lora_pl.formats.stock_model import stock_shapes
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedModel
 
 
-def split_in_place(adapter: ExternalAdapter, config: PretrainedConfig) -> tuple[dict[str, Tensor], ExternalAdapter]:
+def split_in_place(adapter: ExternalAdapter, stock: PreTrainedModel) -> tuple[dict[str, Tensor], ExternalAdapter]:
     """The encoder's biases and norms among the adapter's other tensors, by lora_pl's names, and the adapter without.
+
+    `stock` is that of `stock_shapes`.
 
     Raises:
         UserError: adapter.shape: one is of another size.
     """
-    stock = stock_shapes(config)
     prefix = f"{stock.base_model_prefix}."
     shapes = {prefix + name: parameter.shape for name, parameter in _all_in_place(stock.base_model).items()}
     places = {name: ending_in(name, shapes) for name in adapter.head}
@@ -36,7 +36,7 @@ def split_in_place(adapter: ExternalAdapter, config: PretrainedConfig) -> tuple[
             raise UserError("adapter.shape", f"{adapter.source}: {name}: expected {expected}, got {got}")
     own = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     rest = {name: tensor for name, tensor in adapter.head.items() if not places[name]}
-    return split_state(architecture_of(config).fused, own), replace(adapter, head=rest)
+    return split_state(architecture_of(stock.config).fused, own), replace(adapter, head=rest)
 
 
 def in_place_settings(adapter: ExternalAdapter, names: Collection[str], encoder: nn.Module) -> dict[str, Any]:

@@ -14,13 +14,7 @@ from lora_pl.encoder.loading import load_config, quiet_transformers
 from lora_pl.formats.export import Export
 from lora_pl.formats.merging import merged_state
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
-from lora_pl.formats.stock_model import (
-    HERE,
-    read_logits,
-    save_tokenizer,
-    stock_class,
-    stock_config,
-)
+from lora_pl.formats.stock_model import HERE, read_logits, save_tokenizer, stock_class, stock_config
 
 WEIGHTS = "model.safetensors"
 

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_pl.data.tasks import CUSTOM, OWN_TASKS, get_task
-from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.encoder.loading import build_encoder, load_config
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.formats import native, peft_folder
-from lora_pl.formats.external import ExternalAdapter, ExternalLayer, ending_in, read_tensors, some
+from lora_pl.formats.external import ExternalAdapter, read_tensors
 from lora_pl.formats.external_head import head_of
 from lora_pl.formats.external_in_place import in_place_settings, split_in_place
-from lora_pl.formats.fused_projections import split_parts
+from lora_pl.formats.external_layers import lora_config, place_layers
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.state_dicts import read_state_dict
 from lora_pl.formats.stock_model import stock_shapes
-from lora_pl.lora import VARIANTS, LoRAConfig, inject_lora
+from lora_pl.lora import inject_lora
 from lora_pl.lora.injection import linear_layers
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.storage.checkpoint import BASE_KEY, DATA_KEY, check_base, save_checkpoint
 from lora_pl.storage.flat import primitive
 from lora_pl.storage.paths import expanded
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 FILES = {"peft": (peft_folder.WEIGHTS, peft_folder.CONFIG), "adapter": (native.WEIGHTS, RECORD)}
 
@@ -58,8 +51,8 @@ class ImportOptions:
 
     def given(self) -> dict[str, Any]:
         """The arguments of `LoRAClassifier` among them, those that are None left out."""
-        given = {name: primitive(value) for name, value in vars(self).items() if value is not None}
-        return {name: value for name, value in given.items() if name != "lora_alpha"}
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "lora_alpha"}
+        return {name: primitive(value) for name, value in given.items()}
 
 
 def import_adapter(source: str | Path, output: str | Path, options: ImportOptions) -> PlainClassifier:
@@ -116,9 +109,10 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> PlainClassifier:
     if options.encoder is None:
         require_own_package(settings["encoder"])
     config = load_config(settings["encoder"])
-    in_place, adapter = split_in_place(adapter, config)
+    stock = stock_shapes(config)
+    in_place, adapter = split_in_place(adapter, stock)
     head = head_of(adapter, config)
-    layers, on_head = _placed(adapter, config, options)
+    layers, on_head = place_layers(adapter, stock, options.lora_alpha)
     with torch.device("meta"):
         encoder = build_encoder(config)
         lora = replace(lora_config(layers, list(linear_layers(encoder))), lora_dropout=lora_dropout)
@@ -133,11 +127,10 @@ def _built(adapter: ExternalAdapter, options: ImportOptions) -> PlainClassifier:
         )
     if adapter.base is not None:
         check_base({BASE_KEY: adapter.base}, model.base.fingerprints)
-    state: dict[str, Tensor] = dict(model.state_dict())
-    state |= {f"encoder.{name}": tensor for name, tensor in in_place.items()}
-    for name, layer in layers.items():
-        state |= {f"encoder.{name}.{own}": tensor for own, tensor in layer.tensors.items()}
-    model.load_state_dict(state | {f"head.{name}": tensor for name, tensor in head.state.items()})
+    adapters = {f"{name}.{own}": tensor for name, layer in layers.items() for own, tensor in layer.tensors.items()}
+    own: dict[str, Tensor] = {f"encoder.{name}": tensor for name, tensor in (adapters | in_place).items()}
+    own |= {f"head.{name}": tensor for name, tensor in head.state.items()}
+    model.load_state_dict({**model.state_dict(), **own})
     if on_head is not None:  # lora_pl keeps heads whole
         dense: Any = model.head.dense
         dense.weight.data = on_head.adapter(dense).merged(dense.weight).detach()
@@ -156,89 +149,6 @@ def checkpoint_of(model: PlainClassifier) -> dict[str, Any]:
     }
     model.on_save_checkpoint(checkpoint)
     return checkpoint
-
-
-def lora_config(layers: Mapping[str, ExternalLayer], linear: Collection[str]) -> LoRAConfig:
-    """The configuration that adapts `layers`, and no others of `linear`, with their ranks and alphas."""
-    first = next(iter(layers.values()))
-    ranks = {name: layer.r for name, layer in layers.items()}
-    alphas = {name: float(layer.alpha or 0) for name, layer in layers.items()}
-    r, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    return LoRAConfig(
-        r=int(r),
-        lora_alpha=alpha,
-        target_modules=tuple(_targets(layers, linear)),
-        rank_pattern={name: value for name, value in ranks.items() if value != r},
-        alpha_pattern={name: value for name, value in alphas.items() if value != alpha},
-        variant=next(name for name, variant in VARIANTS.items() if variant is first.variant),
-        scaling=first.scaling,
-    )
-
-
-def _targets(adapted: Collection[str], linear: Collection[str]) -> list[str]:
-    """Targets that match the layers `adapted` and no others of `linear`: the last parts of names (`query`), else what
-    follows the block's number (`attention.self.query`), else whole names."""
-    for before in (r"^.*\.", r"^.*\.\d+\."):
-        targets = dict.fromkeys(re.sub(before, "", name) for name in adapted)
-        if {name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)} == set(adapted):
-            return list(targets)
-    return list(adapted)
-
-
-def _placed(
-    adapter: ExternalAdapter, config: PretrainedConfig, options: ImportOptions
-) -> tuple[dict[str, ExternalLayer], ExternalLayer | None]:
-    """The adapters of the encoder's layers by name, and that of the head's first layer ("all-linear" on BERT)."""
-    stock = stock_shapes(config)
-    linear = {name: module for name, module in stock.named_modules() if isinstance(module, nn.Linear)}
-    renamed = {_name_in(name, linear, adapter.source): layer for name, layer in adapter.layers.items()}
-    if adapter.expected_layers is not None:
-        missing = [name for name in peft_folder.targeted(adapter.expected_layers, linear) if name not in renamed]
-        if missing:
-            raise UserError("adapter.missing", f"{adapter.source}: no tensors for the layers {some(missing)}")
-    for name, layer in renamed.items():
-        _require_shapes(adapter.source, name, layer, linear[name])
-    scaled = {name: _with_alpha(adapter.source, layer, options) for name, layer in renamed.items()}
-    on_head = scaled.pop(stock_head(config).dense, None)
-    prefix = f"{stock.base_model_prefix}."
-    outside = [name for name in scaled if not name.startswith(prefix)]
-    if outside:
-        raise UserError(
-            "adapter.unsupported",
-            f"{adapter.source}: {', '.join(outside)}: the head's last layer is adapted, not trained whole",
-        )
-    own = {name.removeprefix(prefix): layer for name, layer in scaled.items()}
-    return split_parts(architecture_of(config).fused, own), on_head
-
-
-def _name_in(name: str, linear: Mapping[str, Any], source: str) -> str:
-    """The stock model's name of a layer, without a prefix that the file adds."""
-    match = ending_in(name, linear)
-    if match is None:
-        raise UserError("adapter.base", f"{source}: the encoder has no linear layer {name}; is it the adapter's base?")
-    return match
-
-
-def _require_shapes(source: str, name: str, layer: ExternalLayer, linear: nn.Linear) -> None:
-    sizes = {"r": layer.r, "in": linear.in_features, "out": linear.out_features}
-    for own, axes in layer.variant.axes.items():
-        expected, got = tuple(sizes[axis] for axis in axes), tuple(layer.tensors[own].shape)
-        if got != expected:
-            raise UserError(
-                "adapter.shape",
-                f"{source}: {name}: expected {own} {expected} for this encoder, got {got}; is it the adapter's base?",
-            )
-
-
-def _with_alpha(source: str, layer: ExternalLayer, options: ImportOptions) -> ExternalLayer:
-    alpha = layer.alpha if options.lora_alpha is None else options.lora_alpha
-    if alpha is None:
-        raise UserError(
-            "import.alpha",
-            f"{source}: the file does not say alpha, without which the update's scale alpha / r is not known; "
-            f"give --lora_alpha (r is {layer.r})",
-        )
-    return replace(layer, alpha=float(alpha))
 
 
 def _with_labels(settings: dict[str, Any], outputs: int) -> dict[str, Any]:

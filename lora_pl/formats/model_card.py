@@ -111,9 +111,7 @@ def _facts(export: Export, checkpoint: dict[str, Any]) -> dict[str, object]:
             "alpha": _by_layer(lora["lora_alpha"], {adapter.lora_alpha for adapter in adapters}),
             "scaling": "alpha / sqrt(r) (rslora)" * (lora["scaling"] == "rslora"),
             "init of A": lora["init"],
-        }
-        facts |= {"adapted layers": f"{len(export.model.adapted)} ({_placement(lora)})"}
-        facts |= {
+            "adapted layers": f"{len(export.model.adapted)} ({_placement(lora)})",
             "trained biases": OF_BIASES[settings["train_biases"]],
             "trained norms": settings["train_norms"] and "all",
         }

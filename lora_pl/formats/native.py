@@ -18,8 +18,9 @@ from lora_pl.formats.model_card import RECORD, Columns
 from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.stored import model_settings
 from lora_pl.storage.archive import require_finite
-from lora_pl.storage.checkpoint import BASE_KEY, DATA_KEY, SETTINGS_KEY, Fingerprints, check_base, differing
+from lora_pl.storage.checkpoint import BASE_KEY, DATA_KEY, SETTINGS_KEY, Fingerprints, check_base
 from lora_pl.storage.schema import parse_json, require_json, require_values
+from lora_pl.storage.settings import differing
 
 WEIGHTS = "adapter.safetensors"
 RENAMED = ("task", "label_names", "pairs")

@@ -22,8 +22,9 @@ from lora_pl.encoder.source import local_path
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
 from lora_pl.formats.external import ExternalLayer
+from lora_pl.formats.external_layers import lora_config
 from lora_pl.formats.fused_projections import join_parts
-from lora_pl.formats.importing import load_external, lora_config
+from lora_pl.formats.importing import load_external
 from lora_pl.formats.peft_folder import BIASES, CONFIG, PREFIX, WEIGHTS
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
 from lora_pl.formats.stock_model import (

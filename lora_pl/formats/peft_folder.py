@@ -16,6 +16,7 @@ from lora_pl.formats.external import ExternalAdapter, ExternalLayer, parse_safet
 from lora_pl.formats.model_card import RECORD
 from lora_pl.formats.native import parse_record
 from lora_pl.lora import VARIANTS, LoRAError
+from lora_pl.lora.config import Scaling
 from lora_pl.lora.names import LITERAL, matching_whole, require_patterns
 from lora_pl.storage.schema import parse_json, require_json
 
@@ -74,23 +75,25 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     plain = _plain(tensors, config)
     variant = next(variant for variant in VARIANTS.values() if variant.peft_settings == _variant_settings(config))
     layers, head = split_layers(source, plain, variant, variant.peft_names)
-    own = layer_settings(config, list(layers))
-    scaled = {name: _scaled(*own[name], config, name, layer, source) for name, layer in layers.items()}
+    layers = _scaled(layers, config, source)
     settings, base = _from_record(files, source)
     settings = {"encoder": config.get("base_model_name_or_path"), **settings}
     settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
     biases = BIASES[config.get("bias", "none")]
-    return ExternalAdapter(source, scaled, head, settings, base, expected_layers=config, biases=biases)
+    return ExternalAdapter(source, layers, head, settings, base, expected_layers=config, biases=biases)
 
 
-def _scaled(
-    r: int, alpha: float, config: Mapping[str, Any], name: str, layer: ExternalLayer, source: str
-) -> ExternalLayer:
-    if r != layer.r:
-        raise UserError(
-            "adapter.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
-        )
-    return replace(layer, alpha=alpha, scaling="rslora" if config.get("use_rslora") else "standard")
+def _scaled(layers: Mapping[str, ExternalLayer], config: Mapping[str, Any], source: str) -> dict[str, ExternalLayer]:
+    """With the configuration's alphas and scaling; its ranks must be those of the tensors."""
+    ranks, alphas = (_by_pattern(config, field, list(layers)) for field in ("rank_pattern", "alpha_pattern"))
+    scaling: Scaling = "rslora" if config.get("use_rslora") else "standard"
+    for name, layer in layers.items():
+        if (r := ranks.get(name, config["r"])) != layer.r:
+            raise UserError(
+                "adapter.shape", f"{source}: {CONFIG} says r = {r} for {name}, but its tensors have r = {layer.r}"
+            )
+    alpha = {name: float(alphas.get(name, config["lora_alpha"])) for name in layers}
+    return {name: replace(layer, alpha=alpha[name], scaling=scaling) for name, layer in layers.items()}
 
 
 def _plain(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -121,10 +124,7 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
         raise UserError("adapter.damaged", f"{source}: {CONFIG} is damaged: no object")
     require_json(config, PeftConfig, "adapter.unsupported", f"{source}: {CONFIG}: ", unknown="ignore")
     if config.get("peft_type") != "LORA":
-        raise UserError(
-            "adapter.unsupported",
-            f"{source}: expected peft_type LORA, got {config.get('peft_type')!r}",
-        )
+        raise UserError("adapter.unsupported", f"{source}: expected peft_type LORA, got {config.get('peft_type')!r}")
     if config.get("task_type") not in (None, "SEQ_CLS", "FEATURE_EXTRACTION"):
         raise UserError("adapter.unsupported", f"{source}: expected task_type SEQ_CLS, got {config['task_type']!r}")
     try:
@@ -138,12 +138,6 @@ def parse_config(data: bytes, source: str) -> dict[str, Any]:
             "adapter.unsupported", f"{source}: {CONFIG} has what lora_pl can't represent: {', '.join(problems)}"
         )
     return config
-
-
-def layer_settings(config: Mapping[str, Any], names: list[str]) -> dict[str, tuple[int, float]]:
-    """(r, alpha) of layers by their names in the stock model."""
-    ranks, alphas = (_by_pattern(config, field, names) for field in ("rank_pattern", "alpha_pattern"))
-    return {name: (ranks.get(name, config["r"]), float(alphas.get(name, config["lora_alpha"]))) for name in names}
 
 
 def targeted(config: Mapping[str, Any], linear_layers: Iterable[str]) -> list[str]:

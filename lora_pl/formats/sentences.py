@@ -11,8 +11,9 @@ from lora_pl.data.sources import HUB, SAMPLE, read_split
 from lora_pl.data.tasks import Label, get_task
 from lora_pl.data.texts import Text, as_text
 from lora_pl.errors import UserError
-from lora_pl.storage.checkpoint import DATA_KEY, EVALUATED
+from lora_pl.storage.checkpoint import DATA_KEY
 from lora_pl.storage.paths import public
+from lora_pl.storage.settings import EVALUATED
 
 DEFAULT_COUNT = 256
 

@@ -79,6 +79,6 @@ def _config(stored: Any, source: str) -> dict[str, Any]:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     tasks = {task.folder: task.name for task in GLUE_TASKS.values()}
-    known = {"encoder": config.get("model"), "task": tasks.get(config.get("task") or "")}
-    known["max_length"] = config.get("max_length")
+    task = tasks.get(config.get("task") or "")
+    known = {"encoder": config.get("model"), "task": task, "max_length": config.get("max_length")}
     return {key: value for key, value in known.items() if value is not None}

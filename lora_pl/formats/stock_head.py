@@ -27,13 +27,13 @@ bits; with k = 10 entries below 2^-4 lose their last ones, an error of at most 2
 def stock_head_state(head: nn.Module, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """The head's tensors by the stock model's names, in `dtype`.
 
-    A linear head z = h W^T + b becomes out_proj(tanh(dense(h))) with dense = 2^-k I and out_proj = 2^k W: tanh is the
-    identity on numbers that small, and powers of two are exact.
+    A linear head z = h W^T + b, where `require_representable` allows one, becomes out_proj(tanh(dense(h))) with
+    dense = 2^-k I and out_proj = 2^k W: tanh is the identity on numbers that small, and powers of two are exact.
 
     Raises:
-        UserError: model.head (see `require_representable`), or export.dtype (2^k W is out of the dtype's range).
+        UserError: export.dtype, 2^k W is out of the dtype's range.
     """
-    tensors = _linear_as_tanh(head, config, dtype) if isinstance(head, LinearHead) else head.state_dict()
+    tensors = _linear_as_tanh(head, dtype) if isinstance(head, LinearHead) else head.state_dict()
     state = {
         f"{stock}.{name.removeprefix(f'{own}.')}": tensor.detach().to(dtype, copy=True).contiguous()
         for own, stock in stock_head(config).layers.items()
@@ -99,9 +99,8 @@ def linear_head_of(state: Mapping[str, Tensor], config: PretrainedConfig) -> dic
     return {"weight": state[f"{stock.out_proj}.weight"] * scale, "bias": state[f"{stock.out_proj}.bias"]}
 
 
-def _linear_as_tanh(head: LinearHead, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def _linear_as_tanh(head: LinearHead, dtype: torch.dtype) -> dict[str, Tensor]:
     """The state of the `ArchitectureHead` that is the linear head."""
-    require_representable(head, config)
     size, scale = head.in_features, 2.0 ** IDENTITY_EXPONENT[dtype]
     dense = {"dense.weight": torch.eye(size) / scale, "dense.bias": torch.zeros(size)}
     return dense | {"out_proj.weight": head.weight * scale, "out_proj.bias": head.bias}

@@ -84,9 +84,7 @@ def read_logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> Mapping[str, Tensor]:
     """A padded batch, by the names of the model's inputs."""
     columns = zip(*map(as_row, texts), strict=True)
-    batch = tokenizer(*map(list, columns), padding=True, truncation=True, return_tensors="pt")
-    tensors: Mapping[str, Tensor] = dict(batch)
-    return tensors
+    return dict(tokenizer(*map(list, columns), padding=True, truncation=True, return_tensors="pt"))
 
 
 def encode_call(text: Text, tensors: str) -> str:

@@ -16,7 +16,8 @@ from lora_pl.model.predictor import Predictor
 from lora_pl.model.start import read_start
 from lora_pl.model.stored import model_settings, read_model
 from lora_pl.reporting import say
-from lora_pl.storage.checkpoint import BASE_KEY, SETTINGS_KEY, START_KEY, check_base, differing
+from lora_pl.storage.checkpoint import BASE_KEY, SETTINGS_KEY, START_KEY, check_base
+from lora_pl.storage.settings import differing
 
 
 class PlainClassifier(Predictor):

@@ -16,8 +16,9 @@ from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig, LoRAError
 from lora_pl.model.base import Base
 from lora_pl.model.stored import read_model
-from lora_pl.storage.checkpoint import SETTINGS_KEY, Started, check_base, unequal
+from lora_pl.storage.checkpoint import SETTINGS_KEY, Started, check_base
 from lora_pl.storage.flat import flatten
+from lora_pl.storage.settings import unequal
 
 OF_HEAD = ("task", "label_names", "pairs", "head")
 """The settings that concern the head alone."""

@@ -11,8 +11,9 @@ from lora_pl.data.sentence_data import SentenceData
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig, LoRAError
 from lora_pl.model.network import Network
-from lora_pl.storage.checkpoint import DATA_KEY, SETTINGS_KEY, read_checkpoint, read_settings
+from lora_pl.storage.checkpoint import DATA_KEY, SETTINGS_KEY, read_checkpoint
 from lora_pl.storage.schema import arguments, require_json
+from lora_pl.storage.settings import read_settings
 
 
 def read_model(path: str | Path, model: type[Network] = Network) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def model_settings(
     stored = dict(checkpoint[SETTINGS_KEY])
     added = inspect.signature(model).parameters.keys() - inspect.signature(Network).parameters.keys()
     own = {name: stored.pop(name) for name in added & stored.keys()}
-    settings = read_settings({SETTINGS_KEY: stored}, Network.__init__, source, kind)
+    settings = read_settings(stored, Network.__init__, source, kind)
     try:
         return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict(), **own}
     except TypeError as error:

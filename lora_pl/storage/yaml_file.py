@@ -22,9 +22,8 @@ def read_options(path: str | Path) -> dict[Any, Any]:
     Raises:
         UsageError: `config`: see `read_yaml_text`; or it is no mapping.
     """
-    text = read_yaml_text(path)
     try:
-        options = bounded_load(text)
+        options = bounded_load(read_yaml_text(path))
     except yaml.YAMLError as error:
         raise _wrong(path, error) from None
     if not isinstance(options, dict):

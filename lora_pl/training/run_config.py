@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.model.versions import versions
-from lora_pl.storage.checkpoint import FROM_DATA, FROM_MODEL
+from lora_pl.storage.settings import FROM_DATA, FROM_MODEL
 from lora_pl.storage.write_whole import remove_unfinished, write_whole
 
 CONFIG = "config.yaml"

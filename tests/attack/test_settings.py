@@ -26,7 +26,7 @@ from lora_pl.lora import LoRAError
 from lora_pl.lora.names import matching, require_patterns
 from lora_pl.model.many_adapters import ManyAdapters
 from lora_pl.model.stored import read_model
-from lora_pl.storage.checkpoint import EQUAL, FREE, SAID
+from lora_pl.storage.settings import EQUAL, FREE, SAID
 from tests.cli.mistakes import fails
 
 BEFORE = Path(__file__).resolve().parents[1] / "fixtures" / "before"

@@ -3,12 +3,7 @@ import torch
 from torch import nn
 
 from lora_pl import LoRAClassifier, SentenceDataModule
-from lora_pl.callbacks.precision_report import (
-    PrecisionReport,
-    check_loss_scaling,
-    check_optimizer_state,
-    computed_type,
-)
+from lora_pl.callbacks.precision_report import PrecisionReport, check_loss_scaling, check_optimizer_state, computed_type
 from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS
 from lora_pl.model.precision import cpu_has_bf16, default_precision

@@ -1,7 +1,6 @@
 """What every row of FORMATS promises; a new row inherits all of it."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,13 @@ from lora_pl.formats.sentences import Sentences
 from lora_pl.lora import VARIANTS
 from lora_pl.lora.adapter import LoRA
 from tests.formats.conftest import TEXTS, moved, saved
-from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding, tiny_tokenizer
+from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding, tiny_config, tiny_tokenizer
 
 SLOW = [name for name, export in FORMATS.items() if export.needed]
 """These have tools of their own, which take seconds: they write one variant, with trained biases and norms in it."""
 CASES = [(name, variant) for name in FORMATS for variant in VARIANTS if name not in SLOW or variant == "lora"]
 BOTH = {"train_biases": "all", "train_norms": True}
+pytestmark = pytest.mark.usefixtures("one_base")
 each_format = pytest.mark.parametrize("format", FORMATS)
 
 
@@ -95,7 +95,7 @@ def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_
 def test_trained_biases_and_norms_are_in_it(settings, format, make_model, tmp_path):
     require(format)
     model = make_model(**settings)
-    export_checkpoint(saved(model, tmp_path), tmp_path / "out", format)
+    export_checkpoint(saved(model, tmp_path), tmp_path / "out", format, sentences=8)
     expected = model.logits(TEXTS)
     assert_equal_to_rounding(FORMATS[format](model).logits(tmp_path / "out", TEXTS), expected, TINY_TERMS)
     card = (tmp_path / "out" / "README.md").read_text()
@@ -182,10 +182,12 @@ def test_a_variant_that_peft_does_not_have(make_model, tmp_path, monkeypatch):
 
 
 @each_format
-def test_pairs_for_an_encoder_whose_tokenizer_gives_types_that_it_lacks(format, tiny_encoder, tmp_path, monkeypatch):
+def test_pairs_for_an_encoder_whose_tokenizer_gives_types_that_it_lacks(format, tmp_path, monkeypatch):
     """As MiniLM has them: BERT's tokenizer with RoBERTa's encoder."""
+    from transformers import AutoModel
+
     require(format)
-    shutil.copytree(tiny_encoder("roberta"), tmp_path / "base")
+    AutoModel.from_config(tiny_config("roberta", num_hidden_layers=1)).save_pretrained(tmp_path / "base")
     tiny_tokenizer("bert").save_pretrained(tmp_path / "base")
     model = moved(LoRAClassifier(encoder=str(tmp_path / "base"), pairs=True))
     found = export_checkpoint(saved(model, tmp_path), tmp_path / "out", format, sentences=4)[format]

@@ -12,6 +12,8 @@ from tests.encoder.test_architectures import WITH_HEAD
 from tests.formats.conftest import saved, texts_for
 from tests.support import TINY_TERMS, rounding
 
+pytestmark = pytest.mark.usefixtures("one_base")
+
 
 @pytest.mark.parametrize("kind", WITH_HEAD)
 def test_every_architectures_own_head_is_exact_in_its_own_class(kind, make_model, tmp_path):
@@ -42,7 +44,7 @@ def test_no_slower_than_the_base_because_it_is_built_alike(make_model, tmp_path)
     from transformers import AutoModelForSequenceClassification
 
     model = make_model()
-    export_checkpoint(saved(model, tmp_path), tmp_path / "hf")
+    export_checkpoint(saved(model, tmp_path), tmp_path / "hf", sentences=8)
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")
     base = stock_class(exported.config).from_pretrained(model.hparams["encoder"])
     assert [type(module) for module in exported.modules()] == [type(module) for module in base.modules()]

@@ -1,6 +1,8 @@
 """External adapters, whole and damaged."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,9 @@ from lora_pl.formats.merging import merged_state
 from lora_pl.lora import VARIANTS, LoRAConfig
 from tests.formats.conftest import TEXTS, saved
 from tests.storage.test_checkpoint import Harm
+from tests.support import random_encoder
+
+pytestmark = pytest.mark.usefixtures("one_base")
 
 
 def state_of(model: LoRAClassifier, a: str, b: str, head: dict[str, str]) -> dict[str, torch.Tensor]:
@@ -98,18 +103,21 @@ def test_the_original_repositorys_two_layouts(layout, make_model, tiny_encoder, 
     assert LoRAClassifier.load_from_checkpoint(tmp_path / "x.ckpt").predict(list(TEXTS)) == model.predict(list(TEXTS))
 
 
+@pytest.fixture(scope="module")
+def roberta_base(shared):
+    """roberta-base's shape with random weights."""
+    return random_encoder(str(shared / "models" / "roberta-base"))
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "r", "alpha"),
     [("lora_roberta_sst2", 4, None), ("ablation_r1", 1, 16),
      pytest.param("ablation_r2", 2, 16, marks=pytest.mark.attack)],  # a layout again, in half a gibibyte
 )  # fmt: skip
-def test_the_original_repositorys_adapters_tensor_by_tensor(name, r, alpha, shared, tmp_path, monkeypatch):
-    """On roberta-base's shape with random weights: names, shapes, scaling, and the merged matrices by arithmetic."""
-    from lora_pl.encoder.loading import build_encoder, load_config
-    from lora_pl.model import base
-
-    monkeypatch.setattr(base, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
+def test_the_original_repositorys_adapters_tensor_by_tensor(name, r, alpha, roberta_base, shared, monkeypatch):
+    """Names, shapes, scaling, and the merged matrices by arithmetic."""
+    monkeypatch.setattr("lora_pl.model.base.load_encoder", lambda name, **options: copy.deepcopy(roberta_base))
     file = shared / "peers" / "seed" / f"{name}.pt"
     stored = torch.load(file, weights_only=True)
     options = ImportOptions(str(shared / "models" / "roberta-base"), alpha, "sst2")
@@ -144,12 +152,19 @@ def test_an_adapter_export_comes_back(variant, make_model, tmp_path):
     assert torch.equal(again.logits([("a", "b")]), model.logits([("a", "b")]))
 
 
-@pytest.fixture
-def folder(make_model, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def of_peft(make_model, tmp_path_factory) -> Path:
     """An adapter as PEFT writes it, without lora_pl's own record."""
-    export_checkpoint(saved(make_model(), tmp_path), tmp_path / "adapter", "peft", sentences=8)
-    (tmp_path / "adapter" / "lora_pl.json").unlink()
-    return tmp_path / "adapter"
+    folder = tmp_path_factory.mktemp("of_peft")
+    export_checkpoint(saved(make_model(), folder), folder / "adapter", "peft", sentences=8)
+    (folder / "adapter" / "lora_pl.json").unlink()
+    return folder / "adapter"
+
+
+@pytest.fixture
+def folder(of_peft, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(of_peft, tmp_path / "adapter"))
 
 
 def fails(path: Path, tmp_path: Path, options=None) -> tuple[str, str]:

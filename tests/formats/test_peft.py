@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +15,28 @@ from lora_pl.encoder.loading import load_tokenizer
 from lora_pl.errors import UserError
 from lora_pl.formats.exporting import export_checkpoint
 from lora_pl.formats.importing import ImportOptions, import_adapter, load_external
-from lora_pl.formats.peft import PeftExport
 from lora_pl.formats.peft_folder import BIASES as PEFT_BIASES
+from lora_pl.formats.sentences import Sentences
 from lora_pl.formats.stock_model import read_logits
 from lora_pl.lora import VARIANTS
 from tests.encoder.test_architectures import WITH_HEAD
 from tests.formats.conftest import TEXTS, moved, saved, texts_for
-from tests.support import TINY_TERMS, assert_equal_to_rounding, tiny_config
+from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding, tiny_config
 
 peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("one_base")
 
 OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_settings is not None}
+
+
+def exported(model: LoRAClassifier, folder: Path) -> Path:
+    """The model's folder, from which PEFT read the logits of `predict`."""
+    texts, path = texts_for(model), folder / "peft"
+    sentences = Sentences(texts, (), "the test")
+    found = export_checkpoint(saved(model, folder), path, "peft", sentences=sentences)["peft"]
+    assert found.reader == f"peft {peft.__version__}"
+    assert found.largest_logit_change <= rounding(TINY_TERMS, scale=max(1.0, model.logits(texts).abs().max().item()))
+    return path
 
 
 @pytest.mark.parametrize(
@@ -59,22 +71,18 @@ OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_s
 )  # fmt: skip
 def test_peft_gives_the_logits_of_predict_head_included(kind, settings, make_model, tmp_path):
     model = make_model(kind, **settings)
-    texts = texts_for(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a user sees none
-        export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
-    expected = model.logits(texts)
-    got = PeftExport(model).logits(tmp_path / "peft", texts)
-    assert_equal_to_rounding(got, expected, TINY_TERMS)
+        folder = exported(model, tmp_path)
     # and back, as the very model
-    again = load_external(tmp_path / "peft")
+    again = load_external(folder)
     assert again.hparams["head"] == model.hparams["head"]
     assert again.hparams["lora"]["scaling"] == model.hparams["lora"]["scaling"]
     assert all(again.hparams[name] == model.hparams[name] for name in ("train_biases", "train_norms"))
     assert again.label_names == model.label_names
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
-    assert torch.equal(again.logits(texts), expected)
+    assert torch.equal(again.logits(texts_for(model)), model.logits(texts_for(model)))
 
 
 EVA = LoRAConfig(r=3, init="eva", eva_rho=2.0, target_modules=("query", "mlp_up", "mlp_down"))
@@ -86,23 +94,22 @@ def test_ranks_of_eva_are_written_as_patterns(variant, make_model, tmp_path):
     names = [f"encoder.layer.{i}.{name}" for i in (0, 1) for name in ("attention.self.query", "output.dense")]
     lora = replace(EVA, variant=variant).with_patterns_of(EVA.with_ranks(dict(zip(names, (1, 5, 3, 4), strict=True))))
     model = make_model("roberta", lora=replace(lora, lora_alpha=6.0))
-    export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
-    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    folder = exported(model, tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["init_lora_weights"], config["eva_config"]) == ("eva", {"rho": 2.0})
     assert list(config["rank_pattern"].values()) == [1, 5, 4]
-    card = (tmp_path / "peft" / "README.md").read_text()
+    card = (folder / "README.md").read_text()
     assert "| rank r | 3 (by layer: 1, 3, 4, 5) |" in card
     assert "| init of A | eva |" in card
-    assert_equal_to_rounding(PeftExport(model).logits(tmp_path / "peft", TEXTS), model.logits(TEXTS), TINY_TERMS)
-    assert torch.equal(load_external(tmp_path / "peft").logits(TEXTS), model.logits(TEXTS))
+    assert torch.equal(load_external(folder).logits(TEXTS), model.logits(TEXTS))
 
 
 def test_rslora_is_written_with_the_alpha_that_was_given(make_model, tmp_path):
     model = make_model(lora=LoRAConfig(r=2, lora_alpha=7, scaling="rslora", rank_pattern={"value": 3}))
-    export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
-    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    folder = exported(model, tmp_path)
+    config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["use_rslora"], config["lora_alpha"], config["alpha_pattern"]) == (True, 7, {})
-    assert "| scaling | alpha / sqrt(r) (rslora) |" in (tmp_path / "peft" / "README.md").read_text()
+    assert "| scaling | alpha / sqrt(r) (rslora) |" in (folder / "README.md").read_text()
 
 
 def trained_by_peft(encoder, folder, labels=2, start=None, **settings):
@@ -185,9 +192,7 @@ def test_biases_of_a_fused_projection_go_to_peft_and_back(biases, targets, biase
     """All parts' are trained where one is adapted, as PEFT trains the layer's."""
     settings = {"head": "architecture", "lora": LoRAConfig(2, target_modules=targets), "train_biases": biases}
     model = moved(LoRAClassifier(encoder=biased, **settings))
-    export_checkpoint(saved(model, tmp_path), tmp_path / "peft", "peft")
-    assert_equal_to_rounding(PeftExport(model).logits(tmp_path / "peft", TEXTS), model.logits(TEXTS), TINY_TERMS)
-    again = load_external(tmp_path / "peft")
+    again = load_external(exported(model, tmp_path))
     assert again.hparams["train_biases"] == biases
     state = model.state_dict()
     assert state.keys() == again.state_dict().keys()
@@ -220,10 +225,7 @@ def test_an_adapter_that_peft_started_by_eva(tiny_encoder, tmp_path):
     assert_equal_to_rounding(model.logits(TEXTS), read_logits(theirs, tokenizer, TEXTS), TINY_TERMS)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"lora_bias": True}, {"init_lora_weights": "pissa"}],
-)
+@pytest.mark.parametrize("settings", [{"lora_bias": True}, {"init_lora_weights": "pissa"}])
 def test_what_cannot_be_represented_is_refused_by_name(settings, tiny_encoder, tmp_path):
     trained_by_peft(tiny_encoder("roberta"), tmp_path / "theirs", target_modules=["query", "value"], **settings)
     with pytest.raises(UserError) as error:

@@ -8,11 +8,7 @@ from lora_pl.encoder.loading import load_config
 from lora_pl.errors import UserError
 from lora_pl.formats.external import ExternalAdapter
 from lora_pl.formats.external_head import head_of
-from lora_pl.formats.stock_head import (
-    linear_head_of,
-    require_representable,
-    stock_head_state,
-)
+from lora_pl.formats.stock_head import linear_head_of, require_representable, stock_head_state
 from tests.encoder.test_architectures import WITH_HEAD
 
 

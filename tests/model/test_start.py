@@ -13,7 +13,8 @@ from lora_pl.errors import UserError
 from lora_pl.formats.importing import ImportOptions, checkpoint_of, import_adapter
 from lora_pl.lora import VARIANTS
 from lora_pl.model.start import OF_HEAD
-from lora_pl.storage.checkpoint import EQUAL, read_checkpoint
+from lora_pl.storage.checkpoint import read_checkpoint
+from lora_pl.storage.settings import EQUAL
 from tests.attack.test_settings import OTHER
 from tests.model.test_classifier import TEXTS
 

@@ -13,6 +13,7 @@ from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 from tests.model.test_classifier import TEXTS, trainer
 from tests.processes import run
+from tests.support import random_encoder
 
 
 def test_holds_adapter_head_optimizer_and_schedule_but_no_base(checkpoint):
@@ -55,11 +56,8 @@ def test_full_fine_tuning_keeps_its_encoder(tiny_encoder, glue_folder, tmp_path)
 @pytest.mark.shared
 def test_size_on_roberta_bases_shape(shared, tmp_path, monkeypatch):
     """At r = 4: 148,994 weights in fp32, and with the optimizer's two moments under 2 MB."""
-    from lora_pl.encoder.loading import build_encoder, load_config
-    from lora_pl.model import base
-
     folder = str(shared / "models" / "roberta-base")
-    monkeypatch.setattr(base, "load_encoder", lambda name, **options: build_encoder(load_config(name)).train())
+    monkeypatch.setattr("lora_pl.model.base.load_encoder", lambda name, **options: random_encoder(name))
     model = LoRAClassifier(encoder=folder)
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
     (tmp_path / "dev.tsv").write_text("sentence\tlabel\nfine\t1\ndull\t0\n")
