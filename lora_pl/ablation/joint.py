@@ -196,6 +196,7 @@ class JointData(LightningDataModule):
             for data in self.trials_data:
                 require_packed(data)
                 data.trainer = self.trainer
+                data.take_read(self.trials_data[0])
                 data.setup(stage)
 
     def fingerprints(self) -> dict[str, str]:
