@@ -400,6 +400,16 @@ def test_auto_is_one_where_batches_are_padded(flags, tmp_path, monkeypatch):
     assert sizes[0]["pack"] == 1
 
 
+def test_trials_in_16_mixed_run_alone_which_is_said(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lora_pl.cli.ablate.run_study", lambda folder, units, *given: found.extend(units))
+    monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda folder: folder)
+    found: list = []
+    assert main([*flags, "--pack", "4", "--trainer.precision", "16-mixed"]) == 0
+    assert [len(unit) for unit in found] == [1] * SEEDS * len(RANKS)
+    assert "in 16-mixed trials run one by one" in capsys.readouterr().err
+
+
 def test_a_study_of_other_settings_is_refused(study, flags, monkeypatch, capsys):
     monkeypatch.chdir(study.parent)
     before = (study / "table.parquet").read_bytes()
