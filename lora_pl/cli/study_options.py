@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
-import yaml
-
 from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK, AlphaRule, Arm, Options
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.shared_options import LINKED
@@ -133,7 +131,7 @@ class StudyOptions:
         """
         named = {key: self._listed(key, value) for key, value in self._named(values).items()}
         parsed = self.parser.parse_object(with_options({}, named))
-        plain = yaml.safe_load(self.parser.dump(parsed, skip_validation=True, skip_unset=False))
+        plain = json.loads(self.parser.dump(parsed, format="json", skip_validation=True, skip_unset=False))
         return {key: reduce(lambda place, name: place[name], key.split("."), plain) for key in named}
 
     def value(self, key: str, value: Any) -> Any:
