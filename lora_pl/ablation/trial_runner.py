@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.joint import JointData, JointTrials, with_seed
+from lora_pl.ablation.joint import JointTrials
+from lora_pl.ablation.joint_data import JointData, with_seed
 from lora_pl.ablation.record import JointRecord, TrialRecord, TrialResult
 from lora_pl.ablation.study import Outcome, Unit, concerns_all, run_or_mark
 from lora_pl.ablation.table import options_text

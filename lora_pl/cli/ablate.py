@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lora_pl.ablation.grid import Grid, Trial, scales_loss
 from lora_pl.ablation.groups import apart
-from lora_pl.ablation.joint import require_packed
+from lora_pl.ablation.joint_data import require_packed
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
 from lora_pl.ablation.study import (
