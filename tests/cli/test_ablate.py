@@ -28,6 +28,8 @@ from tests.processes import command, start
 from tests.support import run_in_process
 
 RANKS, SEEDS = (1, 4), 2
+ONE_STEP = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+"""For trials whose numbers are not looked at."""
 
 
 @pytest.fixture(scope="session")
@@ -284,7 +286,7 @@ def test_stopped_joint_trials_are_resumed_where_they_were(
         assert curves[0] == curves[1]
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_joint_trials_give_the_same_table_but_for_rounding(study, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = ["--model.dropout", "0", "--trainer.precision", "32-true"]
@@ -308,7 +310,7 @@ def test_joint_trials_give_the_same_table_but_for_rounding(study, flags, tmp_pat
 def test_a_study_keeps_how_many_trials_it_trains_jointly(flags, tmp_path, monkeypatch):
     """auto is as many as there are, up to four; without a number a study keeps its own; a number is for the rest."""
     monkeypatch.chdir(tmp_path)
-    short = [*flags[: flags.index("--pack")], "--trainer.max_epochs", "1", "--ranks", "1", "2", "4"]
+    short = [*flags[: flags.index("--pack")], *ONE_STEP, "--ranks", "1", "2", "4"]
     assert main([*short, "--pack", "auto"]) == 0
     assert json.loads(Path("study/settings.json").read_text())["pack"] == 4
     assert {row["pack"] for row in rows_of(tmp_path / "study")} == {4, 2}
@@ -326,7 +328,7 @@ def test_trials_that_train_biases_and_norms(flags, tmp_path, monkeypatch, capsys
     """One by one; references have none of their own."""
     monkeypatch.chdir(tmp_path)
     own = ["--model.train_biases", "all", "--model.train_norms", "true", "--ranks", "4", "--seeds", "1"]
-    short = [*flags[: flags.index("--pack")], *own, "--trainer.max_epochs", "1", "--head_rate", "1e-1"]
+    short = [*flags[: flags.index("--pack")], *own, *ONE_STEP, "--head_rate", "1e-1"]
     assert main([*short, "--pack", "2"]) == 0
     rows = rows_of(tmp_path / "study")
     assert {row["pack"] for row in rows} == {1}
@@ -341,6 +343,7 @@ def test_a_damaged_trial_is_marked_and_the_rest_goes_on(pack, flags, tmp_path, m
     """At the higher learning rate the loss is soon NaN; joint trials of the other rate finish all the same."""
     monkeypatch.chdir(tmp_path)
     given = [*flags, "--ranks", "4", "--learning_rates", "3e-2", "1e30", "--pack", pack]
+    given += ["--trainer.limit_train_batches", "3"]
     assert main(given) == 1
     assert error_of(capsys.readouterr().err)[0] == "ablate.failed"
     rows = rows_of(tmp_path / "study")
@@ -456,10 +459,10 @@ def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path,
         return train(*given)
 
     monkeypatch.setattr(TrialRunner, "train", second_fails)
-    assert main(flags) == 1
+    assert main([*flags, *ONE_STEP]) == 1
     assert error_of(capsys.readouterr().err)[0] == "file"
     assert {row["status"] for row in rows_of(tmp_path / "study")} == {"ok"}
-    assert main(flags) == 0
+    assert main([*flags, *ONE_STEP]) == 0
 
 
 def test_the_report_holds_figures_tables_and_a_verdict(study):
@@ -539,7 +542,7 @@ def test_mistakes_in_a_studys_configuration(content, key, tmp_path, monkeypatch,
 def test_a_saved_configuration_trains(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = str(checkpoint.with_name("config.yaml"))
-    assert main(["ablate", "--config", saved, "--ranks", "1", "--seeds", "1", "--trainer.max_epochs", "1"]) == 0
+    assert main(["ablate", "--config", saved, "--ranks", "1", "--seeds", "1", *ONE_STEP]) == 0
     assert len(rows_of(tmp_path / "logs" / "ablation" / "config")) == 1
 
 
