@@ -4,8 +4,10 @@ import copy
 import functools
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 # no network; one thread a process, to load weights too, as several share the cores; before the libraries that read
 # these once
@@ -29,13 +31,15 @@ SLOW = (
 def pytest_configure() -> None:
     """Less to wait for: no test of this process ends in a power cut, so nothing is flushed to the disk.
 
-    Every run would draw its confusion matrix. For every command jsonargparse reads the sources of Lightning's classes
-    anew, which is most of what a parser costs.
+    Every run would draw its confusion matrix, and a resumed one wait until a second has passed since its first log. For
+    every command jsonargparse reads the sources of Lightning's classes anew, which is most of what a parser costs.
     """
     from lora_pl.callbacks import confusion_figure
+    from lora_pl.training import run_log
 
     torch.set_num_threads(1)
     confusion_figure.find_spec = lambda name: None  # no picture but in the tests of it
+    run_log.time = SimpleNamespace(time=time.time, sleep=lambda seconds: None)  # nor a wait
     os.fsync = lambda descriptor: None
     docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 

@@ -15,6 +15,7 @@ from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.lora.config import DIVISORS
 from lora_pl.model.network import Method
+from lora_pl.model.precision import SHORT as SHORT_PRECISIONS
 from lora_pl.storage.flat import with_options
 
 Options = Mapping[str, Any]
@@ -118,7 +119,7 @@ class Grid:
         _require("vary", len(compared) == len(dict(compared)), f"one {MONITOR} for the trials of a task", "several")
         for trial in found:
             ways = {repr((trial.seed, sorted({**self.shared, **trial.options}.items()))), trial.name}
-            _require("vary", not ways & known, "trials that differ in their options", f"two like {trial.name}")
+            _require("vary", not ways & known, "trials that differ in their options", _twice(trial))
             known |= ways
         return found
 
@@ -133,6 +134,7 @@ class Grid:
         by_eva = own.get("model.lora.init") == "eva"  # from each trial's own data
         model = with_options({}, own)["model"]
         apart = by_eva or trains_biases_or_norms(model) or any(own.get(name) is not None for name in OF_ONE)
+        apart = apart or scales_loss(own)
         return Trial(arm.name, seed, axes, options, model["method"] != "lora" or apart)
 
     def _points(self, arm: Arm) -> Iterator[Options]:
@@ -176,11 +178,27 @@ def _of_rule(options: Options, before: Options) -> Options:
     return {"model.lora.scaling": "rslora"} if rule == "rslora" else {}
 
 
+def scales_loss(options: Options) -> bool:
+    """Whether trials share a scale of the loss if they are trained jointly: one's overflow skips the step of all."""
+    given = str(options.get("trainer.precision"))
+    return SHORT_PRECISIONS.get(given, given) == "16-mixed"
+
+
 def jointly(trial: Trial) -> str:
     """What two trials must have in common to be trained jointly; a name of its own where nothing is trained so."""
     if trial.alone:
         return trial.name
     return repr(sorted((k, v) for k, v in trial.options.items() if not _of_lora(k) and k not in OWN_OF_JOINT))
+
+
+def _twice(trial: Trial) -> str:
+    """A trial that the grid has twice, and why, if axes of LoRA vary what trains none."""
+    idle = [key for key in trial.axes if _of_lora(key) and trial.method != "lora"]
+    why = (
+        f": {' and '.join(idle)} can't vary method {trial.method}, which trains no adapters; give it by --head_rate or "
+        "--full_rate instead, or as an arm without that axis"
+    )
+    return f"two like {trial.name}{why if idle else ''}"
 
 
 def told(value: Any) -> str:

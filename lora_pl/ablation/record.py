@@ -14,7 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.joint import JointData, JointTrials
+from lora_pl.ablation.joint import JointTrials
+from lora_pl.ablation.joint_data import JointData
 from lora_pl.ablation.table import Row
 from lora_pl.callbacks.hparams_record import write_hparams
 from lora_pl.model.classifier import LoRAClassifier

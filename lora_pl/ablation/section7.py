@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Side = Literal["A", "B"]
+Directions = Mapping[Any, Mapping[str, Tensor]]
+"""`adapter_directions` by checkpoint."""
 
 
 def directions(matrix: Tensor) -> Tensor:
@@ -129,10 +131,7 @@ def layer_similarities(one: str | Path, other: str | Path, side: Side = "A") -> 
     Raises:
         UserError: `checkpoint.adapter`, the checkpoints adapt different layers, or none.
     """
-    first, second = (adapter_directions(path, side) for path in (one, other))
-    if differs := sorted(first.keys() ^ second.keys()):
-        raise UserError("checkpoint.adapter", f"{one} and {other} adapt different layers: {', '.join(differs[:3])}")
-    return {layer: subspace_similarity(first[layer], second[layer]) for layer in first}
+    return _similarities({path: adapter_directions(path, side) for path in (one, other)}, [(one, other)])[0]
 
 
 @torch.no_grad()
@@ -158,14 +157,17 @@ def section7_figures(folder: Path, series: Series) -> dict[str, tuple[Figure, st
     ones, others = (_checkpoints(folder, group) for group in (small, large))
     next_seeds = list(zip(ones, [*others[1:], others[0]], strict=False))
     maps: list[tuple[str, Any]] = []
-    for side in ("A", "B"):
-        d = next(iter(adapter_directions(others[0], side).values())).shape[1]
+    sides: dict[Side, Directions] = {
+        side: {path: adapter_directions(path, side) for path in [*ones, *others]} for side in ("A", "B")
+    }
+    for side, learned in sides.items():
+        d = next(iter(learned[others[0]].values())).shape[1]
         maps += [
-            (f"{side}: {small.name} and {large.name}", _mean(_similarities(next_seeds, side))),
-            (f"{side}: two seeds of {large.name}", _mean(_similarities(itertools.pairwise(others), side))),
+            (f"{side}: {small.name} and {large.name}", _mean(_similarities(learned, next_seeds))),
+            (f"{side}: two seeds of {large.name}", _mean(_similarities(learned, itertools.pairwise(others)))),
             (f"{side}: random, d = {d}", random_similarity(d, large_rank, large_rank).numpy()),
         ]
-    by_layer = _similarities(next_seeds, "A")
+    by_layer = _similarities(sides["A"], next_seeds)
     layers = [(_short(layer), _mean([{layer: found[layer]} for found in by_layer])) for layer in by_layer[0]]
     between = f"{small.name} (i) and {large.name} (j), each with the next seed's"
     return {
@@ -207,8 +209,15 @@ def _checkpoints(folder: Path, group: Group) -> list[Path]:
     return list(found.values())
 
 
-def _similarities(pairs: Iterable[tuple[Path, Path]], side: Side) -> list[dict[str, Tensor]]:
-    return [layer_similarities(one, other, side) for one, other in pairs]
+def _similarities(learned: Directions, pairs: Iterable[tuple[Any, Any]]) -> list[dict[str, Tensor]]:
+    """`subspace_similarity` by layer of each pair of checkpoints whose directions have been read."""
+    found = []
+    for one, other in pairs:
+        first, second = learned[one], learned[other]
+        if differs := sorted(first.keys() ^ second.keys()):
+            raise UserError("checkpoint.adapter", f"{one} and {other} adapt different layers: {', '.join(differs[:3])}")
+        found.append({layer: subspace_similarity(first[layer], second[layer]) for layer in first})
+    return found
 
 
 def _mean(found: Sequence[dict[str, Tensor]]) -> Any:

@@ -14,24 +14,18 @@ from lora_pl.ablation.grid import Trial, jointly
 from lora_pl.ablation.groups import apart
 from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.table import FAILED, ResultTable, Row, best_known, failed_row, options_text, trial_rows
-from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError, first_line
-from lora_pl.lora import LoRAConfig
-from lora_pl.model.classifier import LoRAClassifier
 from lora_pl.reporting import say
-from lora_pl.storage.schema import defaults, parse_json, require_json
+from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
+from lora_pl.training.resume.same_run import former_defaults
 from lora_pl.training.resume.stop_signals import RunStopped
 
 SETTINGS = "settings.json"
 PACK = "pack"
-"""How many trials are trained jointly: a setting that may change between two starts of a study."""
+"""The setting that may change between two starts of a study: how many trials are trained jointly."""
 AXES = "axes of "
 """Begins the settings that name an arm's axes; an arm may be added later."""
-ABSENT: dict[str, Any] = {f"model.{name}": value for name, value in defaults(LoRAClassifier.__init__).items()}
-ABSENT |= {f"data.{name}": value for name, value in defaults(SentenceDataModule.__init__).items()}
-ABSENT |= {f"model.lora.{name}": value for name, value in LoRAConfig().to_dict().items()}
-"""The values of settings that a study of an earlier version did not store."""
 Unit = tuple[Trial, ...]
 """Trials that are trained together; mostly one."""
 RunUnit = Callable[[Unit], "list[Outcome]"]
@@ -99,9 +93,8 @@ def run_study(
         The names of the trials that failed; the table says why.
 
     Raises:
-        UserError: `output`, the folder holds a study of other settings.
+        UserError: `output`, the folder holds a trial of the same name and other options.
     """
-    check_study(folder, settings)
     settings = {**(stored_settings(folder) or {}), **settings}
     text = json.dumps(settings, indent=2, sort_keys=True)
     write_whole(folder / SETTINGS, lambda beside: beside.write_text(text, encoding="utf-8"))
@@ -144,10 +137,9 @@ def check_study(folder: Path, settings: dict[str, Any]) -> None:
         if ResultTable(folder).rows:
             raise UserError("output", f"{folder} holds a table but no {SETTINGS}; give another --output")
         return
+    former = former_defaults()
     for key, value in settings.items():
-        if key == PACK:  # the table tells each trial's
-            continue
-        stored = before.get(key, value if key.startswith(AXES) else ABSENT.get(key))
+        stored = before.get(key, value if key.startswith(AXES) else former.get(key))
         if stored != value:
             raise UserError(
                 "output",

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_pl.ablation.grid import Trial
-from lora_pl.ablation.joint import JointData, JointTrials, with_seed
+from lora_pl.ablation.joint import JointTrials
+from lora_pl.ablation.joint_data import JointData, with_seed
 from lora_pl.ablation.record import JointRecord, TrialRecord, TrialResult
 from lora_pl.ablation.study import Outcome, Unit, concerns_all, run_or_mark
 from lora_pl.ablation.table import options_text
@@ -116,7 +117,7 @@ class TrialRunner:
         options["callbacks"].append(record)
         options["logger"] = False  # Lightning's knows one model
         with silence():
-            joint = JointTrials(self._model(_shared(trials), data), trials)
+            joint = JointTrials(self._uncast(_shared(trials), data), trials)
             drawn = JointData(data, [self._data_seed(trial) for trial in trials])
             self._run(trials[0], group, reports=False, keep_best=False).fit(joint, drawn, **options)
         return record.results
@@ -136,6 +137,12 @@ class TrialRunner:
         """Drawn by the trial's own seed, whatever has drawn its data."""
         own = {key: value for key, value in trial.config(self.config)["model"].items() if key != "encoder"}
         return LoRAClassifier.for_data(with_seed(data, trial.seed), **own)
+
+    def _uncast(self, trial: Trial, data: SentenceDataModule) -> LoRAClassifier:
+        """Its base is in fp32 until `setup`, whatever the `base_dtype`: DoRA starts from the norms of these weights."""
+        model = self._model(replace(trial, options={**trial.options, "model.base_dtype": "auto"}), data)
+        model.hparams["base_dtype"] = trial.model(self.config["model"]).get("base_dtype", "auto")
+        return model
 
     def _data_seed(self, trial: Trial) -> int:
         return trial.seed if self.data_seed is None else self.data_seed

@@ -12,9 +12,9 @@ import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lora_pl.ablation.grid import Grid, Trial
+from lora_pl.ablation.grid import Grid, Trial, scales_loss
 from lora_pl.ablation.groups import apart
-from lora_pl.ablation.joint import require_packed
+from lora_pl.ablation.joint_data import require_packed
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.report import write_report
 from lora_pl.ablation.study import (
@@ -165,6 +165,9 @@ class AblateCLI(ClassifierCLI):
         """How many to train jointly: as given; a study that is resumed without a number keeps its own."""
         config = self.config["fit"]
         size, stored = config.pack, (stored_settings(folder) or {}).get(PACK)
+        shared = flatten(self._of_fit())
+        if size != 1 and any(scales_loss({**shared, **trial.options}) for trial in trials):
+            say("in 16-mixed trials run one by one: joint ones would share a scale of the loss; take bf16-mixed")
         if stored and ("pack" not in self.given or size == "auto"):
             return int(stored)
         if size == "auto":

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse import Namespace
 
 from lora_pl.ablation.grid import ALPHA_RULE, ARM_NAMES, RANK, AlphaRule, Arm, Options
@@ -137,7 +136,7 @@ class StudyOptions:
             return {}
         parsed = self.parser.parse_object(with_options({}, named), self.config, defaults=False)
         chosen = Namespace({key: parsed[key] for key in named})  # type: ignore[no-untyped-call]
-        plain = yaml.safe_load(self.parser.dump(chosen, skip_validation=True, skip_unset=False))
+        plain = json.loads(self.parser.dump(chosen, format="json", skip_validation=True, skip_unset=False))
         return {key: reduce(lambda place, name: place[name], key.split("."), plain) for key in named}
 
     def value(self, key: str, value: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -173,7 +173,9 @@ class ClassifierCLI(LightningCLI):
         trainer.precision = settled({**trainer})["precision"]
         if self.verb == "fit":
             # every option, with its value
-            self.saved = yaml.safe_load(self._parser(self.verb).dump(self.config[self.verb], skip_unset=False))
+            self.saved = json.loads(
+                self._parser(self.verb).dump(self.config[self.verb], format="json", skip_unset=False)
+            )
             self.saved["model"]["lora"] = LoRAConfig.of(self.saved["model"]["lora"]).to_dict()  # as checkpoints say it
         if self._option("ckpt_path"):
             self._option("model").start_from = None

@@ -185,6 +185,11 @@ class SentenceData:
         held = self.held_out.mask(whole, classes=bool(self.label_names))
         return whole.take(~held if split == TRAIN else held)
 
+    def take_read(self, other: SentenceData) -> None:
+        """Take what `other` has read already and no seed draws; it differs in its seed alone, and none is held out."""
+        drawn = {TRAIN} if self.hparams["train_sentences"] else set()
+        self._tokens = {split: tokens for split, tokens in other._tokens.items() if split not in drawn}
+
     @property
     def places(self) -> list[str]:
         """The local files or the folder that are read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
 
+@cache
 def git_state() -> str:
     """The commit of the package's checkout, with `+changes` if files differ from it; `none` outside a checkout."""
     folder = Path(__file__).resolve().parent

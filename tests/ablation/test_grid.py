@@ -105,6 +105,20 @@ def test_names_are_short_and_tell_trials_apart():
     assert told(["query", 0.001]) == "query,0.001"
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "16", 16])
+def test_what_shares_a_scale_of_the_loss_is_trained_alone(precision):
+    given = {"trainer.precision": precision}
+    assert all(trial.alone for trial in grid(given).trials())
+    varied = grid({"trainer.precision": "bf16-mixed"}, axes={"trainer.precision": ["32-true", precision]}).trials()
+    assert [trial.alone for trial in varied[:2]] == [False, True]
+
+
+def test_an_axis_of_lora_that_varies_another_method_is_named():
+    with pytest.raises(UserError, match=r"two like .*head.*: model\.lora\.r can't vary method head.*--head_rate"):
+        grid(axes={"model.method": ["lora", "head"], RANK: [1, 2]}).trials()
+    assert len(grid(axes={"model.method": ["lora", "head"], RANK: [2]}, seeds=1).trials()) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

@@ -8,7 +8,8 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.ablation.grid import Trial, jointly
-from lora_pl.ablation.joint import BrokenPackError, JointData, JointTrials, _joined, require_packed
+from lora_pl.ablation.joint import BrokenPackError, JointTrials, _joined
+from lora_pl.ablation.joint_data import JointData, require_packed
 from lora_pl.data.batches import Batch
 from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.errors import UserError
@@ -85,7 +86,7 @@ def at_the_start(trial: Trial, encoder: str, head: str) -> LoRAClassifier:
 )
 def test_joint_steps_are_steps_alone(variant, clip, steps, tiny_encoder, glue_folder, tmp_path):
     changes = {"gradient_clip_algorithm": clip, "gradient_clip_val": 0.5 if clip == "norm" else 0.02}
-    changes["max_steps"] = steps
+    changes |= {"max_steps": steps, "check_val_every_n_epoch": steps // 3}  # once, after the last whole epoch
     joint = JointTrials(like(tiny_encoder, lora={"variant": variant}), TRIALS)
     starts = [{key: tensor.clone() for key, tensor in joint.trial_state(index).items()} for index in range(3)]
     trainer = run(joint, JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)

@@ -3,8 +3,10 @@
 import os
 import pickle
 import signal
+from collections import Counter
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lora_pl.ablation.grid import Trial
@@ -13,6 +15,8 @@ from lora_pl.ablation.record import EpochRecord
 from lora_pl.ablation.study import auto_size, units_of
 from lora_pl.ablation.table import TIMES
 from lora_pl.ablation.trial_runner import TrialRunner, instantiated
+from lora_pl.data.datamodule import SentenceDataModule
+from lora_pl.lora.int8 import int8_is_fast
 from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.training.resume.stop_signals import RunStopped
 
@@ -125,6 +129,35 @@ def test_options_of_one_joint_trial_are_not_those_of_another(config, tmp_path):
         read_checkpoint(tmp_path / name / plain.name / "last.ckpt")["hyper_parameters"] for name in ("joint", "alone")
     )
     assert settings == expected
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["bfloat16", pytest.param("int8", marks=pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI"))],
+)
+def test_joint_trials_of_dora_start_from_the_norms_of_the_weights_before_the_cast(dtype, config, tmp_path):
+    """At a rate too small to change anything, they end with the magnitudes that each has alone."""
+    config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 1}
+    config["model"] |= {"base_dtype": dtype, "learning_rate": 1e-12, "lora": {"variant": "dora"}}
+    unit = (lora(2), lora(4))
+    joint, alone = (TrialRunner(config, tmp_path / name) for name in ("joint", "alone"))
+    assert {row["pack"] for row in rows_of(joint(unit))} == {2}
+    alone.train(unit[1])
+    found, expected = (read_checkpoint(tmp_path / name / unit[1].name / "last.ckpt") for name in ("joint", "alone"))
+    assert found["hyper_parameters"] == expected["hyper_parameters"]
+    magnitudes = [key for key in expected["state_dict"] if key.endswith("lora_magnitude_vector")]
+    assert len(magnitudes) == 2
+    assert all(torch.equal(found["state_dict"][key], expected["state_dict"][key]) for key in magnitudes)
+
+
+@pytest.mark.parametrize(("sentences", "training"), [(None, 1), (40, 3)])
+def test_joint_trials_read_once_what_no_seed_draws(sentences, training, config, tmp_path, monkeypatch):
+    read, splits = SentenceDataModule.read, []
+    monkeypatch.setattr(SentenceDataModule, "read", lambda self, split: splits.append(split) or read(self, split))
+    config["trainer"] |= {"max_epochs": 1, "limit_train_batches": 1}
+    config["data"]["train_sentences"] = sentences
+    TrialRunner(config, tmp_path)((lora(2), lora(2, 1), lora(4)))
+    assert Counter(splits) == {"train": training, "validation": 1}
 
 
 def test_joint_trials_that_stop_after_their_epochs_validation_are_resumed(config, stop_at, tmp_path):

@@ -28,6 +28,8 @@ from tests.processes import command, start
 from tests.support import run_in_process
 
 RANKS, SEEDS = (1, 4), 2
+ONE_STEP = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+"""For trials whose numbers are not looked at."""
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +69,12 @@ def test_the_table_has_a_row_per_trial_and_epoch(study):
         read = list(csv.DictReader(file))
     assert [row["trial"] for row in read] == [row["trial"] for row in rows]
     assert [float(row["validation"]) for row in read] == [row["validation"] for row in rows]
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """For tests of the table: a report takes as long as a tiny trial, though its figures are empty."""
+    monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda folder: folder)
 
 
 @pytest.fixture
@@ -127,11 +135,17 @@ def test_short_names_are_axes(planned, flags):
     assert {trial.options["model.lora.scaling"] for trial in planned} == {"rslora"}
 
 
+@pytest.fixture(scope="module")
+def values(tmp_path_factory) -> dict:
+    """One of each option of `fit`, and of the rule for alpha."""
+    fit = ["fit", "--data.task", "rte", "--model.dropout", "0.5", "--print_config"]
+    printed = run_in_process(fit, tmp_path_factory.mktemp("values"), check=True).stdout
+    return {ALPHA_RULE: "fixed", **flatten(yaml.safe_load(printed))}
+
+
 @pytest.mark.parametrize("name", [*SHORT_NAMES, "dropouts"])
-def test_a_short_name_is_its_row_alone(name, planned, flags, monkeypatch, capsys):
+def test_a_short_name_is_its_row_alone(name, values, planned, flags, monkeypatch):
     monkeypatch.setitem(SHORT_NAMES, "dropouts", ShortName("model.dropout", float, "Axis model.dropout."))
-    assert main(["fit", "--data.task", "rte", "--model.dropout", "0.5", "--print_config"]) == 0
-    values = {ALPHA_RULE: "fixed", **flatten(yaml.safe_load(capsys.readouterr().out))}
     key = SHORT_NAMES[name].key
     assert main([*flags, f"--{name}", told(values[key])]) == 0
     assert key in planned[0].axes
@@ -175,7 +189,7 @@ def test_every_trial_leaves_its_metrics_and_a_tensorboard_run(study):
         assert (study / "trials" / name / "last.ckpt").is_file() == name.startswith("r")
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, monkeypatch):
     from shutil import copytree
 
@@ -190,7 +204,7 @@ def test_a_finished_study_is_not_run_again_and_can_grow(study, flags, tmp_path, 
     assert len(after) == len(before) + 2 * SEEDS
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_a_kill_and_a_second_start_give_the_table_of_an_undisturbed_run(study, flags, tmp_path):
     process = start(tmp_path, command, *flags)
     table = tmp_path / "study" / "table.parquet"
@@ -226,7 +240,7 @@ def stopped_in_the_ninth_step(monkeypatch):
     return arm
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_a_stopped_trial_is_resumed_where_it_was(
     study, flags, tmp_path, monkeypatch, capsys, stopped_in_the_ninth_step
 ):
@@ -247,7 +261,7 @@ def test_a_stopped_trial_is_resumed_where_it_was(
     assert curves[0] == curves[1]
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_stopped_joint_trials_are_resumed_where_they_were(
     flags, tmp_path, monkeypatch, capsys, stopped_in_the_ninth_step
 ):
@@ -272,7 +286,7 @@ def test_stopped_joint_trials_are_resumed_where_they_were(
         assert curves[0] == curves[1]
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_joint_trials_give_the_same_table_but_for_rounding(study, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = ["--model.dropout", "0", "--trainer.precision", "32-true"]
@@ -292,11 +306,11 @@ def test_joint_trials_give_the_same_table_but_for_rounding(study, flags, tmp_pat
     assert main(["validate", "--ckpt_path", f"study/trials/{name}/last.ckpt"]) == 0
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_a_study_keeps_how_many_trials_it_trains_jointly(flags, tmp_path, monkeypatch):
     """auto is as many as there are, up to four; without a number a study keeps its own; a number is for the rest."""
     monkeypatch.chdir(tmp_path)
-    short = [*flags[: flags.index("--pack")], "--trainer.max_epochs", "1", "--ranks", "1", "2", "4"]
+    short = [*flags[: flags.index("--pack")], *ONE_STEP, "--ranks", "1", "2", "4"]
     assert main([*short, "--pack", "auto"]) == 0
     assert json.loads(Path("study/settings.json").read_text())["pack"] == 4
     assert {row["pack"] for row in rows_of(tmp_path / "study")} == {4, 2}
@@ -314,7 +328,7 @@ def test_trials_that_train_biases_and_norms(flags, tmp_path, monkeypatch, capsys
     """One by one; references have none of their own."""
     monkeypatch.chdir(tmp_path)
     own = ["--model.train_biases", "all", "--model.train_norms", "true", "--ranks", "4", "--seeds", "1"]
-    short = [*flags[: flags.index("--pack")], *own, "--trainer.max_epochs", "1", "--head_rate", "1e-1"]
+    short = [*flags[: flags.index("--pack")], *own, *ONE_STEP, "--head_rate", "1e-1"]
     assert main([*short, "--pack", "2"]) == 0
     rows = rows_of(tmp_path / "study")
     assert {row["pack"] for row in rows} == {1}
@@ -329,6 +343,7 @@ def test_a_damaged_trial_is_marked_and_the_rest_goes_on(pack, flags, tmp_path, m
     """At the higher learning rate the loss is soon NaN; joint trials of the other rate finish all the same."""
     monkeypatch.chdir(tmp_path)
     given = [*flags, "--ranks", "4", "--learning_rates", "3e-2", "1e30", "--pack", pack]
+    given += ["--trainer.limit_train_batches", "3"]
     assert main(given) == 1
     assert error_of(capsys.readouterr().err)[0] == "ablate.failed"
     rows = rows_of(tmp_path / "study")
@@ -351,7 +366,7 @@ def test_trials_that_end_before_their_first_validation_say_so(pack, flags, tmp_p
     assert {row["error"] for row in rows_of(tmp_path / "study")} == {NOT_VALIDATED}
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("pack", ["1", "2"])
 def test_an_epoch_without_a_validation_has_no_row(pack, flags, tmp_path, monkeypatch):
     """Six steps an epoch: max_steps ends the second one before its validation."""
@@ -391,13 +406,23 @@ def test_mistakes_are_reported_before_the_first_trial(changes, key, code, flags,
     assert fails(capsys, *flags, *changes, code=code) == key
 
 
+@pytest.mark.usefixtures("no_report")
 def test_auto_is_one_where_batches_are_padded(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lora_pl.cli.ablate.run_study", lambda folder, units, settings, *given: sizes.append(settings))
-    monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda folder: folder)
     sizes: list[dict] = []
     assert main([*flags, "--data.batching", "padded", "--pack", "auto"]) == 0
     assert sizes[0]["pack"] == 1
+
+
+@pytest.mark.usefixtures("no_report")
+def test_trials_in_16_mixed_run_alone_which_is_said(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lora_pl.cli.ablate.run_study", lambda folder, units, *given: found.extend(units))
+    found: list = []
+    assert main([*flags, "--pack", "4", "--trainer.precision", "16-mixed"]) == 0
+    assert [len(unit) for unit in found] == [1] * SEEDS * len(RANKS)
+    assert "in 16-mixed trials run one by one" in capsys.readouterr().err
 
 
 def test_a_study_of_other_settings_is_refused(study, flags, monkeypatch, capsys):
@@ -420,7 +445,7 @@ def test_one_process_at_a_time_runs_a_study(flags, tmp_path, monkeypatch, capsys
         other.stdin.close()
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     from lora_pl.ablation.trial_runner import TrialRunner
@@ -434,10 +459,10 @@ def test_a_full_disk_stops_the_study_and_leaves_its_table_whole(flags, tmp_path,
         return train(*given)
 
     monkeypatch.setattr(TrialRunner, "train", second_fails)
-    assert main(flags) == 1
+    assert main([*flags, *ONE_STEP]) == 1
     assert error_of(capsys.readouterr().err)[0] == "file"
     assert {row["status"] for row in rows_of(tmp_path / "study")} == {"ok"}
-    assert main(flags) == 0
+    assert main([*flags, *ONE_STEP]) == 0
 
 
 def test_the_report_holds_figures_tables_and_a_verdict(study):
@@ -456,6 +481,7 @@ def test_the_report_holds_figures_tables_and_a_verdict(study):
     assert all("not measured here" in row["source"] for row in summary["published"])
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_a_study_on_own_files_is_not_compared_with_what_others_published_on_sst2(study, tmp_path):
     folder = Path(shutil.copytree(study, tmp_path / "own"))
     settings = json.loads((folder / "settings.json").read_text())
@@ -512,11 +538,11 @@ def test_mistakes_in_a_studys_configuration(content, key, tmp_path, monkeypatch,
     assert error_of(capsys.readouterr().err)[0] == key
 
 
-@pytest.mark.usefixtures("empty_figures")
+@pytest.mark.usefixtures("no_report")
 def test_a_saved_configuration_trains(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = str(checkpoint.with_name("config.yaml"))
-    assert main(["ablate", "--config", saved, "--ranks", "1", "--seeds", "1", "--trainer.max_epochs", "1"]) == 0
+    assert main(["ablate", "--config", saved, "--ranks", "1", "--seeds", "1", *ONE_STEP]) == 0
     assert len(rows_of(tmp_path / "logs" / "ablation" / "config")) == 1
 
 

@@ -17,7 +17,7 @@ from tests.support import TINY_TERMS, rounding
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed package")
 
-STEPS = 20
+STEPS = 8
 PRECISE = {"precision": "32-true", "accelerator": "cpu", "logger": False}
 
 

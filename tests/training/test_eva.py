@@ -67,17 +67,9 @@ def test_only_a_new_run_needs_the_data(fit, source, capsys):
     assert read_checkpoint("imported.ckpt")["hyper_parameters"]["lora"] == stored
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora"])
-def test_resumed_it_ends_as_if_it_had_never_been_stopped(variant, fit):
-    """In bf16, too, where DoRA's norms are those of the weights before the cast."""
-    given = [
-        *fit,
-        "--model.lora.variant",
-        variant,
-        "--trainer.precision",
-        "bf16-mixed",
-        "--model.lora.lora_dropout=0.1",
-    ]
+def test_resumed_it_ends_as_if_it_had_never_been_stopped(fit):
+    """In bf16, too, where DoRA's norms are those of the weights before the cast; LoRA in fp32 below."""
+    given = [*fit, "--model.lora.variant=dora", "--trainer.precision", "bf16-mixed", "--model.lora.lora_dropout=0.1"]
     assert main([*given, *epochs(2)]) == 0
     assert main([*given, "--run_name", "halves", *epochs(1)]) == 0
     assert main([*given, "--run_name", "halves", "--resume", *epochs(2)]) == 0

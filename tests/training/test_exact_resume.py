@@ -1,5 +1,6 @@
 """A run that is resumed at any step ends bit for bit as the run that was never stopped."""
 
+import functools
 import random
 import shutil
 import signal
@@ -116,24 +117,36 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_encoder, glue_folder, tmp_path_factory):
+    """The run of a case that was never stopped: its folder, points and draws."""
+
+    @functools.cache
+    def run(case: str) -> tuple[Path, list, list]:
+        folder = tmp_path_factory.mktemp("whole")
+        return folder, *fit(folder, tiny_encoder(), glue_folder, **CASES[case][0])
+
+    return run
+
+
 @pytest.mark.faults
-def test_resume_at_every_step_is_bit_identical(tiny_encoder, glue_folder, tmp_path):
-    resumes_exactly({}, range(1, 22), tiny_encoder, glue_folder, tmp_path)
+def test_resume_at_every_step_is_bit_identical(whole, tiny_encoder, glue_folder, tmp_path):
+    resumes_exactly(whole("plain"), {}, range(1, 22), tiny_encoder, glue_folder, tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_resume_at_any_step_is_bit_identical(case, tiny_encoder, glue_folder, tmp_path):
-    resumes_exactly(*CASES[case], tiny_encoder, glue_folder, tmp_path)
+def test_resume_at_any_step_is_bit_identical(case, whole, tiny_encoder, glue_folder, tmp_path):
+    resumes_exactly(whole(case), *CASES[case], tiny_encoder, glue_folder, tmp_path)
 
 
-def resumes_exactly(options, steps, tiny_encoder, glue_folder, tmp_path) -> None:
-    points, drawn = fit(tmp_path / "whole", tiny_encoder(), glue_folder, **options)
+def resumes_exactly(whole, options, steps, tiny_encoder, glue_folder, tmp_path) -> None:
+    undisturbed, points, drawn = whole
     for step in steps:
-        folder, path = tmp_path / f"from{step}", tmp_path / "whole" / f"step{step}.copy"
+        folder, path = tmp_path / f"from{step}", undisturbed / f"step{step}.copy"
         stored = read_checkpoint(path)
         resumed, again = fit(folder, tiny_encoder(), glue_folder, resume=path, **options)
         if again:
-            assert_same_end(tmp_path / "whole", folder)
+            assert_same_end(undisturbed, folder)
         assert again == drawn[len(drawn) - len(again) :]
         assert stored["global_step"] == step
         at = stored[RESUME_KEY]["log_steps"]
@@ -141,17 +154,18 @@ def resumes_exactly(options, steps, tiny_encoder, glue_folder, tmp_path) -> None
         assert len(drawn) - len(again) == stored["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
 
 
-def test_max_steps_is_no_end_of_the_epoch(tiny_encoder, glue_folder, tmp_path):
+def test_max_steps_is_no_end_of_the_epoch(whole, tiny_encoder, glue_folder, tmp_path):
     """Stopped by max_steps within an epoch and resumed with more, a run trains on the rest of the epoch."""
-    _, drawn = fit(tmp_path / "whole", tiny_encoder(), glue_folder)
+    *_, drawn = whole("plain")
     _, first = fit(tmp_path / "part", tiny_encoder(), glue_folder, max_steps=10)
     _, second = fit(tmp_path / "rest", tiny_encoder(), glue_folder, resume=tmp_path / "part" / "last.ckpt")
     assert [labels for *_, labels in first + second] == [labels for *_, labels in drawn]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_ends_with_the_shells_code(signum, tiny_encoder, glue_folder, tmp_path):
-    fit(tmp_path / "whole", tiny_encoder(), glue_folder, accumulate_grad_batches=2)
+def test_a_signal_finishes_the_step_saves_and_ends_with_the_shells_code(
+    signum, whole, tiny_encoder, glue_folder, tmp_path
+):
     before = signal.getsignal(signum)
     options = {"accumulate_grad_batches": 2, "extra": [StopAt(5, signum)]}
     with pytest.raises(RunStopped) as stopped:
@@ -161,7 +175,7 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_the_shells_code(signum, 
     last = tmp_path / "run" / "last.ckpt"
     assert read_checkpoint(last)["global_step"] == 5
     fit(tmp_path / "run", tiny_encoder(), glue_folder, resume=last, accumulate_grad_batches=2)
-    assert_same_end(tmp_path / "whole", tmp_path / "run")
+    assert_same_end(whole("accumulated")[0], tmp_path / "run")
 
 
 def test_slurm_puts_the_job_back(tiny_encoder, glue_folder, tmp_path, monkeypatch):
@@ -178,10 +192,10 @@ def test_slurm_puts_the_job_back(tiny_encoder, glue_folder, tmp_path, monkeypatc
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["global_step"] == 4
 
 
-def test_two_runs_with_one_seed_are_bit_identical(tiny_encoder, glue_folder, tmp_path):
-    one, two = (fit(tmp_path / name, tiny_encoder(), glue_folder) for name in ("one", "two"))
-    assert one == two
-    assert_same_end(tmp_path / "one", tmp_path / "two")
+def test_two_runs_with_one_seed_are_bit_identical(whole, tiny_encoder, glue_folder, tmp_path):
+    folder, *one = whole("plain")
+    assert [*fit(tmp_path, tiny_encoder(), glue_folder)] == one
+    assert_same_end(folder, tmp_path)
 
 
 def test_generators_come_back():

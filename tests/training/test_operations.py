@@ -1,6 +1,7 @@
 """The operations of a training step: on a GPU each is launched by itself, on a CPU each passes over its numbers."""
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ class Operations(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+@cache
 def is_view(operation: torch._ops.OpOverload) -> bool:
     """Whether the result lies in an argument's memory, which it leaves as it is."""
     schema = operation._schema
@@ -63,7 +65,7 @@ def like_roberta_base(tmp_path: Path) -> str:
 def of_two_lengths(tmp_path: Path) -> str:
     """Sentences in the layout of SST-2, so that attention has two groups in any batch."""
     words = ["very"] * 3, ["very"] * 24
-    rows = [f"{' '.join(words[number % 2])} good\t{number % 3 % 2}" for number in range(320)]
+    rows = [f"{' '.join(words[number % 2])} good\t{number % 3 % 2}" for number in range(200)]
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / name).write_text("\n".join(["sentence\tlabel", *rows]) + "\n", encoding="utf-8")
     return str(tmp_path)

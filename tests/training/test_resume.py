@@ -11,12 +11,27 @@ import yaml
 from lora_pl.cli.main import main
 from lora_pl.training.run_folder import run_name
 from tests.cli.mistakes import error_of
+from tests.support import run_in_process
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fit(tiny_encoder, glue_folder):
     return ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8",
             "--trainer.precision", "32-true", "--resume", "--run_name", "mine"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_epoch(fit, tmp_path_factory) -> Path:
+    """The folder in which `fit` has trained an epoch."""
+    folder = tmp_path_factory.mktemp("begun")
+    run_in_process([*fit, *epochs(1)], folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def begun(one_epoch) -> None:
+    """A copy of it to go on from."""
+    shutil.copytree(one_epoch, ".", dirs_exist_ok=True)
 
 
 def epochs(count: int) -> list[str]:
@@ -67,8 +82,7 @@ def test_a_placement_is_the_same_however_it_is_spelled(fit, capsys):
     assert fails(capsys, *fit, *placed[:-1], "1", "--model.lora.layers", "0-1", "--force")[0] == "checkpoint.state"
 
 
-def test_what_would_change_the_mathematics_is_named(fit, capsys):
-    assert main([*fit, *epochs(1)]) == 0
+def test_what_would_change_the_mathematics_is_named(fit, begun, capsys):
     changed = [*fit, *epochs(2), "--data.batch_size", "4", "--model.learning_rate", "1e-2", "--data.num_workers", "1"]
     key, said = fails(capsys, *changed)
     assert key == "resume"
@@ -90,8 +104,7 @@ def test_no_whole_checkpoint_is_an_error(fit, capsys):
     assert fails(capsys, *fit)[0] == "checkpoint.damaged"
 
 
-def test_a_moved_run_keeps_its_best(fit):
-    assert main([*fit, *epochs(1)]) == 0
+def test_a_moved_run_keeps_its_best(fit, begun):
     shutil.move("checkpoints/mine", "checkpoints/moved")
     assert main([*fit[:-1], "moved", *epochs(3)]) == 0
     assert {path.name for path in Path("checkpoints/moved").iterdir()} == {"best.ckpt", "last.ckpt", "config.yaml"}
@@ -107,8 +120,7 @@ def test_a_checkpoint_named_in_yaml_brings_its_settings(fit, capsys):
     assert fails(capsys, "validate", "--config", "none.yaml")[0] == "checkpoint.missing"
 
 
-def test_options_of_another_version_are_ignored_and_named(fit, capsys):
-    assert main([*fit, *epochs(1)]) == 0
+def test_options_of_another_version_are_ignored_and_named(begun, capsys):
     stored = last()
     stored["datamodule_hyper_parameters"]["eval_batch_size"] = 64
     torch.save(stored, "old.ckpt")

@@ -128,4 +128,7 @@ def test_a_checkpoint_and_a_start_are_one_too_many(verb, start, capsys):
 def test_what_does_not_fit_is_one_line(wrong, fit, start, capsys):
     assert fails(capsys, *fit, *wrong, "--model.start_from", str(start)) == "model.start_from"
     assert not LAST.exists()
+
+
+def test_a_missing_start_is_one_line(fit, capsys):
     assert fails(capsys, *fit, "--model.start_from", "missing.ckpt") == "model.start_from"

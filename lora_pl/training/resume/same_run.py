@@ -45,7 +45,7 @@ def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
     if not saved.is_file():
         return
     # an option that the version of the saved run did not have yet has its default
-    before, now = {**_defaults(), **flatten(read_options(saved))}, flatten(given)
+    before, now = {**former_defaults(), **flatten(read_options(saved))}, flatten(given)
     depends_on_length = now.get("model.schedule") != "constant" or now.get("model.warmup_ratio")
     changed = [
         f"{key} (was {before[key]}, now {value})"
@@ -60,7 +60,8 @@ def check_same_run(saved: Path, given: Mapping[str, Any]) -> None:
         )
 
 
-def _defaults() -> dict[str, Any]:
+def former_defaults() -> dict[str, Any]:
+    """The options, by full name, with the values that they have in what an earlier version saved without them."""
     model, data = (defaults(made.__init__) for made in (LoRAClassifier, SentenceDataModule))
     own = {"early_stopping_patience": None}
     return flatten({"model": {**model, "lora": LoRAConfig().to_dict()}, "data": data, **own})
