@@ -42,8 +42,7 @@ def read_archive(path: Path, kind: str = "checkpoint") -> Any:
         UserError: `KIND.missing`, `KIND.damaged` (empty and truncated files too) or `KIND.refused`.
     """
     if not path.is_file():
-        hint = f" but a folder; give {Path(path) / 'best.ckpt'}" if (Path(path) / "best.ckpt").is_file() else ""
-        raise UserError(f"{kind}.missing", f"{path}: no such {kind}{hint}")
+        raise UserError(f"{kind}.missing", f"{path}: no such {kind}{_meant_instead(path)}")
     data = path.read_bytes()
     if not data:
         raise UserError(f"{kind}.damaged", f"{path}: the file is empty")
@@ -71,6 +70,14 @@ def require_finite(
             raise UserError(f"{kind}.damaged", f"{source}: {name} is no tensor of numbers")
         if not tensor.isfinite().all():
             raise UserError(f"{kind}.damaged", f"{source}: {name} holds inf or NaN")
+
+
+def _meant_instead(path: Path) -> str:
+    """The checkpoints of the folder that was given, or of the missing file's."""
+    if (path / "best.ckpt").is_file():
+        return f" but a folder; give {path / 'best.ckpt'}"
+    there = sorted(other.name for other in path.parent.glob("*.ckpt") if other.is_file())
+    return f"; in {path.parent} there is {', '.join(there)}" if there else ""
 
 
 def _why_refused(data: bytes) -> str:

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,14 @@ def test_a_runs_folder_names_the_checkpoint_in_it(checkpoint):
     with pytest.raises(UserError, match=r"but a folder; give .*best\.ckpt$") as error:
         read_checkpoint(checkpoint.parent)
     assert error.value.key == "checkpoint.missing"
+
+
+def test_a_missing_checkpoint_names_those_beside_it(checkpoint, tmp_path):
+    shutil.copy(checkpoint, tmp_path / "last.ckpt")
+    with pytest.raises(UserError) as error:
+        read_checkpoint(tmp_path / "best.ckpt")
+    path = tmp_path / "best.ckpt"
+    assert str(error.value) == f"checkpoint.missing: {path}: no such checkpoint; in {tmp_path} there is last.ckpt"
 
 
 def test_an_option_of_another_version_is_named(checkpoint, tmp_path):
