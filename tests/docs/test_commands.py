@@ -1,8 +1,9 @@
 """Every `lora_pl` command of every page runs and exits with 0, from top to bottom, in a folder that has what it names.
 
-There a tiny encoder is `roberta-base` and `MINILM`, a tiny GLUE download is `glue_data` and the hub, and training takes
-two batches. What torchrun and srun start, or --trainer.devices, is one process; `test_pages.py` checks the words of the
-programs that are not run (pip, pytest, tensorboard, mkdocs, the benchmarks).
+There a tiny encoder is `roberta-base` and `MINILM`, a tiny GLUE download is `glue_data` and the hub, training takes two
+batches, and of a study the first two trials are trained. What torchrun and srun start, or --trainer.devices, is one
+process; `test_pages.py` checks the words of the programs that are not run (pip, pytest, tensorboard, mkdocs, the
+benchmarks).
 """
 
 import csv
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lora_pl.ablation.study import one_after_another
 from lora_pl.ablation.table import ResultTable
+from lora_pl.cli import ablate
 from tests.docs.pages import PAGES, ROOT, commands
 from tests.support import WORDS, run_in_process, tiny_config, tiny_tokenizer
 
@@ -127,6 +130,7 @@ def smaller(verb: str, *given: str) -> list[str]:
 @pytest.mark.parametrize("page", OURS)
 def test_commands_run(page, furnished, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(ablate, "one_after_another", lambda units, run: one_after_another(units[:2], run))
     folder = shutil.copytree(furnished, tmp_path / "page", symlinks=True)
     for name in re.findall(r"--run_name (\w+)", PAGES[page]):  # the page makes it
         shutil.rmtree(folder / "checkpoints" / name, ignore_errors=True)
