@@ -1,11 +1,10 @@
 """Fixtures: tiny real encoders, the developers' material, and a trained checkpoint."""
 
-import copy
 import functools
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +16,9 @@ import docstring_parser
 import pytest
 import torch
 
-from tests.support import process_state, run_in_process, tiny_config, tiny_tokenizer, write_glue_split
+from lora_pl.encoder.fingerprint import base_fingerprints
+from lora_pl.encoder.loading import load_encoder, pretrained_head_layers
+from tests.support import process_state, read_once, run_in_process, tiny_config, tiny_tokenizer, write_glue_split
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SLOW = (
@@ -26,18 +27,24 @@ SLOW = (
     "test_commands.py",
 )
 """Files that take long. They start first, so that at the end no process waits for one of them."""
+READ_ONCE = (load_encoder, pretrained_head_layers, base_fingerprints)
+"""What reads an encoder's files, for a base."""
 
 
 def pytest_configure() -> None:
     """Less to wait for: no test of this process ends in a power cut, so nothing is flushed to the disk.
 
     Every run would draw its confusion matrix, and a resumed one wait until a second has passed since its first log. For
-    every command jsonargparse reads the sources of Lightning's classes anew, which is most of what a parser costs.
+    every command jsonargparse reads the sources of Lightning's classes anew, which is most of what a parser costs, and
+    for every model Transformers the encoder's files.
     """
     from lora_pl.callbacks import confusion_figure
+    from lora_pl.model import base
     from lora_pl.training import run_log
 
     torch.set_num_threads(1)
+    for function in READ_ONCE:
+        setattr(base, function.__name__, read_once(function))
     confusion_figure.find_spec = lambda name: None  # no picture but in the tests of it
     run_log.time = SimpleNamespace(time=time.time, sleep=lambda seconds: None)  # nor a wait
     os.fsync = lambda descriptor: None
@@ -99,26 +106,11 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory):
     return make
 
 
-@pytest.fixture(scope="session")
-def _bases() -> dict[str, Callable]:
-    """What makes a base, by its name in `lora_pl.model.base`: read at the first call, afterwards the same or a copy."""
-    from lora_pl.model import base
-
-    read, heads = functools.cache(base.load_encoder), functools.cache(base.pretrained_head_layers)
-    compute, known = base.base_fingerprints, {}
-    return {
-        "load_encoder": lambda name, dropout=None: copy.deepcopy(read(name, dropout)),
-        "pretrained_head_layers": lambda name: copy.deepcopy(heads(name)),
-        "load_tokenizer": functools.cache(base.load_tokenizer),
-        "base_fingerprints": lambda name, *parts: known.get(name) or known.setdefault(name, compute(name, *parts)),
-    }
-
-
 @pytest.fixture
-def one_base(_bases, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base is read once, where what is tested are the files around it."""
-    for name, function in _bases.items():
-        monkeypatch.setattr(f"lora_pl.model.base.{name}", function)
+def reads_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An encoder is read from its files each time."""
+    for function in READ_ONCE:
+        monkeypatch.setattr(f"lora_pl.model.base.{function.__name__}", function)
 
 
 @pytest.fixture(scope="session")

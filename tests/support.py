@@ -1,6 +1,8 @@
 """What tests share: tolerances from arithmetic, tiny real models, the command line in this process or a fresh one."""
 
 import contextlib
+import copy
+import functools
 import io
 import logging
 import os
@@ -9,12 +11,14 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy
 import torch
+
+from lora_pl.encoder.source import local_path
 
 WORDS = ["a", "the", "film", "is", "was", "not", "good", "bad", "fine", "awful", "great", "dull", "bright", "slow",
          "plot", "cast", "and", "but", "very", "never", "ever"]  # fmt: skip
@@ -111,6 +115,35 @@ def tiny_tokenizer(kind: str):
         pad_token="<pad>", unk_token="<unk>", model_max_length=38,
         model_input_names=["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
     )  # fmt: skip
+
+
+def read_once(read: Callable) -> Callable:
+    """`read(encoder, ...)` from a small folder, which is read again only if a file in it has changed; gives copies."""
+    known: dict = {}
+
+    @functools.wraps(read)
+    def remembered(name, *parts, **options):
+        if not (files := _small_files(name)):
+            return read(name, *parts, **options)
+        state = torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled()
+        key = (files, *options.items(), state)
+        if key not in known:
+            known[key] = read(name, *parts, **options)
+        return copy.deepcopy(known[key])
+
+    return remembered
+
+
+def _small_files(encoder: str) -> tuple:
+    """What tells one state of an encoder's folder from another; nothing if it is large or no folder."""
+    try:
+        folder = Path(local_path(encoder))
+        stats = {entry.path: entry.stat() for entry in os.scandir(folder.resolve())}
+    except (OSError, ValueError):
+        return ()
+    if sum(stat.st_size for stat in stats.values()) > 2**26:
+        return ()
+    return tuple((path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in sorted(stats.items()))
 
 
 def write_glue_split(path: Path, task) -> None:

@@ -88,7 +88,7 @@ def test_safetensors_headers(count, folder, tmp_path):
 
 @counts
 @pytest.mark.parametrize(("kind", "name"), [("adapter", RECORD), ("peft", RECORD), ("peft", peft_folder.CONFIG)])
-def test_settings(kind, name, count, folder, one_base):
+def test_settings(kind, name, count, folder):
     """The JSON beside the tensors, as far as the model and a text's prediction."""
     exported = folder(kind)
     path = exported / name
@@ -104,7 +104,7 @@ def test_settings(kind, name, count, folder, one_base):
 
 
 @counts
-def test_tensors_of_peft(count, in_place, tmp_path, one_base):
+def test_tensors_of_peft(count, in_place, tmp_path):
     """Names, shapes and types of well-formed tensors: adapters, biases, norms and the head."""
     arguments = ["--ckpt_path", str(in_place), "--format", "peft", "--output", "x"]
     run_in_process(["export", *arguments], tmp_path, check=True)
@@ -130,7 +130,7 @@ def test_tensors_of_peft(count, in_place, tmp_path, one_base):
 
 @counts
 @pytest.mark.parametrize("layout", ["loralib", "loralib with biases", "original"])
-def test_state_dicts(layout, count, tiny_encoder, tmp_path, one_base):
+def test_state_dicts(layout, count, tiny_encoder, tmp_path):
     path, (a, b) = tmp_path / "x.pt", ("A", "B") if layout == "original" else ("lora_A", "lora_B")
     layers = [f"roberta.encoder.layer.{i}.attention.self.{role}" for i in (0, 1) for role in ("query", "value")]
     state = {f"{layer}.{a}": torch.randn(4, 16) for layer in layers}

@@ -100,7 +100,7 @@ def parts(valid: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 @counts
 @pytest.mark.parametrize("kind", ["checkpoint", "in_place"])
-def test_values(kind, count, request, tmp_path, one_base):
+def test_values(kind, count, request, tmp_path):
     """Well-formed files with values that no checkpoint has, as far as the model and a text's prediction."""
     path, checkpoint = tmp_path / "x.ckpt", request.getfixturevalue(kind)
 

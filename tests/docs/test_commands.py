@@ -121,8 +121,7 @@ def smaller(verb: str, *given: str) -> list[str]:
         flags += ["--data.source", "glue_data"]
     if "--data.train_sentences" in given:
         flags += ["--data.train_sentences", "8"]
-    if given != ("--config", "configs/demo.yaml"):  # which runs on the embedded encoder
-        flags += ["--model.encoder", "roberta-base"]
+    flags += ["--model.encoder", "roberta-base"]
     return [*flags, "--seeds", "1"] if verb == "ablate" else flags
 
 

@@ -69,6 +69,7 @@ def test_a_base_kept_in_half_precision_is_merged_in_full(make_model, tmp_path):
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
+@pytest.mark.usefixtures("reads_anew")
 def test_nothing_asks_for_a_network(checkpoint, tmp_path, monkeypatch):
     """Not even where the environment does not say that there is none."""
     import socket

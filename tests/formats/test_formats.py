@@ -23,7 +23,6 @@ SLOW = [name for name, export in FORMATS.items() if export.needed]
 """These have tools of their own, which take seconds: they write one variant, with trained biases and norms in it."""
 CASES = [(name, variant) for name in FORMATS for variant in VARIANTS if name not in SLOW or variant == "lora"]
 BOTH = {"train_biases": "all", "train_norms": True}
-pytestmark = pytest.mark.usefixtures("one_base")
 each_format = pytest.mark.parametrize("format", FORMATS)
 
 

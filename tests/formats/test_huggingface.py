@@ -12,8 +12,6 @@ from tests.encoder.test_architectures import WITH_HEAD
 from tests.formats.conftest import saved, texts_for
 from tests.support import TINY_TERMS, rounding
 
-pytestmark = pytest.mark.usefixtures("one_base")
-
 
 @pytest.mark.parametrize("kind", WITH_HEAD)
 def test_every_architectures_own_head_is_exact_in_its_own_class(kind, make_model, tmp_path):

@@ -20,8 +20,6 @@ from tests.formats.conftest import TEXTS, saved
 from tests.storage.test_checkpoint import Harm
 from tests.support import random_encoder
 
-pytestmark = pytest.mark.usefixtures("one_base")
-
 
 def state_of(model: LoRAClassifier, a: str, b: str, head: dict[str, str]) -> dict[str, torch.Tensor]:
     """The model's tensors by another program's names."""

@@ -24,7 +24,6 @@ from tests.formats.conftest import TEXTS, moved, saved, texts_for
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding, tiny_config
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.usefixtures("one_base")
 
 OF_PEFT = {name: variant for name, variant in VARIANTS.items() if variant.peft_settings is not None}
 
