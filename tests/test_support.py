@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from tests.support import process_state, rounding, run_cli, run_in_process
+from tests.support import process_state, read_once, rounding, run_cli, run_in_process
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -26,6 +26,16 @@ def test_a_command_in_this_process_is_the_command_in_a_fresh_one(checkpoint, tmp
     here, fresh = (run(predict, tmp_path, text_input="the film is göod\n") for run in (run_in_process, run_cli))
     assert (here.returncode, here.stdout, here.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
     assert here.stdout
+
+
+def test_what_is_read_once_is_a_copy_and_no_older_than_its_files(tmp_path):
+    read = read_once(lambda name, **options: [(tmp_path / "config.json").read_text(), options])
+    (tmp_path / "config.json").write_text("1")
+    read(str(tmp_path), dropout=0.1).clear()
+    assert read(str(tmp_path), dropout=0.1) == ["1", {"dropout": 0.1}]
+    assert read(str(tmp_path), dropout=0.2) == ["1", {"dropout": 0.2}]
+    (tmp_path / "config.json").write_text("2")
+    assert read(str(tmp_path), dropout=0.1) == ["2", {"dropout": 0.1}]
 
 
 def test_the_process_is_afterwards_as_it_was():
