@@ -47,12 +47,15 @@ def factors_of(layer: LoRALinear) -> Factors:
     if cast := _FACTORS.get().get(layer):
         return cast
     # a checkpointed layer is computed again outside of the context, and may not save more than it did inside
-    with saved_tensors_hooks(_as_it_is, _as_it_is):
+    with saved_tensors_hooks(Tensor.detach, _as_it_is):
         return layer.adapter.factors(layer.weight, layer.adapter.dtype)
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
-    """In place of the checkpoint's hooks: what the factors save is thin, and needn't be computed again."""
+    """In place of the checkpoint's hooks: what the factors save is thin, and needn't be computed again.
+
+    It is saved detached: an operation that saved its own result as it is would never be freed.
+    """
     return tensor
 
 

@@ -1,6 +1,8 @@
 """Factors that are cast for all layers at once."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -68,3 +70,14 @@ def test_checkpointed_layers_have_the_same_gradients(model, reentrant):
         with factors_cast_to(torch.bfloat16, list(lora_layers(model).values())):
             y = checkpoint(model, x, use_reentrant=reentrant)
     assert all(map(torch.equal, with_gradients(model, y), expected))
+
+
+def test_what_factors_save_is_freed(model, monkeypatch):
+    """Though an operation, such as exp, saves its own result."""
+    layer = next(iter(lora_layers(model).values()))
+    factors = layer.adapter.factors(layer.weight, layer.adapter.dtype)
+    monkeypatch.setattr(layer.adapter, "factors", lambda *given: factors._replace(a=layer.adapter.lora_A.exp()))
+    gc.disable()
+    saved = weakref.ref(factors_of(layer).a)
+    gc.enable()
+    assert saved() is None
