@@ -15,7 +15,7 @@ from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
 from lora_pl.lora.config import DIVISORS
 from lora_pl.model.network import Method
-from lora_pl.model.precision import SHORT as SHORT_PRECISIONS
+from lora_pl.model.precision import full_name
 from lora_pl.storage.flat import with_options
 
 Options = Mapping[str, Any]
@@ -180,8 +180,7 @@ def _of_rule(options: Options, before: Options) -> Options:
 
 def scales_loss(options: Options) -> bool:
     """Whether trials share a scale of the loss if they are trained jointly: one's overflow skips the step of all."""
-    given = str(options.get("trainer.precision"))
-    return SHORT_PRECISIONS.get(given, given) == "16-mixed"
+    return full_name(options.get("trainer.precision")) == "16-mixed"
 
 
 def jointly(trial: Trial) -> str:

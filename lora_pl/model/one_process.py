@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_pl.encoder.dtype import OF_PRECISION
-from lora_pl.model.precision import SHORT, device_of
+from lora_pl.model.precision import device_of, full_name
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class OneProcess:
     @classmethod
     def of(cls, accelerator: str, strategy: str, devices: Any, num_nodes: int, precision: Any) -> OneProcess | None:
         """The process that Fabric's options describe; None if they need Fabric."""
-        name = SHORT.get(str(precision), str(precision))
+        name = full_name(precision)
         device = device_of(accelerator)
         known = name in ("32-true", "bf16-mixed") or (name, device) == ("16-mixed", "cuda")
         if device is None or not known or strategy != "auto" or devices not in (1, "1") or num_nodes != 1:

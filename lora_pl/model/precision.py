@@ -13,7 +13,11 @@ Precision = Literal[
 ]  # fmt: skip
 """Lightning's names, as its options spell them."""
 SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-"""What Lightning calls them in full."""
+
+
+def full_name(precision: Any) -> str:
+    """What Lightning calls it in full: 16-mixed for 16."""
+    return SHORT.get(str(precision), str(precision))
 
 
 def chosen_precision(given: Any, accelerator: Any) -> Any:
