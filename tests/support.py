@@ -126,7 +126,7 @@ def read_once(read: Callable) -> Callable:
         if not (files := _small_files(name)):
             return read(name, *parts, **options)
         state = torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled()
-        key = (files, *options.items(), state)
+        key = (str(name), files, *options.items(), state)
         if key not in known:
             known[key] = read(name, *parts, **options)
         return copy.deepcopy(known[key])
