@@ -17,7 +17,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lora_pl import LoRAClassifier, SentenceDataModule
-from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.encoder import EMBEDDED
 from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 from lora_pl.training.resume.exact_resume import ExactResume
@@ -62,7 +61,7 @@ def run(
     """Seconds per step, and per save."""
     clock, last = Clock(), TimedLast(folder)
     best = BestCheckpoint(folder)
-    saving = [ExactResume(), SavePoints(best, last, every_steps, None), FiniteGradients(), best, last]
+    saving = [ExactResume(), SavePoints(best, last, every_steps, None), best, last]
     trainer = Trainer(
         accelerator="cpu", precision="bf16-mixed", max_steps=steps, limit_val_batches=0, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=resumable,

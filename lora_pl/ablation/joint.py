@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.encoder.dropout import use_bulk_dropout
+from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
 from lora_pl.lora.state import below, copy_state
 from lora_pl.model.classifier import LoRAClassifier
@@ -43,7 +44,7 @@ class JointTrials(TaskModule):
 
     def __init__(self, like: LoRAClassifier, trials: Sequence[Trial]) -> None:
         super().__init__()
-        self.save_hyperparameters(dict(like.hparams))
+        self.save_hyperparameters({**like.hparams, "nonfinite_loss": "stop"})  # a step is that of all trials
         self.task, self.base, self.trials = like.task, like.base, list(trials)
         self.encoder = self.base.encoder.requires_grad_(False).train()
         remove_lora(self.encoder)
@@ -100,10 +101,11 @@ class JointTrials(TaskModule):
             for index, (features, batch) in enumerate(zip(parts, batches, strict=True))
         ]
         self.step_losses = torch.stack(losses).detach()
-        loss = torch.stack(losses).sum()
-        if not torch.isfinite(loss):
-            raise BrokenPackError(f"a loss is not finite at step {self.global_step}")
-        return loss
+        return torch.stack(losses).sum()
+
+    def ended_by(self, error: UserError) -> Exception:
+        """Which trial is at fault shows when they run one by one."""
+        return BrokenPackError(error.message)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to every trial's loss and metrics."""

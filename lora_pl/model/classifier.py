@@ -15,6 +15,7 @@ from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig, LoRAError, eva_init, eva_matrices, lora_layers, mark_only_lora_as_trainable
 from lora_pl.model.eva import input_moments
+from lora_pl.model.finite_steps import Loss
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
@@ -46,7 +47,8 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
         base_dtype: The frozen weights' dtype; auto is the dtype of the trainer's precision (bfloat16 for bf16-mixed),
             or float32 without a trainer; int8 quantizes linear layers, on a CPU with AVX512_VNNI. Adapters, head, norms
             and optimizer are always fp32.
-        nonfinite_loss: Whether an inf or NaN loss stops the run or skips the batch.
+        nonfinite_loss: Whether a loss or gradients that are inf or NaN stop the run, at the next log at the latest, or
+            skip the batch or step.
         class_weights: Weights of the classes in the training loss: a number for each, in the order of their ids, or
             balanced (n / (classes x the class's count), from the training labels); by default all count the same. For
             several labels per text they multiply the terms of labels that are there, and balanced is without / with.
@@ -157,24 +159,14 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch; None if it is inf or NaN and such batches are skipped."""
         logits, loss = self._step(batch, self.loss)
-        if not math.isfinite(value := loss.item()):
-            self._nonfinite(value, batch_idx)
+        if self.hparams["nonfinite_loss"] == "skip" and not math.isfinite(loss.item()):
+            found = Loss(self.global_step, self.current_epoch, batch_idx, loss)
+            say(f"{found.told()}; the batch is skipped")
             return None
         self.metrics.of("train").update(logits, batch.labels, loss)
         has_bar = self.trainer.progress_bar_callback is not None  # for which Lightning reads the loss at every step
         self.log("train/loss", loss, prog_bar=has_bar, batch_size=len(batch))
         return loss
-
-    def _nonfinite(self, loss: float, batch_idx: int) -> None:
-        where = f"the loss is {loss} at step {self.global_step} (epoch {self.current_epoch}, batch {batch_idx})"
-        if self.hparams["nonfinite_loss"] == "skip":
-            say(f"{where}; the batch is skipped")
-            return
-        paths = [getattr(callback, "last_model_path", "") for callback in self.trainer.checkpoint_callbacks]
-        good = next((path for path in reversed(paths) if path), "none yet")
-        raise UserError(
-            "model.nonfinite_loss", f"{where}; last good checkpoint: {good}; lower the learning rate, or take skip"
-        )
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the split's loss and metrics."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,6 +19,7 @@ from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.encoder.source import canonical_name
 from lora_pl.errors import UserError
 from lora_pl.model.base import Base
+from lora_pl.model.finite_steps import FiniteSteps
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.monitor import reported, require_monitor
 from lora_pl.model.precision import require_precision
@@ -48,6 +49,15 @@ class TaskModule(LightningModule):
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups: trained parameters, learning rate and weight decay."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Guard any trainer's runs by `FiniteSteps`."""
+        has_one = any(isinstance(callback, FiniteSteps) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if has_one else [FiniteSteps()]
+
+    def ended_by(self, error: UserError) -> Exception:
+        """What ends a run whose loss or gradients are inf or NaN."""
+        return error
 
     def setup(self, stage: str) -> None:
         """Convert the frozen base to the dtype that the trainer computes in.

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 
 from lora_pl.callbacks.confusion_figure import ConfusionFigure
 from lora_pl.callbacks.epoch_lines import EpochLines
-from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.parameter_report import ParameterReport
 from lora_pl.callbacks.precision_report import PrecisionReport
@@ -60,8 +59,7 @@ class Run:
         logs: The folder of all runs' logs.
         ckpt_path: The checkpoint to start from instead of the newest.
         config: The configuration to save; by default that of the model, the data and the trainer's options.
-        reports: Whether to report parameters, precision, progress and speed, and to stop at gradients that are inf or
-            NaN.
+        reports: Whether to report parameters, precision, progress and speed.
         early_stopping_patience: Validations without a new best after which the run ends; by default it does not.
         keep_best: Whether to keep `best.ckpt`, for which the model logs its `monitor`.
 
@@ -192,7 +190,6 @@ class Run:
             *progress,
             ParameterReport(),
             PrecisionReport(),
-            FiniteGradients(),
             Throughput(),
             ConfusionFigure(),
             RunSummary(),

@@ -155,14 +155,14 @@ def test_dropout_masks_are_each_trials_own(tiny_encoder, glue_folder):
         assert torch.allclose(*joint.step_losses, atol=rounding(TINY_TERMS)) == alike
 
 
-def test_a_loss_that_is_no_number_breaks_the_pack(tiny_encoder, glue_folder):
-    joint = JointTrials(like(tiny_encoder), TRIALS[:1])
-    joint.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    torch.nn.init.constant_(joint.heads[0].weight, float("nan"))
-    data = data_of(tiny_encoder, glue_folder, 0)
-    data.setup("fit")
-    with pytest.raises(BrokenPackError):
-        joint.training_step([next(iter(data.train_dataloader()))], 0)
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_loss_that_is_no_number_breaks_the_pack(policy, tiny_encoder, glue_folder, tmp_path):
+    """Whether the trial at fault would stop or skip it shows when it runs alone."""
+    joint = JointTrials(like(tiny_encoder, nonfinite_loss=policy), TRIALS[:2])
+    joint.heads[1].register_forward_hook(lambda *given: given[-1] * float("nan") if joint.global_step == 2 else None)
+    data = JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1])
+    with pytest.raises(BrokenPackError, match="the loss is nan at step 2 "):
+        run(joint, data, tmp_path, max_steps=4)
 
 
 @pytest.mark.parametrize(("kind", "batching"), [("deberta-v2", "packed"), ("mpnet", "packed"), ("roberta", "padded")])

@@ -1,22 +1,19 @@
-"""The callbacks that report and guard a run also work on a Trainer of one's own."""
+"""The callbacks that report a run also work on a Trainer of one's own."""
 
 import lightning
 import pytest
-import torch
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.callbacks.confusion_figure import ConfusionFigure
 from lora_pl.callbacks.epoch_lines import EpochLines
-from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.callbacks.hparams_record import HparamsRecord
 from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.callbacks.parameter_report import ParameterReport
 from lora_pl.callbacks.precision_report import PrecisionReport
 from lora_pl.callbacks.run_summary import RunSummary
 from lora_pl.callbacks.throughput import Throughput
-from lora_pl.errors import UserError
 
-REPORTS = (ConfusionFigure, EpochLines, FiniteGradients, HparamsRecord, MergedExport, ParameterReport, PrecisionReport,
+REPORTS = (ConfusionFigure, EpochLines, HparamsRecord, MergedExport, ParameterReport, PrecisionReport,
            RunSummary, Throughput)  # fmt: skip
 
 
@@ -46,13 +43,3 @@ def test_all_of_them_report(made, tmp_path, capsys):
     for part in ("trainable", "matrix products in fp32", "epoch 1/1", "merged export: ", "accuracy 0.", ".ckpt"):
         assert part in said, part
     assert "best" not in said  # Lightning's own checkpoint follows no metric
-
-
-def test_gradients_that_are_nan_stop_the_run_before_the_step(made, tmp_path):
-    model, _ = made
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    model.head.weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(UserError) as error:
-        fit(made, tmp_path, FiniteGradients())
-    assert error.value.key == "trainer.gradients"
-    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())

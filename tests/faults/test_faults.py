@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_pl.callbacks.finite_gradients import FiniteGradients
 from lora_pl.cli.main import main
 from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.finite_steps import FiniteSteps
 
 
 @pytest.fixture
@@ -63,15 +63,15 @@ def test_a_data_file_that_vanished(fit, capsys, tmp_path, glue_folder):
 
 
 def test_a_gradient_that_is_no_number(fit, capsys, monkeypatch):
-    """Stopped before a weight is spoilt; skipped where the model skips."""
-    look = FiniteGradients.on_before_optimizer_step
+    """Stopped before a checkpoint has a spoilt weight; skipped where the model skips."""
+    look = FiniteSteps.on_before_optimizer_step
 
     def spoil(self, trainer, pl_module, optimizer):
         if trainer.global_step == 9 or (pl_module.hparams["nonfinite_loss"] == "skip" and trainer.current_epoch == 1):
             pl_module.head.weight.grad[0, 0] = torch.nan
         look(self, trainer, pl_module, optimizer)
 
-    monkeypatch.setattr(FiniteGradients, "on_before_optimizer_step", spoil)
+    monkeypatch.setattr(FiniteSteps, "on_before_optimizer_step", spoil)
     assert "trainer.gradients: the gradient of head.weight" in fails(capsys, *fit)
     assert steps() == 6
     skipping = [*fit[:-6], "--run_name", "skipped", *fit[-4:], "--model.nonfinite_loss", "skip"]
