@@ -87,8 +87,9 @@ class FiniteSteps(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the loss; after the last step before a log, look."""
-        if outputs:  # a skipped batch has none
-            self._losses.append(Loss(self._step, trainer.current_epoch, batch_idx, outputs["loss"]))
+        loss = (outputs or {}).get("loss")  # a skipped batch has none
+        if loss is not None:
+            self._losses.append(Loss(self._step, trainer.current_epoch, batch_idx, loss))
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if trainer.global_step > self._step and interval > 0 and trainer.global_step % interval == 0:
             self._look(trainer, pl_module)
