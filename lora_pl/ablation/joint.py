@@ -133,16 +133,10 @@ class JointTrials(TaskModule):
             raise BrokenPackError(f"logits are not finite after step {self.global_step}")
         return {name: float(value) for name, value in metrics.compute(stage).items()}
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clip every trial's gradients by themselves."""
-        if not gradient_clip_val:
-            return
-        by_value = gradient_clip_algorithm == "value"
-        clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
-        for name, head in zip(self.bank.names, self.heads, strict=True):
-            clip([*self.bank.parameters(name), *head.parameters()], gradient_clip_val)
+    def clipped_together(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+        """Those of a trial."""
+        heads = zip(self.bank.names, self.heads, strict=True)
+        return [[*self.bank.parameters(name), *head.parameters()] for name, head in heads]
 
     def trial_state(self, index: int) -> dict[str, Tensor]:
         """What a trial has trained, as the `state_dict` of its own `LoRAClassifier`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora_pl.data.batches import Batch
@@ -89,9 +89,9 @@ class TaskModule(LightningModule):
         Raises:
             UserError: `model.schedule`: linear, in a run without an end.
         """
-        # a scaler of gradients leaves them to a fused step, for which Lightning refuses to clip in any mixed precision
-        clips = bool(self.trainer.gradient_clip_val) and "mixed" in str(self.trainer.precision)
-        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=not clips)
+        # the scaler of 16-mixed leaves gradients to a fused step as they are, which is too late to clip them
+        clips_scaled = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision) == "16-mixed"
+        optimizer = torch.optim.AdamW(self.parameter_groups(), fused=not clips_scaled)
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps) and self.hparams["schedule"] == "linear":
             raise UserError("model.schedule", "linear needs an end; give --trainer.max_epochs or --trainer.max_steps")
@@ -99,6 +99,23 @@ class TaskModule(LightningModule):
         total = 0 if math.isinf(steps) else int(steps)
         schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's, which refuses to clip before a fused step in any mixed precision."""
+        if not gradient_clip_val:
+            return
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        for parameters in self.clipped_together(optimizer):
+            clip(parameters, gradient_clip_val)
+
+    def clipped_together(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+        """Parameters of one norm each."""
+        return [[parameter for group in optimizer.param_groups for parameter in group["params"]]]
 
     def on_train_start(self) -> None:
         """Let each process draw dropout masks of its own; until here all draw the same.

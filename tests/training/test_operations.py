@@ -71,10 +71,14 @@ def of_two_lengths(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def test_a_step_has_no_more_operations_than_before_and_reads_nothing(like_roberta_base, of_two_lengths, monkeypatch):
+@pytest.mark.parametrize(("clip", "more"), [(None, 0), (1.0, 10)])
+def test_a_step_has_no_more_operations_than_before_and_reads_nothing(
+    clip, more, like_roberta_base, of_two_lengths, monkeypatch
+):
     data = SentenceDataModule(source=of_two_lengths, encoder=like_roberta_base, batch_size=32)
     model = LoRAClassifier.for_data(data, lora={"r": 4})
     options = {"precision": "bf16-mixed", "accelerator": "cpu", "limit_val_batches": 0, "log_every_n_steps": EVERY}
+    options["gradient_clip_val"] = clip
     lists, to_list = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor) or to_list(tensor))
     with Operations() as operations:
@@ -82,6 +86,6 @@ def test_a_step_has_no_more_operations_than_before_and_reads_nothing(like_robert
         Run("counted").fit(model, data, max_steps=EVERY + 2, callbacks=[steps], **options)
     found = steps.noted[EVERY + 1] - steps.noted[1]
     print(f"{sum(found.values()) / EVERY:,.0f} operations and {found[READS] / EVERY} reads per step")
-    assert sum(found.values()) <= EVERY * MOST, found.most_common()
+    assert sum(found.values()) <= EVERY * (MOST + more), found.most_common()
     assert found[READS] <= 1, "the loss that is logged"
     assert len(lists) <= 1 + 1, "losses and gradients' norms since the last log; the run's end has one more"

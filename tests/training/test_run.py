@@ -1,5 +1,6 @@
 """A run by the Python API is the command's run, bit for bit."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -109,11 +110,14 @@ def test_changed_settings_are_refused_unless_forced(made):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_gradients_are_clipped(precision, made):
+@pytest.mark.parametrize(("algorithm", "degree"), [("norm", 2), ("value", math.inf)])
+def test_gradients_are_clipped(algorithm, degree, precision, made):
     model, data = made()
-    Run("mine").fit(model, data, max_steps=2, precision=precision, gradient_clip_val=1e-3)
-    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-    assert 5e-4 < torch.stack(norms).norm() < 1.001e-3
+    clips = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": algorithm}
+    Run("mine").fit(model, data, max_steps=2, precision=precision, **clips)
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    assert 5e-4 < torch.cat(gradients).norm(degree) < 1.001e-3
+    assert model.optimizers().defaults["fused"]
 
 
 def test_two_ways_to_write_a_path_are_one_setting(tmp_path):
