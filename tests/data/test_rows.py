@@ -86,6 +86,5 @@ def test_quotes_and_lines_within_a_cell(tmp_path):
 def test_tables_that_are_none(name, content, key, said, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=f"^data.{key}: .*{said}"):
         list(read_rows(tmp_path / name, ["text"]))
-    assert error.value.key == f"data.{key}"

@@ -123,13 +123,11 @@ def test_load_by_name_is_strict():
     kept = copy.deepcopy(bank.state_dict("half"))
     poisoned = {key: tensor * float("nan") for key, tensor in kept.items()}
     for state in (adapter_state_dict(singles["one"]), poisoned):
-        with pytest.raises(LoRAError) as error:
+        with pytest.raises(LoRAError, match="^state: "):
             bank.load("half", state)
-        assert error.value.key == "state"
         assert all(torch.equal(tensor, kept[key]) for key, tensor in bank.state_dict("half").items())
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match="^state: "):
         bank.add("other", CONFIGS["half"], adapter_state_dict(singles["one"]))
-    assert error.value.key == "state"
     assert bank.names == list(CONFIGS)
 
 
@@ -146,9 +144,8 @@ def test_load_by_name_is_strict():
 def test_a_configuration_that_does_not_fit_changes_nothing(name, config, key):
     bank, _ = banked()
     before = [key for key, _ in bank.model.named_parameters()]
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match=f"^{key}: "):
         bank.add(name, config)
-    assert error.value.key == key
     assert bank.names == list(CONFIGS)
     assert [key for key, _ in bank.model.named_parameters()] == before
 
@@ -167,9 +164,8 @@ def test_mistakes_of_a_route_are_named():
         ("route", lambda: run(["one"], [1, 1])),
         ("model", lambda: AdapterBank(bank.model)),
     ):
-        with pytest.raises(LoRAError) as error:
+        with pytest.raises(LoRAError, match=f"^{key}: "):
             mistake()
-        assert error.value.key == key
 
 
 def test_dropout_is_each_adapters_own():

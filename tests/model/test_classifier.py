@@ -207,9 +207,8 @@ def test_accumulated_batches_are_one_step_of_the_schedule(tiny_encoder, glue_fol
 def test_a_linear_schedule_needs_an_end(tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
     model.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf, "gradient_clip_val": None})()
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^model.schedule: "):
         model.configure_optimizers()
-    assert error.value.key == "model.schedule"
 
 
 @pytest.mark.parametrize("batch_tokens", [8, 50, 4096])
@@ -253,9 +252,8 @@ def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
     ],
 )
 def test_predict_refuses_what_is_no_list_of_its_texts(task, texts, tiny_encoder):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^predict.texts: "):
         LoRAClassifier(encoder=tiny_encoder(), task=task).predict(texts)
-    assert error.value.key == "predict.texts"
 
 
 def test_a_trainer_predicts_from_a_loader_and_not_from_texts(tiny_encoder, glue_folder, tmp_path):
@@ -266,18 +264,16 @@ def test_a_trainer_predicts_from_a_loader_and_not_from_texts(tiny_encoder, glue_
     (logits,), (batch,) = own.predict(model, loader), loader
     assert torch.equal(logits, model.eval()(batch))
     for given in ({"datamodule": data}, {"dataloaders": DataLoader(TEXTS)}):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match="^predict: "):
             own.predict(model, **given)
-        assert error.value.key == "predict"
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_more_loaders_than_the_task_has_splits(verb, tiny_encoder, glue_folder, tmp_path):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     data.setup("fit")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data: "):
         getattr(trainer(tmp_path), verb)(LoRAClassifier.for_data(data), dataloaders=data.val_dataloader() * 2)
-    assert error.value.key == "data"
 
 
 def test_pairs_regression_and_own_classes(tiny_encoder):
@@ -289,14 +285,12 @@ def test_pairs_regression_and_own_classes(tiny_encoder):
     own = LoRAClassifier(encoder=tiny_encoder(), task="custom", label_names=["a", "b", "c"])
     assert list(own.predict(["fine"])[0]["probabilities"]) == ["a", "b", "c"]
     for wrong in ({"task": "custom"}, {"label_names": ["one"]}):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match="^label_names: "):
             LoRAClassifier(encoder=tiny_encoder(), **wrong)
-        assert error.value.key == "label_names"
     single = LoRAClassifier(encoder=tiny_encoder(), task="stsb", pairs=False)
     assert list(single.predict(["fine"])[0]) == ["score"]
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^predict.texts: "):
         single.predict(pairs)
-    assert error.value.key == "predict.texts"
 
 
 @pytest.mark.parametrize("batching", ["packed", "padded"])
@@ -344,18 +338,16 @@ def test_every_metric_and_split_is_logged(kind, tiny_encoder, tmp_path):
     ],
 )
 def test_rates_out_of_range_are_named(name, value, tiny_encoder):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^model.{name}: "):
         LoRAClassifier(encoder=tiny_encoder(), **{name: value})
-    assert error.value.key == f"model.{name}"
 
 
 def test_roles_become_the_architectures_names(tiny_encoder):
     lora = LoRAConfig(target_modules=("query", "key"))
     model = LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=lora)
     assert [name.rpartition(".")[2] for name in model.adapted[:2]] == ["q_lin", "k_lin"]
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match="^target_modules: "):
         LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=LoRAConfig(target_modules=("q_linn",)))
-    assert error.value.key == "target_modules"
 
 
 @pytest.mark.parametrize(
@@ -416,9 +408,8 @@ def test_an_int8_base_answers_as_the_fp32_one_and_is_never_merged(variant, tiny_
 
 def test_int8_says_what_it_needs(tiny_encoder, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_vnni": False})
-    with pytest.raises(UserError, match="AVX512_VNNI") as error:
+    with pytest.raises(UserError, match="^model.base_dtype: .*AVX512_VNNI"):
         LoRAClassifier(encoder=tiny_encoder(), base_dtype="int8")
-    assert error.value.key == "model.base_dtype"
 
 
 @pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI")
@@ -475,9 +466,8 @@ def broken(tiny_encoder, **changes) -> LoRAClassifier:
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder, glue_folder, tmp_path):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
-    with pytest.raises(UserError, match=r"step 1 \(epoch 0, batch 1\).* checkpoint: none") as error:
+    with pytest.raises(UserError, match=r"^model.nonfinite_loss: .*step 1 \(epoch 0, batch 1\).* checkpoint: none"):
         trainer(tmp_path).fit(broken(tiny_encoder), data)
-    assert error.value.key == "model.nonfinite_loss"
 
 
 def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
