@@ -126,15 +126,13 @@ def test_a_part_of_the_training_sentences_is_drawn_by_the_seed(seed, tiny_encode
     assert len(part.val_dataloader()[0].dataset) == len(whole.val_dataloader()[0].dataset)
 
 
-def test_more_training_sentences_than_there_are(tiny_encoder, glue_folder):
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), train_sentences=49)
-    with pytest.raises(UserError, match="^data.train_sentences: "):
-        data.setup("fit")
-
-
-def test_sentences_are_cut_or_refused(tiny_encoder, glue_folder):
-    with pytest.raises(UserError, match="^data.too_long: "):
-        module(tiny_encoder, glue_folder, max_length=5, too_long="refuse").setup("fit")
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"train_sentences": 49}, "train_sentences"), ({"max_length": 5, "too_long": "refuse"}, "too_long")],
+)
+def test_more_training_sentences_than_there_are_or_longer_ones(changes, key, tiny_encoder, glue_folder):
+    with pytest.raises(UserError, match=f"^data.{key}: "):
+        module(tiny_encoder, glue_folder, **changes).setup("fit")
 
 
 @pytest.mark.parametrize("stage", ["train", "val", "test"])

@@ -1,31 +1,16 @@
-import json
-
 import pytest
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.examples import discover_labels, read_examples
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS
 from lora_pl.errors import UserError
+from tests.data.tables import write_table
 
 ROWS = [("fine, really", "good"), ("NA", "bad"), ('"bad" one, or "', "bad"), ("", "good")]
 
 
 def write(path, rows, header=("review", "stars")):
-    import csv
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.suffix == ".tsv":
-        path.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]), encoding="utf-8")
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(header)}), path)
-    else:
-        path.write_text("\n".join(json.dumps(dict(zip(header, row, strict=True))) for row in rows), encoding="utf-8")
-    return path
+    return write_table(path, header, rows)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])

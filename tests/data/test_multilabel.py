@@ -1,6 +1,5 @@
 """Several labels per text, from lists and from columns of 0 and 1."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.drawing import RARE, stratified_order
 from lora_pl.errors import UserError
+from tests.data.tables import write_table
 
 LABELS = [["b", "a"], [], ["c"], ["a", "a"]]
 ROWS = [(1, 1, 0), (0, 0, 0), (0, 0, 1), (1, 0, 0)]
@@ -19,18 +19,7 @@ ROWS = [(1, 1, 0), (0, 0, 0), (0, 0, 1), (1, 0, 0)]
 
 def write(ending: str, labels=LABELS) -> str:
     """A file of a text and a list in each row."""
-    path = Path(f"mine{ending}")
-    lists = [json.dumps(names) for names in labels]
-    if ending == ".parquet":
-        pq.write_table(pa.table({"text": ["good"] * len(labels), "label": labels}), path)
-    elif ending == ".jsonl":
-        path.write_text("".join(f'{{"text": "good", "label": {text}}}\n' for text in lists))
-    elif ending == ".tsv":
-        path.write_text("\n".join(["text\tlabel", *(f"good\t{text}" for text in lists)]))
-    else:
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([("text", "label"), *(("good", text) for text in lists)])
-    return str(path)
+    return str(write_table(Path(f"mine{ending}"), ("text", "label"), [("good", names) for names in labels]))
 
 
 def data_of(file: str, **given) -> SentenceDataModule:
