@@ -132,24 +132,15 @@ def assert_packed_is_padded(kind, lengths, **changes):
             assert error < rounding(TERMS), f"{way.__name__}, {name}"
 
 
+@pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_are_those_of_transformers_own_forward(kind, tiny_encoder):
+def test_features_are_those_of_transformers_own_forward(kind, special, tiny_encoder):
+    """Of texts with special tokens in them too: positions of RoBERTa's kind leave out a text's own `<pad>`."""
     stock = AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32).eval()
     encoder = load_encoder(tiny_encoder(kind)).eval()
     assert weights_fingerprint(encoder) == weights_fingerprint(without_pooler(stock))
-    rows, types, mask = padded_batch(sentences(LENGTHS[0]))
-    typed = {"token_type_ids": types} if architecture_of(stock.config).has_token_types(stock.config) else {}
-    expected = stock(input_ids=rows, attention_mask=mask, **typed).last_hidden_state[:, 0]
-    got = FirstTokenFeatures(encoder).of_padded(rows, types, mask)
-    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_within_a_text_count_as_transformers_counts_them(kind, tiny_encoder):
-    """Positions of RoBERTa's kind leave out a text's own `<pad>`."""
-    stock = AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32).eval()
-    features = FirstTokenFeatures(load_encoder(tiny_encoder(kind)).eval())
-    ids = [torch.tensor(own) for own in SPECIAL]
+    features = FirstTokenFeatures(encoder)
+    ids = [torch.tensor(own) for own in SPECIAL] if special else sentences(LENGTHS[0])
     rows, types, mask = padded_batch(ids)
     typed = {"token_type_ids": types} if architecture_of(stock.config).has_token_types(stock.config) else {}
     with torch.no_grad():
