@@ -16,6 +16,7 @@ from lora_pl.lora import (
     mark_only_lora_as_trainable,
 )
 from lora_pl.lora.bank_layer import BankLinear
+from tests.lora.test_variants import base_model as base
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
 
 CONFIGS = {
@@ -26,11 +27,6 @@ CONFIGS = {
 TERMS = 6 + 4 + 8 + 4
 """From x to y: a layer's width and rank, twice."""
 ROUTES = [["one", "four.v2", "half"], ["half", None, "one", "half", "four.v2"], ["four.v2"], [None, None]]
-
-
-def base() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).requires_grad_(False)
 
 
 def alone(config: LoRAConfig) -> nn.Sequential:
