@@ -195,9 +195,9 @@ class SentenceData:
         return self._tokens[split].labels
 
     def largest_share(self, split: str) -> float:
-        """The share of the most frequent label of a split that is set up."""
+        """The share of the most frequent label, or set of labels, of a split that is set up."""
         labels = self.labels(split)
-        return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+        return float(np.unique(labels, axis=0, return_counts=True)[1].max() / len(labels))
 
     def _stored(self, split: str) -> Examples:
         """The texts and labels of a split that there is."""

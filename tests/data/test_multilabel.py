@@ -111,6 +111,7 @@ def test_held_out_sentences_need_not_have_every_set(tiny_encoder, capsys):
     data = data_of(file, encoder=tiny_encoder(), validation_share=0.2, train_sentences=4, train_draw="stratified")
     data.setup("fit")
     assert data.labels("validation").shape == (2, 10)
+    assert data.largest_share("validation") == 1 / 2
     assert data.labels("train").shape == (4, 10)
     assert next(iter(data.train_dataloader())).labels.shape == (4, 10)
     assert "no sentence of" in capsys.readouterr().err
