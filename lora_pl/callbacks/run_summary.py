@@ -15,7 +15,7 @@ from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.own_files import OwnFiles
-from lora_pl.data.tasks import Task
+from lora_pl.data.task import Task
 from lora_pl.reporting import say
 
 CORRELATIONS = ("val/matthews", "val/pearson", "val/spearman")

@@ -20,7 +20,7 @@ from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
 from lora_pl.data.lines import STDIN
 from lora_pl.data.sentence_data import IF_TOO_LONG, SentenceData
-from lora_pl.data.tasks import Task
+from lora_pl.data.task import Task
 from lora_pl.data.texts import Format, Text, TextStream, as_row, as_text, named, with_kept
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UsageError, UserError, first_line

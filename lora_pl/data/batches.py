@@ -107,21 +107,21 @@ def common_length(tokens: int) -> int:
 def make_batch(tokens: Tokens, indices: Sequence[int], batching: Batching, pad_token_id: int) -> Batch:
     """The sentences `indices`, packed into one row or padded to the longest of them."""
     chosen = np.asarray(indices, dtype=np.int64)
-    lengths = tokens.lengths[chosen][:, None]  # (batch, 1)
-    column = np.arange(lengths.max())[None, :]  # (1, length)
+    own = tokens.take(chosen)
+    lengths = own.lengths[:, None]  # (batch, 1)
+    column = np.arange(lengths.max())  # (length,)
     real = column < lengths  # (batch, length)
-    second = column >= lengths - tokens.second[chosen][:, None]
-    place = tokens.offsets[chosen][:, None] + column
-    labels = torch.from_numpy(tokens.labels[chosen] if len(tokens.labels) else tokens.labels)
+    second = real & (column >= lengths - own.second[:, None])
     if batching == "packed":
-        ids, types, mask = tokens.ids[place[real]][None], second[real][None], None
+        ids, types, mask = own.ids[None].astype(np.int64), second[real][None], None
         pads = tuple(np.flatnonzero(ids == pad_token_id).tolist())
     else:
-        ids, types = np.where(real, tokens.ids[np.where(real, place, 0)], pad_token_id), second & real
+        ids, types = np.full(real.shape, pad_token_id), second
+        ids[real] = own.ids
         mask, pads = torch.from_numpy(real.astype(np.int64)), ()
-    input_ids, token_type_ids = torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(types.astype(np.int64))
-    rows = tuple(chosen.tolist())
-    return Batch(input_ids, token_type_ids, labels, tuple(lengths[:, 0].tolist()), mask, rows, pads)
+    input_ids, token_type_ids = torch.from_numpy(ids), torch.from_numpy(types.astype(np.int64))
+    labels, rows = torch.from_numpy(own.labels), tuple(chosen.tolist())
+    return Batch(input_ids, token_type_ids, labels, tuple(own.lengths.tolist()), mask, rows, pads)
 
 
 def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching) -> list[int]:
@@ -156,14 +156,14 @@ def indices_of_like_length(
     return [order[start:end].tolist() for start, end in itertools.pairwise(bounds)]
 
 
+@dataclass(eq=False)
 class TokenDataset(Dataset[Batch]):
     """Tokenized sentences by lists of indices: `dataset[[3, 1]]` is a batch of two."""
 
-    def __init__(self, tokens: Tokens, batching: Batching, pad_token_id: int, fills: bool = True) -> None:
-        self.tokens = tokens
-        self.batching: Batching = batching
-        self.pad_token_id = pad_token_id
-        self.fills = fills
+    tokens: Tokens
+    batching: Batching
+    pad_token_id: int
+    fills: bool = True
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -41,8 +41,6 @@ class Classes(Task):
 
     least: ClassVar[int]
     """The fewest classes that a user's own files may have."""
-    takes_lists: ClassVar[bool] = False
-    """Whether a cell is a list of labels."""
 
     @property
     def outputs(self) -> int:
@@ -83,15 +81,13 @@ class Classes(Task):
         shown = first_of([f"{name}: {count:,}" for name, count in zip(named, self.counts(labels), strict=True)])
         return f"{shown} ({self.outputs:,} classes)" if self.outputs > MAX_SHOWN else shown
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """`weighted_loss` without weights and smoothing."""
-        return self.weighted_loss(logits, labels)
+    def targets(self, labels: Tensor) -> Tensor:
+        """Class ids, or 0 and 1 for each class, int64."""
+        return labels.long()
 
     @abstractmethod
-    def weighted_loss(
-        self, logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
-    ) -> Tensor:
-        """The loss with weights (classes,), and labels smoothed by a share in [0, 1)."""
+    def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+        """The loss, by default without weights (classes,) and without a share in [0, 1) that smooths the labels."""
 
     @abstractmethod
     def balanced(self, labels: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -123,13 +119,7 @@ class Classification(Classes):
         """Of class ids, (sentences,)."""
         return np.bincount(labels.astype(int), minlength=self.outputs)
 
-    def targets(self, labels: Tensor) -> Tensor:
-        """Class ids, int64."""
-        return labels.long()
-
-    def weighted_loss(
-        self, logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
-    ) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
         """Cross-entropy."""
         return F.cross_entropy(logits, self.targets(labels), weights, label_smoothing=smoothing)
 
@@ -197,13 +187,7 @@ class MultiLabel(Classes):
         without = int((~labels.any(1)).sum())
         return super().distribution(labels) + (f"; {without:,} without a label" if without else "")
 
-    def targets(self, labels: Tensor) -> Tensor:
-        """0 and 1, int64."""
-        return labels.long()
-
-    def weighted_loss(
-        self, logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0
-    ) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
         """Binary cross-entropy: weights multiply the terms of the labels that are there (`pos_weight`)."""
         smoothed = labels * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)

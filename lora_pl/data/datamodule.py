@@ -30,6 +30,10 @@ class SentenceDataModule(SentenceData, LightningDataModule):
         self.save_hyperparameters(settings, logger=False)
         self.start_at(0, 0)
 
+    def __str__(self) -> str:
+        """Short, as an error may quote it; Lightning's would make every loader."""
+        return f"{type(self).__name__}(task={self.task.name!r})"
+
     def prepare_data(self) -> None:
         """Read and tokenize the splits into the cache; one process per machine does this."""
         self.setup((self.trainer and self.trainer.state.fn) or "fit")

@@ -1,4 +1,4 @@
-"""Random draws of sentences that keep the classes' shares."""
+"""Random draws of sentences, which may keep the classes' shares."""
 
 from __future__ import annotations
 
@@ -7,8 +7,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_pl.data.tokens import Tokens
+from lora_pl.errors import UserError
+from lora_pl.reporting import say
+
 RARE = 10
 """A set of labels that fewer sentences have is no stratum of its own: it would be all on one side."""
+
+
+def drawn(tokens: Tokens, count: int, seed: int, stratified: bool) -> Tokens:
+    """`count` training sentences, drawn by the seed, in their order."""
+    if count > len(tokens):
+        raise UserError("data.train_sentences", f"expected at most {len(tokens)}, the whole split, got {count}")
+    if stratified:
+        order, how = stratified_order(tokens.labels, seed), "by label and"
+    else:
+        order, how = np.random.default_rng(seed).permutation(len(tokens)), "at random by"
+    say(f"train: {count:,} of them are used, chosen {how} seed {seed}")
+    return tokens.take(np.sort(order[:count]))
 
 
 def stratified_order(classes: NDArray[np.float32], seed: int) -> NDArray[np.int64]:

@@ -77,7 +77,7 @@ def read_examples(
 
 def list_columns(task: Task, label_column: str) -> list[str]:
     """The columns whose cells may be lists."""
-    return [label_column] if isinstance(task, Classes) and task.takes_lists else []
+    return [label_column] if task.takes_lists else []
 
 
 def listed(rows: Iterable[Row], flags: Sequence[str], labels: Sequence[str]) -> Iterator[Row]:

@@ -11,7 +11,7 @@ from typing import Any
 from lora_pl.data.classes import Classes, label_text
 from lora_pl.data.examples import Examples, classes_of, examples_of, list_columns, listed
 from lora_pl.data.rows import Row, cell_text, require_columns
-from lora_pl.data.sources import TRAIN
+from lora_pl.data.sources import HUB, SAMPLE, TRAIN
 from lora_pl.data.task import Task
 from lora_pl.errors import UserError
 from lora_pl.storage.paths import expanded
@@ -134,9 +134,11 @@ def _named(label: Any, names: Sequence[str]) -> Any:
     return names[label] if label is not None and 0 <= label < len(names) else label
 
 
-def absolute(source: str) -> str:
-    """The source with an absolute path, if it is a folder."""
-    data = HubDataset(source)
-    if data.folder is None:
-        return source
-    return f"{PREFIX}{data.folder.resolve()}{data.configuration and f':{data.configuration}'}"
+def absolute(path: str | None) -> str | None:
+    """The path of a file, a folder or `hub:FOLDER` made absolute, as checkpoints store it; anything else as it is."""
+    if path is None or path in (HUB, SAMPLE):
+        return path
+    if not path.startswith(PREFIX):
+        return str(expanded(path).resolve())
+    data = HubDataset(path)
+    return f"{PREFIX}{data.folder.resolve()}{data.configuration and f':{data.configuration}'}" if data.folder else path

@@ -1,4 +1,4 @@
-"""One's own files: training, validation and test."""
+"""One's own data: a file for training, validation and test each, or a data set that is named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from lora_pl.data.classes import Classes
 from lora_pl.data.examples import Examples, discover_labels, read_examples
+from lora_pl.data.hub import PREFIX, HubDataset
 from lora_pl.data.sources import TEST, TRAIN
 from lora_pl.data.task import Task
 from lora_pl.errors import UserError
@@ -28,10 +29,6 @@ class OwnFiles:
         """The files; the last one is what validation sentences are from."""
         return [file for file in self.by_split.values() if file]
 
-    def split(self, split: str) -> str:
-        """The name of `split` there, which is its own."""
-        return split
-
     def read(
         self, split: str, task: Task, text_columns: Sequence[str], label_column: str, flags: Sequence[str] = ()
     ) -> Examples:
@@ -52,3 +49,10 @@ class OwnFiles:
             ways = "" if split == TRAIN else ", or --data.validation_share 0.1 to take it from the training file"
             raise UserError(f"data.{split}_file", f"expected a file, as another split has one{ways}; got none")
         return file
+
+
+def own_data(source: str, *files: str | None) -> OwnFiles | HubDataset | None:
+    """Data whose columns and labels are the user's: files, or a data set that is named; None for GLUE's."""
+    if any(files):
+        return OwnFiles(*files)
+    return HubDataset(source) if source.startswith(PREFIX) else None

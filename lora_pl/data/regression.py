@@ -37,17 +37,9 @@ class Regression(Task):
             raise UserError("data.label", f"{where}: expected a number as the score, got {text[:40]!r}")
         return score
 
-    def counts(self, labels: NDArray[np.float32]) -> NDArray[np.int64]:
-        """None."""
-        return np.zeros(0, np.int64)
-
     def distribution(self, labels: NDArray[np.float32]) -> str:
         """Least, mean and largest score."""
         return f"scores {labels.min():g} to {labels.max():g}, mean {labels.mean():.3g}"
-
-    def targets(self, labels: Tensor) -> Tensor:
-        """The scores themselves."""
-        return labels
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean squared error."""

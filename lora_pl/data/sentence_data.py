@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from lora_pl.data.batches import BATCH_TOKENS, Batching
 from lora_pl.data.classes import first_of
-from lora_pl.data.columns import require_label_columns, text_columns
-from lora_pl.data.drawing import stratified_order
+from lora_pl.data.drawing import drawn
 from lora_pl.data.examples import Examples
 from lora_pl.data.held_out import HeldOut
-from lora_pl.data.hub import PREFIX, HubDataset, absolute
-from lora_pl.data.own_files import OwnFiles
+from lora_pl.data.hub import HubDataset, absolute
+from lora_pl.data.own_files import own_data
 from lora_pl.data.sources import HUB, SAMPLE, TEST, TRAIN, read_split
 from lora_pl.data.task import Task
 from lora_pl.data.tasks import OWN_TASKS, get_task, task_name
@@ -28,13 +27,11 @@ from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
 from lora_pl.errors import UserError
 from lora_pl.reporting import say
 from lora_pl.storage.flat import primitive
-from lora_pl.storage.paths import expanded
 from lora_pl.storage.schema import arguments, require_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-PATHS = ("source", "train_file", "validation_file", "test_file", "cache_dir")
 IF_TOO_LONG = "give a larger --data.max_length (up to the encoder's positions) or --data.too_long cut"
 
 
@@ -104,8 +101,8 @@ class SentenceData:
         settings = {name: primitive(value) for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         require_json(settings, arguments(SentenceData.__init__), "data", "")
-        given = {name: settings[name] for name in PATHS}
-        settings |= {name: _absolute(path) for name, path in given.items()}
+        given = {name: settings[name] for name in ("source", "train_file", "validation_file", "test_file", "cache_dir")}
+        settings |= {name: absolute(path) for name, path in given.items()}
         self._keep(settings)
         # <s>, one token, </s>
         least = {"max_length": 3, "batch_size": 1, "eval_batch_tokens": 1, "train_sentences": 1, "folds": 2, "seed": 0}
@@ -114,11 +111,11 @@ class SentenceData:
                 raise UserError(f"data.{name}", f"expected at least {value}, got {self.hparams[name]}")
         if not all(name.strip() for name in label_names or []):
             raise UserError("data.label_names", f"expected a name for every class, got {label_names}")
-        self.own = _own_data(given["source"], *(given[f"{split}_file"] for split in (TRAIN, "validation", TEST)))
+        self.own = own_data(given["source"], *(given[f"{split}_file"] for split in (TRAIN, "validation", TEST)))
         self.held_out = HeldOut.of(self.hparams)
         self.task: Task = get_task(task_name(task, self.own is not None))
-        self.text_columns = text_columns(self.task, text_column, text_pair_column)
-        require_label_columns(self.task, label_columns, label_names)
+        self.text_columns = self.task.text_columns(text_column, text_pair_column)
+        self.task.require_label_columns(label_columns, label_names)
         self.source, self.encoder, self.seed = given["source"], settings["encoder"], seed
         self.max_length, self.eval_batch_tokens = max_length, eval_batch_tokens
         self._tokens: dict[str, Tokens] = {}
@@ -126,10 +123,6 @@ class SentenceData:
     def _keep(self, settings: dict[str, Any]) -> None:
         """Keep the arguments; of a subclass Lightning does."""
         self.hparams = settings
-
-    def __str__(self) -> str:
-        """Short, as an error may quote it; Lightning's would make every loader."""
-        return f"{type(self).__name__}(task={self.task.name!r})"
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -187,8 +180,8 @@ class SentenceData:
 
     def take_read(self, other: SentenceData) -> None:
         """Take what `other` has read already and no seed draws; it differs in its seed alone, and none is held out."""
-        drawn = {TRAIN} if self.hparams["train_sentences"] else set()
-        self._tokens = {split: tokens for split, tokens in other._tokens.items() if split not in drawn}
+        anew = {TRAIN} if self.hparams["train_sentences"] else set()
+        self._tokens = {split: tokens for split, tokens in other._tokens.items() if split not in anew}
 
     @property
     def places(self) -> list[str]:
@@ -202,9 +195,9 @@ class SentenceData:
         return self._tokens[split].labels
 
     def largest_share(self, split: str) -> float:
-        """The share of the most frequent label of a split that is set up."""
+        """The share of the most frequent label, or set of labels, of a split that is set up."""
         labels = self.labels(split)
-        return float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+        return float(np.unique(labels, axis=0, return_counts=True)[1].max() / len(labels))
 
     def _stored(self, split: str) -> Examples:
         """The texts and labels of a split that there is."""
@@ -232,7 +225,10 @@ class SentenceData:
             )
         self._report(split, tokens, examples.blank, length)
         count = self.hparams["train_sentences"]
-        return self._drawn(tokens, count) if split == TRAIN and count else tokens
+        if split != TRAIN or not count:
+            return tokens
+        stratified = self.hparams["train_draw"] == "stratified" and bool(self.label_names)
+        return drawn(tokens, count, self.seed, stratified)
 
     def _report(self, split: str, tokens: Tokens, blank: int, length: int) -> None:
         said = f"{split}: {len(tokens):,} sentences{self._of(split)}, {tokens.lengths.mean():.1f} tokens each"
@@ -242,38 +238,12 @@ class SentenceData:
             said += f"; {blank:,} blank"
         say(said)
         say(f"  {self._named_task.distribution(tokens.labels)}")
-        counts = self._named_task.counts(tokens.labels)
-        if absent := [name for name, count in zip(self.label_names, counts, strict=False) if not count]:
+        if absent := self._named_task.absent(tokens.labels):
             say(f"  no sentence of {first_of(absent)}")
 
     def _of(self, split: str) -> str:
         """Where a split is from, if that is another one."""
         if self.held_out is not None:
             return "" if split in (TRAIN, TEST) else f" ({self.held_out.told})"
-        there = self.own.split(split) if self.own else split
+        there = self.own.split(split) if isinstance(self.own, HubDataset) else split
         return "" if there == split else f" (the {there} split of {self.source})"
-
-    def _drawn(self, tokens: Tokens, count: int) -> Tokens:
-        """`count` training sentences, drawn by the seed, in their order."""
-        if count > len(tokens):
-            raise UserError("data.train_sentences", f"expected at most {len(tokens)}, the whole split, got {count}")
-        if self.hparams["train_draw"] == "stratified" and self.label_names:
-            order, how = stratified_order(tokens.labels, self.seed), "by label and"
-        else:
-            order, how = np.random.default_rng(self.seed).permutation(len(tokens)), "at random by"
-        say(f"train: {count:,} of them are used, chosen {how} seed {self.seed}")
-        return tokens.take(np.sort(order[:count]))
-
-
-def _own_data(source: str, *files: str | None) -> OwnFiles | HubDataset | None:
-    """Data whose columns and labels are the user's: files, or a data set that is named; None for GLUE's."""
-    if any(files):
-        return OwnFiles(*files)
-    return HubDataset(source) if source.startswith(PREFIX) else None
-
-
-def _absolute(path: str | None) -> str | None:
-    """An absolute path, as checkpoints store it; hub, sample and None stay as they are."""
-    if path is None or path in (HUB, SAMPLE):
-        return path
-    return absolute(path) if path.startswith(PREFIX) else str(expanded(path).resolve())

@@ -52,6 +52,8 @@ class Task(ABC):
     """The kind of task by Transformers' name."""
     takes_single_texts: ClassVar[bool] = False
     """Whether a task on pairs makes sense for single texts too."""
+    takes_lists: ClassVar[bool] = False
+    """Whether a cell is a list of labels."""
 
     @property
     def pairs(self) -> bool:
@@ -62,6 +64,32 @@ class Task(ABC):
         """A shell command that asks a checkpoint about a sentence, or about two separated by a tab."""
         line = r"printf 'A fine film.\tThe film is good.\n'" if self.pairs else "echo 'A fine film.'"
         return f"{line} | lora_pl predict --ckpt_path {shlex.quote(checkpoint)}"
+
+    def text_columns(self, text: str | None, pair: str | None) -> tuple[str, ...]:
+        """The text columns of own files: as given, else the task's.
+
+        Raises:
+            UserError: `data.text_pair_column`: the first one alone is given, for a task on pairs.
+        """
+        if text is None and pair is None:
+            return self.columns
+        if pair is None and self.pairs and not self.takes_single_texts:
+            raise UserError(
+                "data.text_pair_column", f"expected the second sentence's column for the task {self.name}, got none"
+            )
+        return (text or self.columns[0],) if pair is None else (text or self.columns[0], pair)
+
+    def require_label_columns(self, columns: list[str] | None, names: list[str] | None) -> None:
+        """Raise `data.label_columns` unless the task has several labels per text, and a column for each class."""
+        if columns is None:
+            return
+        if not self.takes_lists:
+            raise UserError(
+                "data.label_columns", f"several labels per text are for --data.task multilabel, got {self.name}"
+            )
+        if not columns or len(set(columns)) != len(columns) or len(columns) != len(names or columns):
+            expected = f"one column for each of {', '.join(names)}" if names else "at least one column"
+            raise UserError("data.label_columns", f"expected {expected}, all different, got {columns}")
 
     @property
     @abstractmethod
@@ -80,17 +108,21 @@ class Task(ABC):
             UserError: `data.label`: the text is outside the task's labels.
         """
 
-    @abstractmethod
     def counts(self, labels: NDArray[np.float32]) -> NDArray[np.int64]:
         """(classes,): how many sentences each class has, by their labels, an array of `parse`'s; empty for scores."""
+        return np.zeros(0, np.int64)
+
+    def absent(self, labels: NDArray[np.float32]) -> list[str]:
+        """The classes that no sentence has."""
+        return [name for name, count in zip(self.labels, self.counts(labels), strict=True) if not count]
 
     @abstractmethod
     def distribution(self, labels: NDArray[np.float32]) -> str:
         """What labels there are, for a line to read."""
 
-    @abstractmethod
     def targets(self, labels: Tensor) -> Tensor:
         """A batch's labels, in fp32, as `decisions` are."""
+        return labels
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:

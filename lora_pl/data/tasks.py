@@ -5,74 +5,47 @@ from difflib import get_close_matches
 
 from lora_pl.data.classes import Classes, Classification, MultiLabel
 from lora_pl.data.regression import Regression
-from lora_pl.data.task import Label, Prediction, Task
+from lora_pl.data.task import Task
 from lora_pl.errors import UserError
 
-__all__ = [
-    "CUSTOM", "CUSTOM_TASK", "GLUE_TASKS", "MULTILABEL", "OWN_TASKS", "Classes", "Classification", "Label",
-    "MultiLabel", "Prediction", "Regression", "Task", "get_task", "task_name",
-]  # fmt: skip
-
-CUSTOM, MULTILABEL = "custom", "multilabel"
-
+CUSTOM = "custom"
 MNLI_VALIDATION = {"validation_matched": "dev_matched.tsv", "validation_mismatched": "dev_mismatched.tsv"}
-SENTENCES = ("sentence1", "sentence2")
-QUESTIONS = ("question1", "question2")
+TEXT, SENTENCE = ("text",), ("sentence",)
+SENTENCES, QUESTIONS = ("sentence1", "sentence2"), ("question1", "question2")
 ENTAILMENT = ("entailment", "not_entailment")
 
 GLUE_TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Classification("sst2", "SST-2", ("sentence",), ("sentence",), "label", ("negative", "positive")),
+        Classification("sst2", "SST-2", SENTENCE, SENTENCE, "label", ("negative", "positive")),
         Classification(
-            "cola",
-            "CoLA",
-            ("sentence",),
-            ("sentence",),
-            "label",
-            ("unacceptable", "acceptable"),
-            metrics=("matthews", "accuracy"),
-            header=("source", "label", "mark", "sentence"),
+            "cola", "CoLA", SENTENCE, SENTENCE, "label", ("unacceptable", "acceptable"),
+            metrics=("matthews", "accuracy"), header=("source", "label", "mark", "sentence"),
         ),
         Classification(
-            "mrpc",
-            "MRPC",
-            SENTENCES,
-            ("#1 String", "#2 String"),
-            "Quality",
-            ("not_equivalent", "equivalent"),
+            "mrpc", "MRPC", SENTENCES, ("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"),
             metrics=("accuracy", "f1"),
         ),
         Classification(
-            "qqp",
-            "QQP",
-            QUESTIONS,
-            QUESTIONS,
-            "is_duplicate",
-            ("not_duplicate", "duplicate"),
+            "qqp", "QQP", QUESTIONS, QUESTIONS, "is_duplicate", ("not_duplicate", "duplicate"),
             metrics=("accuracy", "f1"),
         ),
         Regression("stsb", "STS-B", SENTENCES, SENTENCES, "score", (), metrics=("pearson", "spearman")),
         Classification(
-            "mnli",
-            "MNLI",
-            ("premise", "hypothesis"),
-            SENTENCES,
-            "gold_label",
-            ("entailment", "neutral", "contradiction"),
-            validation=MNLI_VALIDATION,
+            "mnli", "MNLI", ("premise", "hypothesis"), SENTENCES, "gold_label",
+            ("entailment", "neutral", "contradiction"), validation=MNLI_VALIDATION,
         ),
         Classification("qnli", "QNLI", ("question", "sentence"), ("question", "sentence"), "label", ENTAILMENT),
         Classification("rte", "RTE", SENTENCES, SENTENCES, "label", ENTAILMENT),
         Classification("wnli", "WNLI", SENTENCES, SENTENCES, "label", ("not_entailment", "entailment")),
     )
-}
+}  # fmt: skip
 
 OWN_TASKS: dict[str, Classes] = {
     task.name: task
     for task in (
-        Classification(CUSTOM, "", ("text",), ("text",), "label", (), metrics=("accuracy", "macro_f1")),
-        MultiLabel(MULTILABEL, "", ("text",), ("text",), "label", (), metrics=("micro_f1", "macro_f1", "exact_match")),
+        Classification(CUSTOM, "", TEXT, TEXT, "label", (), metrics=("accuracy", "macro_f1")),
+        MultiLabel("multilabel", "", TEXT, TEXT, "label", (), metrics=("micro_f1", "macro_f1", "exact_match")),
     )
 }
 """A user's own files: columns and labels come from the options and the files."""

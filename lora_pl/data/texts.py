@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lora_pl.data.lines import STDIN, decoded_lines, opened, source_name
 from lora_pl.data.rows import TABLES, Row, read_rows
+from lora_pl.data.task import TEXTS
 from lora_pl.errors import UserError
 
 CHUNK = 512  # texts read at a time: enough for batches of like length, few enough for memory
@@ -33,7 +34,7 @@ def as_text(row: Sequence[str]) -> Text:
 
 def named(text: Text) -> dict[str, str]:
     """`{"text"}` or `{"text", "text_pair"}`: the first columns of a prediction's row."""
-    return dict(zip(("text", "text_pair"), as_row(text), strict=False))
+    return dict(zip(TEXTS, as_row(text), strict=False))
 
 
 def with_kept(row: Mapping[str, Any], kept: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,18 @@ from torch.nn import functional as F
 from lora_pl.encoder.dropout import drop, drop_again
 from lora_pl.encoder.packing import Grouping, Packing
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 NAME = "lora_pl_packed"
 """The attention's name in a configuration's `attn_implementation`."""
 # of a thread; when a checkpointed layer is computed again too, its attention comes before its output block
 _LAST: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 
-def use_packed_attention(encoder: PreTrainedModel) -> None:
-    """Let `encoder(..., packing=Packing(lengths))` take a packed row; without `packing` nothing changes."""
-    register_packed_attention()
-    encoder.set_attn_implementation(NAME)
-
-
 def register_packed_attention() -> None:
-    """Let Transformers find the attention by `NAME`, in this process."""
+    """Let Transformers find the attention by `NAME`, in this process.
+
+    An encoder that uses it takes a packed row by `encoder(..., packing=Packing(lengths))`; without `packing` nothing
+    changes.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -76,7 +71,7 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return y, None
-    if packing.is_single and sliding_window is None:
+    if len(packing.lengths) == 1 and sliding_window is None:
         return F.scaled_dot_product_attention(query, key, value, None, dropout, scale=scaling).transpose(1, 2), None
     _, heads, tokens, size = query.shape
     scale = size**-0.5 if scaling is None else scaling

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lora_pl.encoder.architectures import LastBlock, architecture_of
-from lora_pl.encoder.attention import register_packed_attention, take_packing, use_packed_attention
+from lora_pl.encoder.architectures import architecture_of
+from lora_pl.encoder.attention import NAME, register_packed_attention, take_packing
 from lora_pl.encoder.dropout import use_bulk_dropout
 from lora_pl.encoder.packing import Packing
 from lora_pl.errors import UserError
@@ -34,9 +34,11 @@ class FirstTokenFeatures:
         self._packed = architecture.packed
         use_bulk_dropout(encoder)
         if self._packed:
-            use_packed_attention(encoder)
-            if architecture.last_block:
-                _drop_unread_rows(encoder, architecture.last_block)
+            register_packed_attention()
+            encoder.set_attn_implementation(NAME)
+        if self._packed and architecture.last_block:  # what follows its attention works row by row
+            *_, layer = encoder.get_submodule(architecture.last_block.layers).children()
+            layer.get_submodule(architecture.last_block.output).register_forward_pre_hook(_first_tokens)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
@@ -68,15 +70,6 @@ class FirstTokenFeatures:
             inputs["token_type_ids"] = token_type_ids
         hidden: Tensor = self.encoder(input_ids=input_ids, **inputs).last_hidden_state
         return hidden
-
-
-def _drop_unread_rows(encoder: nn.Module, names: LastBlock) -> None:
-    """Drop the last layer's rows that nothing reads.
-
-    What follows attention works row by row, so only the first tokens' rows are handed on.
-    """
-    *_, layer = encoder.get_submodule(names.layers).children()
-    layer.get_submodule(names.output).register_forward_pre_hook(_first_tokens)
 
 
 def _first_tokens(output: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

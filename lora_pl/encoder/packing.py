@@ -103,11 +103,6 @@ class Packing:
         self._groupings: dict[tuple[int, int | None, torch.dtype], Grouping] = {}
 
     @property
-    def is_single(self) -> bool:
-        """Whether the row is one sentence, and nothing else."""
-        return len(self.lengths) == 1
-
-    @property
     def longest(self) -> int:
         """Tokens of the longest segment."""
         return int(self.lengths.max())

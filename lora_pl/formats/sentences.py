@@ -8,7 +8,8 @@ from typing import Any
 
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.sources import HUB, SAMPLE, read_split
-from lora_pl.data.tasks import Label, get_task
+from lora_pl.data.task import Label
+from lora_pl.data.tasks import get_task
 from lora_pl.data.texts import Text, as_text
 from lora_pl.errors import UserError
 from lora_pl.storage.checkpoint import DATA_KEY

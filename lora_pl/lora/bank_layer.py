@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from lora_pl.lora.adapter import Adapter, Factors
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
+from lora_pl.lora.layer import share
 from lora_pl.lora.product import adapted_linear, computed_in
 from lora_pl.lora.routing import Routes, Routing
-from lora_pl.lora.shared import share
 from lora_pl.lora.transfer import transfer
 from lora_pl.lora.variants import VARIANTS
 

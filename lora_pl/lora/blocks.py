@@ -28,17 +28,14 @@ def in_blocks(names: Iterable[str], numbers: Iterable[int]) -> list[str]:
     Raises:
         LoRAError: layers: there is no such block.
     """
-    blocks, wanted = {name: _block_of(name) for name in names}, set(numbers)
+    # the first number in a layer's name: 3 of `encoder.layer.3.output.dense`
+    blocks = {name: next((int(part) for part in name.split(".") if part.isdecimal()), None) for name in names}
+    wanted = set(numbers)
     there = sorted({number for number in blocks.values() if number is not None})
     if missing := wanted.difference(there):
         listed = f"{len(there)}: {there[0]} to {there[-1]}" if there else "none"
         raise LoRAError("layers", f"there is no block {min(missing)}; blocks of the model: {listed}")
     return [name for name, number in blocks.items() if not wanted or number in wanted]
-
-
-def _block_of(name: str) -> int | None:
-    """The first number in a layer's name: 3 of `encoder.layer.3.output.dense`."""
-    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
 
 
 def _numbers(entry: object) -> range:

@@ -10,9 +10,8 @@ from lora_pl.lora.bank_layer import BankLinear
 from lora_pl.lora.blocks import in_blocks
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.errors import LoRAError
-from lora_pl.lora.layer import LoRALinear, lora_layers
+from lora_pl.lora.layer import LoRALinear, lora_layers, share
 from lora_pl.lora.names import folded, matching
-from lora_pl.lora.shared import share
 
 NESTED_BEFORE = "_use_nested_tensor_without_lora"
 """The attribute of an adapted `nn.TransformerEncoder` that holds its `use_nested_tensor`, until LoRA is removed."""

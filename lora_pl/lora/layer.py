@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from lora_pl.lora.casting import factors_of
 from lora_pl.lora.config import LoRAConfig
 from lora_pl.lora.product import adapted_linear
-from lora_pl.lora.shared import share
 from lora_pl.lora.variants import VARIANTS
+
+HOOKS = ("_forward_", "_backward_", "_is_full_backward_")
+"""How the attributes of `nn.Module` begin that hold hooks of a forward and a backward."""
 
 # of a context (a thread, a task), so that others go on with the layers as they are: the weight to compute with alone
 _WEIGHTS: ContextVar[Mapping[LoRALinear, Tensor]] = ContextVar("weights", default={})  # noqa: B039  never changed
@@ -94,6 +96,14 @@ class LoRALinear(nn.Linear):
     def extra_repr(self) -> str:
         """Sizes, rank and alpha."""
         return f"{super().extra_repr()}, r={self.adapter.r}, lora_alpha={self.adapter.lora_alpha:g}"
+
+
+def share(base: nn.Linear, layer: nn.Linear) -> None:
+    """Give `layer` the sizes, weight, bias, mode and hooks of `base`, not copies: a hook's handle still removes it."""
+    layer.in_features, layer.out_features = base.in_features, base.out_features
+    layer.weight, layer.bias = base.weight, base.bias
+    layer.training = base.training
+    vars(layer).update({name: value for name, value in vars(base).items() if name.startswith(HOOKS)})
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

@@ -118,12 +118,13 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
                 the ranks; `model`: what would be trained is not what checkpoints hold.
         """
         super().setup(stage)
-        if stage == "fit":
-            self._require_saved()
-            if not self.training:
-                self.train()
-            self.loss.take_weights(self.trainer.datamodule)  # type: ignore[attr-defined]
-        if stage == "fit" and self.awaits_data:
+        if stage != "fit":
+            return
+        self._require_saved()
+        if not self.training:
+            self.train()
+        self.loss.take_weights(self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self.awaits_data:
             self._start_from_data()
 
     def _require_saved(self) -> None:

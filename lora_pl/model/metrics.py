@@ -35,8 +35,6 @@ OF_COUNTS: dict[MetricName, Callable[[ClassScores], float]] = {
 }
 """Metrics that follow from it."""
 
-STAGES = ("train", "val", "test")
-
 TOGETHER = 32
 """Batches that are counted at once, as that costs hardly more than to count one."""
 
@@ -162,13 +160,13 @@ class StageMetrics(nn.ModuleDict):
         super().__init__()
         self.labelled = list(task.validation)
         """The names of the labelled splits; own data have a single one where MNLI has two."""
-        for stage in STAGES:
+        for stage in ("train", "val", "test"):
             by_class = stage != "train"  # no step pays for it
-            numbers = range(len(self.splits(stage)))
-            self.update({f"{stage}/{number}": SplitMetrics(task, by_class) for number in numbers})
+            for number in range(len(self._splits(stage))):
+                self[f"{stage}/{number}"] = SplitMetrics(task, by_class)
 
-    def splits(self, stage: str) -> list[str]:
-        """The stage's splits, in the order of its loaders."""
+    def _splits(self, stage: str) -> list[str]:
+        """In the order of the stage's loaders."""
         return [""] if stage == "train" else self.labelled
 
     def of(self, stage: str, split: int = 0) -> SplitMetrics:
@@ -177,38 +175,40 @@ class StageMetrics(nn.ModuleDict):
         Raises:
             UserError: `data`: the stage has no such split.
         """
-        if split >= len(self.splits(stage)):
+        if split >= len(self._splits(stage)):
             names = ", ".join(self.labelled)
             raise UserError("data", f"expected loaders of {names} alone, got more; evaluate each further one by itself")
         return cast(SplitMetrics, self[f"{stage}/{split}"])
 
+    def _by_split(self, stage: str) -> dict[str, SplitMetrics]:
+        return {name: self.of(stage, number) for number, name in enumerate(self._splits(stage))}
+
     def reset(self, stage: str) -> None:
         """Reset the stage's metrics."""
-        for split in range(len(self.splits(stage))):
-            self.of(stage, split).reset()
+        for metrics in self._by_split(stage).values():
+            metrics.reset()
 
     def broken(self, stage: str) -> int:
         """The number of examples in the stage's splits with a logit that is inf or NaN."""
-        return sum(self.of(stage, split).broken for split in range(len(self.splits(stage))))
+        return sum(metrics.broken for metrics in self._by_split(stage).values())
 
     def broken_places(self, stage: str) -> str:
         """The first of them by their numbers, from 1: `no. 3, 17 of validation`; empty if none is known."""
-        found = {name: self.of(stage, split).broken_rows for split, name in enumerate(self.splits(stage))}
+        found = {name: metrics.broken_rows for name, metrics in self._by_split(stage).items()}
         return "; ".join(f"no. {_first_five(rows)} of {name}" for name, rows in found.items() if rows)
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """A stage's losses and metrics by their logged names: `val/accuracy`, `val/accuracy_mismatched`."""
-        found: dict[str, Tensor] = {}
-        for number, split in enumerate(self.splits(stage)):
-            if self.of(stage, number).seen:
-                values = self.of(stage, number).compute()
-                found |= {f"{stage}/{name}{suffix(number, split)}": value for name, value in values.items()}
-        return found
+        return {
+            f"{stage}/{name}{suffix(number, split)}": value
+            for number, (split, metrics) in enumerate(self._by_split(stage).items())
+            if metrics.seen
+            for name, value in metrics.compute().items()
+        }
 
     def evaluated(self, stage: str) -> dict[str, SplitMetrics]:
         """The metrics of the stage's splits by name, of those that had batches."""
-        found = {split: self.of(stage, number) for number, split in enumerate(self.splits(stage))}
-        return {split: metrics for split, metrics in found.items() if metrics.seen}
+        return {split: metrics for split, metrics in self._by_split(stage).items() if metrics.seen}
 
 
 def _first_five(rows: list[int]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
@@ -23,7 +26,6 @@ from lora_pl.model.finite_steps import FiniteSteps
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.monitor import reported, require_monitor
 from lora_pl.model.precision import require_precision
-from lora_pl.model.random_stream import take_own_stream
 from lora_pl.model.schedule import make_schedule
 from lora_pl.reporting import say
 
@@ -95,8 +97,8 @@ class TaskModule(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps) and self.hparams["schedule"] == "linear":
             raise UserError("model.schedule", "linear needs an end; give --trainer.max_epochs or --trainer.max_steps")
-        warmup = 0 if math.isinf(steps) else round(self.hparams["warmup_ratio"] * steps)
         total = 0 if math.isinf(steps) else int(steps)
+        warmup = round(self.hparams["warmup_ratio"] * total)
         schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
@@ -122,7 +124,7 @@ class TaskModule(LightningModule):
 
         A resumed run goes on with its own learning rates and weight decay, where they differ from the checkpoint's.
         """
-        take_own_stream(self.global_rank)
+        _take_own_stream(self.global_rank)
         if self.trainer.ckpt_path:
             self._take_rates()
 
@@ -180,6 +182,20 @@ class TaskModule(LightningModule):
         # at the start: tensors that a reset in inference mode has made can't be updated outside of it
         for metrics in self.stage_metrics():
             metrics.reset(stage)
+
+
+def _take_own_stream(rank: int) -> None:
+    """Seed the generators of Python, NumPy and torch by a hash of torch's state, which all processes share, and `rank`.
+
+    Process 0 keeps the shared stream, as a single process does.
+    """
+    if rank == 0:
+        return
+    shared = torch.get_rng_state().numpy().tobytes()
+    digest = hashlib.sha256(shared + str(rank).encode()).digest()
+    random.seed(digest)
+    np.random.seed(np.frombuffer(digest, np.uint32))
+    torch.manual_seed(int.from_bytes(digest[:8]))
 
 
 def _require_own_data(data: SentenceDataModule, settings: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -15,18 +16,16 @@ from lora_pl.model.precision import device_of, full_name
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
 class OneProcess:
-    """What prediction needs of a `Fabric`, with its names.
+    """What prediction needs of a `Fabric`, with its names."""
 
-    Args:
-        device: The CPU, or a GPU.
-        precision: 32-true, bf16-mixed or 16-mixed.
-    """
+    device: torch.device
+    """The CPU, or a GPU."""
+    precision: str = "32-true"
+    """32-true, bf16-mixed or 16-mixed."""
 
     world_size, global_rank, is_global_zero = 1, 0, True
-
-    def __init__(self, device: torch.device, precision: str = "32-true") -> None:
-        self.device, self.precision = device, precision
 
     @classmethod
     def of(cls, accelerator: str, strategy: str, devices: Any, num_nodes: int, precision: Any) -> OneProcess | None:

@@ -1,26 +1,36 @@
-"""The model without Lightning: what it starts from, and what its checkpoints hold."""
+"""The model without Lightning: what it starts from, what its checkpoints hold, and what it answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
+from lora_pl.data.batches import BATCH_TOKENS, Batching
+from lora_pl.data.task import Prediction
+from lora_pl.data.texts import Text, as_columns, require_list
+from lora_pl.data.tokens import Tokens
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
-from lora_pl.lora import LoRAConfig, LoRAError
+from lora_pl.lora import LoRAConfig, LoRAError, merged_lora
 from lora_pl.lora.injection import resize_lora
-from lora_pl.model.predictor import Predictor
+from lora_pl.model.evaluating import evaluating
+from lora_pl.model.network import Network
 from lora_pl.model.start import read_start
 from lora_pl.model.stored import model_settings, read_model
 from lora_pl.reporting import say
 from lora_pl.storage.checkpoint import BASE_KEY, SETTINGS_KEY, START_KEY, check_base
 from lora_pl.storage.settings import differing
 
+MERGED_FROM = 256
+"""The number of texts from which merging pays off in `predict`."""
 
-class PlainClassifier(Predictor):
+
+class PlainClassifier(Network):
     """All of `LoRAClassifier` but its training: what predicts and exports, without the seconds of Lightning's imports.
 
     Args:
@@ -118,3 +128,61 @@ class PlainClassifier(Predictor):
         model = cls(**{**settings, **overrides, "start_from": None})
         model.hparams["start_from"] = settings["start_from"]
         return model
+
+    @contextmanager
+    def merged_for_prediction(self, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+        """Within the context, all calls of `predict` share one merge: in fp32, then rounded once to `dtype`.
+
+        For int8 nothing is merged: adapters fit the codes that they were trained beside.
+
+        In this thread alone; but the base stays in `dtype` afterwards, so no other thread may use it meanwhile.
+        """
+        merged = nullcontext() if dtype == torch.int8 else merged_lora(self.encoder, dtype)
+        with torch.inference_mode(False), merged:  # weights outlive an inference mode
+            self.base.cast(dtype)
+            yield
+
+    @torch.inference_mode()
+    def predict(
+        self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
+    ) -> list[Prediction]:
+        """The model's answers to the texts, in their order, in eval mode. Threads may share a model.
+
+        For 256 texts or more, adapters on an fp32 base are merged, for this call alone.
+
+        Args:
+            texts: Sentences, or pairs of sentences for a task on pairs.
+            batch_tokens: Tokens per forward pass; texts of like length share a batch.
+            batching: packed or padded; by default what the encoder takes.
+
+        Returns:
+            A dict per text: the label, its probability as `score`, and every label's probability; for several labels
+            per text the `labels` above 1/2, and every label's probability; for a regression the `score` alone.
+
+        Raises:
+            UserError: `predict.texts`: one string instead of a list, or pairs for single sentences.
+        """
+        require_list(texts)
+        if not texts:
+            return []
+        merges = len(texts) >= MERGED_FROM and self.base.weights == torch.float32
+        with merged_lora(self.encoder) if merges else nullcontext():
+            return self.task.predictions(self.logits(texts, batch_tokens, batching))
+
+    def logits(
+        self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
+    ) -> Tensor:
+        """(texts, outputs), fp32, on the CPU: the logits behind `predict`; adapters stay merged or unmerged."""
+        return self.logits_of(self.tokenize(texts), batch_tokens, batching)
+
+    def tokenize(self, texts: Sequence[Text]) -> Tokens:
+        """The texts' tokens, cut to `max_length`; a UserError, `predict.texts`, if the model reads others."""
+        return self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
+
+    @torch.inference_mode()
+    def logits_of(self, tokens: Tokens, batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None) -> Tensor:
+        """(texts, outputs): the `logits` of texts that are tokenized."""
+        with evaluating(self):
+            batches = self.base.batches(tokens, batch_tokens, batching)
+            rows, indices = zip(*((self(batch).cpu(), torch.tensor(own)) for batch, own in batches), strict=True)
+        return torch.cat(rows)[torch.cat(indices).argsort()]

@@ -59,7 +59,7 @@ class TrainingLoss(nn.Module):
         if not isinstance(self.task, Classes):
             return self.task.loss(logits, labels)
         weights = None if self.weights is None else self.weights.to(logits.dtype)
-        return self.task.weighted_loss(logits, labels, weights, self.smoothing)
+        return self.task.loss(logits, labels, weights, self.smoothing)
 
     def take_weights(self, data: object) -> None:
         """Balanced weights from the training labels of data that are set up; see `Classes.balanced`.

@@ -19,7 +19,7 @@ from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.data.tokens import tokenize
 from lora_pl.formats.importing import checkpoint_of
 from lora_pl.lora import AdapterBank, LoRAConfig, LoRAError, disable_lora, lora_layers, merged_lora
-from lora_pl.model import predictor
+from lora_pl.model import plain
 from lora_pl.model.many_adapters import ManyAdapters
 from tests.support import TINY_TERMS, WORDS, rounding, run_cli
 
@@ -72,7 +72,7 @@ def write(tiny_encoder, tmp_path):
 )
 @pytest.mark.parametrize("trains", [False, True])
 def test_one_classifier_on_both_sides_of_merging(trains, kind, count, tiny_encoder, monkeypatch):
-    monkeypatch.setattr(predictor, "MERGED_FROM", 6)
+    monkeypatch.setattr(plain, "MERGED_FROM", 6)
     model = drawn(tiny_encoder(kind)).train(trains)
     model.head.eval()
     modes = [module.training for module in model.modules()]

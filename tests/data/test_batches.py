@@ -130,9 +130,8 @@ def test_splits_hold_the_budget_and_waste_none_of_it(batching):
 
 
 def test_a_budget_below_a_sentence():
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data.eval_batch_tokens: "):
         split_by_tokens(np.asarray([3, 9]), 8, "packed")
-    assert error.value.key == "data.eval_batch_tokens"
 
 
 @pytest.mark.parametrize("count", [3, 64, 65, 127, 872])
@@ -151,6 +150,5 @@ def test_exact_batches_cover_a_split_once_over_all_processes(count, replicas, bu
 
 
 def test_too_few_sentences_for_the_processes():
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^trainer.devices: "):
         ExactBatches(TokenDataset(make_tokens([3]), "packed", 0), 8, replicas=2)
-    assert error.value.key == "trainer.devices"

@@ -1,31 +1,16 @@
-import json
-
 import pytest
 
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.examples import discover_labels, read_examples
 from lora_pl.data.tasks import CUSTOM_TASK, GLUE_TASKS
 from lora_pl.errors import UserError
+from tests.data.tables import write_table
 
 ROWS = [("fine, really", "good"), ("NA", "bad"), ('"bad" one, or "', "bad"), ("", "good")]
 
 
 def write(path, rows, header=("review", "stars")):
-    import csv
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if path.suffix == ".tsv":
-        path.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]), encoding="utf-8")
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.table({name: [row[i] for row in rows] for i, name in enumerate(header)}), path)
-    else:
-        path.write_text("\n".join(json.dumps(dict(zip(header, row, strict=True))) for row in rows), encoding="utf-8")
-    return path
+    return write_table(path, header, rows)
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -46,15 +31,13 @@ def test_numeric_classes_are_in_numeric_order(tmp_path):
 
 def test_a_number_is_no_id_where_the_names_are_numbers(tmp_path):
     path = write(tmp_path / "mine.csv", [("a", 0)])
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data.label: "):
         read_examples(path, CUSTOM_TASK.customized(("1", "2", "3")), ["review"], "stars")
-    assert error.value.key == "data.label"
 
 
 def test_a_pair_task_asks_for_its_second_column():
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data.text_pair_column: "):
         SentenceDataModule(task="rte", train_file="x.csv", text_column="premise")
-    assert error.value.key == "data.text_pair_column"
     assert SentenceDataModule(task="rte", train_file="x.csv").text_columns == ("sentence1", "sentence2")
     assert SentenceDataModule(task="stsb", train_file="x.csv", text_column="text").text_columns == ("text",)
 
@@ -78,9 +61,8 @@ BAD = [
 def test_bad_files_are_told(name, content, key, said, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=f"^data.{key}: .*{said}"):
         read_examples(path, CUSTOM_TASK.customized(("bad", "good")), ["review"], "stars")
-    assert error.value.key == f"data.{key}"
 
 
 def test_labels_are_as_they_are_written(tmp_path):
@@ -93,21 +75,18 @@ def test_labels_are_as_they_are_written(tmp_path):
 
 @pytest.mark.parametrize("labels", [("x", "x"), (1.5, 2.0), ("x", "")])
 def test_labels_that_are_no_classes(labels, tmp_path):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data.label: "):
         discover_labels(write(tmp_path / "mine.csv", list(zip("ab", labels, strict=True))), "stars")
-    assert error.value.key == "data.label"
 
 
 def test_a_missing_file_or_half_a_pair(tmp_path):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data.missing: "):
         discover_labels(tmp_path / "none.csv", "stars")
-    assert error.value.key == "data.missing"
     half = SentenceDataModule(
         train_file=str(write(tmp_path / "mine.csv", ROWS)), text_column="review", label_column="stars"
     )
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data.validation_file: "):
         half.prepare_data()
-    assert error.value.key == "data.validation_file"
 
 
 def test_own_files_with_a_glue_task_take_its_labels(tmp_path, tiny_encoder):

@@ -43,18 +43,16 @@ def test_real_layouts(task, newline, tmp_path):
 def test_bad_labels_are_told_with_file_and_line(label, tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text(f"sentence\tlabel\ndull\t0\nfine\t{label}\n")
-    with pytest.raises(UserError, match=r"train\.tsv, line 3") as error:
+    with pytest.raises(UserError, match=r"^data.label: .*train\.tsv, line 3"):
         read_glue_file(path, GLUE_TASKS["sst2"])
-    assert error.value.key == "data.label"
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "high", ""])
 def test_a_score_that_is_no_number(score, tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_text("\n".join([LAYOUTS["stsb"][0][0], "0\tg\tf\t2012\t1\tn\tn\ta\tb\t" + score]))
-    with pytest.raises(UserError, match="line 2") as error:
+    with pytest.raises(UserError, match="^data.label: .*line 2"):
         read_glue_file(path, GLUE_TASKS["stsb"])
-    assert error.value.key == "data.label"
 
 
 def test_a_blank_sentence_is_kept_and_counted(tmp_path):
@@ -71,9 +69,8 @@ def test_missing_files_and_folders(tmp_path):
         (tmp_path / "x", "sst2", "source"),
         ("sample", "rte", "source"),
     ):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match=f"^data.{key}: "):
             read_split(str(source), GLUE_TASKS[task], "train")
-        assert error.value.key == f"data.{key}"
 
 
 def test_own_tasks_name_the_file_that_is_missing():
@@ -89,9 +86,8 @@ def test_a_hub_out_of_reach_names_the_ways_on(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(UserError, match="no route") as error:
+    with pytest.raises(UserError, match="^data.source: .*no route"):
         read_split("hub", GLUE_TASKS["sst2"], "train")
-    assert error.value.key == "data.source"
 
 
 def test_hub_columns_and_labels(monkeypatch):
@@ -110,9 +106,8 @@ def test_hub_columns_and_labels(monkeypatch):
     assert [list(column) for column in examples.texts] == [["a", "b"], ["c", "d"]]
     assert examples.labels == [0, 2]
     rows["label"] = [0, -1]
-    with pytest.raises(UserError, match="row 2") as error:
+    with pytest.raises(UserError, match="^data.label: .*row 2"):
         read_split("hub", GLUE_TASKS["mnli"], "train")
-    assert error.value.key == "data.label"
 
 
 @pytest.mark.shared

@@ -1,6 +1,5 @@
 """Several labels per text, from lists and from columns of 0 and 1."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.drawing import RARE, stratified_order
 from lora_pl.errors import UserError
+from tests.data.tables import write_table
 
 LABELS = [["b", "a"], [], ["c"], ["a", "a"]]
 ROWS = [(1, 1, 0), (0, 0, 0), (0, 0, 1), (1, 0, 0)]
@@ -19,18 +19,7 @@ ROWS = [(1, 1, 0), (0, 0, 0), (0, 0, 1), (1, 0, 0)]
 
 def write(ending: str, labels=LABELS) -> str:
     """A file of a text and a list in each row."""
-    path = Path(f"mine{ending}")
-    lists = [json.dumps(names) for names in labels]
-    if ending == ".parquet":
-        pq.write_table(pa.table({"text": ["good"] * len(labels), "label": labels}), path)
-    elif ending == ".jsonl":
-        path.write_text("".join(f'{{"text": "good", "label": {text}}}\n' for text in lists))
-    elif ending == ".tsv":
-        path.write_text("\n".join(["text\tlabel", *(f"good\t{text}" for text in lists)]))
-    else:
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([("text", "label"), *(("good", text) for text in lists)])
-    return str(path)
+    return str(write_table(Path(f"mine{ending}"), ("text", "label"), [("good", names) for names in labels]))
 
 
 def data_of(file: str, **given) -> SentenceDataModule:
@@ -79,9 +68,8 @@ def test_mistakes_are_named(given, key, said):
 
 @pytest.mark.parametrize("labels", [[[""]], [["a"], [None]], [[["a"]]], [["0.5"]], [[], []], [None, ["a"]]])
 def test_lists_without_classes(labels):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data.label: "):
         assert data_of(write(".jsonl", labels)).label_names
-    assert error.value.key == "data.label"
 
 
 def test_a_list_of_class_labels_on_the_hub(tmp_path, monkeypatch):
@@ -123,6 +111,7 @@ def test_held_out_sentences_need_not_have_every_set(tiny_encoder, capsys):
     data = data_of(file, encoder=tiny_encoder(), validation_share=0.2, train_sentences=4, train_draw="stratified")
     data.setup("fit")
     assert data.labels("validation").shape == (2, 10)
+    assert data.largest_share("validation") == 1 / 2
     assert data.labels("train").shape == (4, 10)
     assert next(iter(data.train_dataloader())).labels.shape == (4, 10)
     assert "no sentence of" in capsys.readouterr().err

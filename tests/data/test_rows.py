@@ -2,35 +2,20 @@
 
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from lora_pl.data.examples import read_examples
 from lora_pl.data.rows import TABLES, read_rows
 from lora_pl.data.tasks import get_task
 from lora_pl.errors import UserError
+from tests.data.tables import write_table
 
 VALUES = ["007", "NA", 'a "quoted" word', "", "1e5", "zwölf", "FALSE", "null", "2020-01-01", " x ", "1,5", "a\u2028b"]
 
 
-def write(path, values):
-    """A table with the columns id, text and label."""
-    if path.suffix == ".parquet":
-        pq.write_table(pa.table({"id": list(range(len(values))), "text": values, "label": ["1"] * len(values)}), path)
-    elif path.suffix in (".jsonl", ".json"):
-        path.write_text("".join(json.dumps({"id": 1, "text": value, "label": 1}) + "\n" for value in values))
-    elif path.suffix == ".tsv":
-        path.write_text("id\ttext\tlabel\n" + "".join(f"1\t{value}\t1\n" for value in values))
-    else:
-        quoted = [value.replace('"', '""') for value in values]
-        path.write_text("id,text,label\n" + "".join(f'1,"{value}",1\n' for value in quoted))
-    return path
-
-
 @pytest.mark.parametrize("ending", TABLES)
 def test_prediction_and_training_read_what_is_written(ending, tmp_path):
-    path = write(tmp_path / f"x{ending}", VALUES)
+    path = write_table(tmp_path / f"x{ending}", ("id", "text", "label"), [(1, value, "1") for value in VALUES])
     assert [text for _, (text,) in read_rows(path, ["text"])] == VALUES
     assert read_examples(path, get_task("sst2"), ["text"], "label").texts == (VALUES,)
 
@@ -86,6 +71,5 @@ def test_quotes_and_lines_within_a_cell(tmp_path):
 def test_tables_that_are_none(name, content, key, said, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=f"^data.{key}: .*{said}"):
         list(read_rows(tmp_path / name, ["text"]))
-    assert error.value.key == f"data.{key}"

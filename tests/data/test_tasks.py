@@ -200,9 +200,8 @@ def test_all_nine_tasks_have_a_row():
      ("custom", ["a", "b", "a"]), ("multilabel", []), ("multilabel", ["a", "a"])],
 )  # fmt: skip
 def test_labels_that_do_not_fit_the_task(name, labels):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^label_names: "):
         get_task(name).customized(labels)
-    assert error.value.key == "label_names"
 
 
 def test_classes_that_are_numbers_are_no_ids():
@@ -217,6 +216,5 @@ def test_classes_that_are_numbers_are_no_ids():
     ("name", "near"), [("SST-2", "sst2"), ("mnl", "mnli"), ("qnil", "qnli"), ("Multi-label", "multilabel")]
 )
 def test_an_unknown_task_names_the_nearest(name, near):
-    with pytest.raises(UserError, match=near) as error:
+    with pytest.raises(UserError, match=f"^task: .*{near}"):
         get_task(name)
-    assert error.value.key == "task"

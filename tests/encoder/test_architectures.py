@@ -132,24 +132,15 @@ def assert_packed_is_padded(kind, lengths, **changes):
             assert error < rounding(TERMS), f"{way.__name__}, {name}"
 
 
+@pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_are_those_of_transformers_own_forward(kind, tiny_encoder):
+def test_features_are_those_of_transformers_own_forward(kind, special, tiny_encoder):
+    """Of texts with special tokens in them too: positions of RoBERTa's kind leave out a text's own `<pad>`."""
     stock = AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32).eval()
     encoder = load_encoder(tiny_encoder(kind)).eval()
     assert weights_fingerprint(encoder) == weights_fingerprint(without_pooler(stock))
-    rows, types, mask = padded_batch(sentences(LENGTHS[0]))
-    typed = {"token_type_ids": types} if architecture_of(stock.config).has_token_types(stock.config) else {}
-    expected = stock(input_ids=rows, attention_mask=mask, **typed).last_hidden_state[:, 0]
-    got = FirstTokenFeatures(encoder).of_padded(rows, types, mask)
-    torch.testing.assert_close(got, expected, rtol=0, atol=rounding(TERMS))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_within_a_text_count_as_transformers_counts_them(kind, tiny_encoder):
-    """Positions of RoBERTa's kind leave out a text's own `<pad>`."""
-    stock = AutoModel.from_pretrained(tiny_encoder(kind), dtype=torch.float32).eval()
-    features = FirstTokenFeatures(load_encoder(tiny_encoder(kind)).eval())
-    ids = [torch.tensor(own) for own in SPECIAL]
+    features = FirstTokenFeatures(encoder)
+    ids = [torch.tensor(own) for own in SPECIAL] if special else sentences(LENGTHS[0])
     rows, types, mask = padded_batch(ids)
     typed = {"token_type_ids": types} if architecture_of(stock.config).has_token_types(stock.config) else {}
     with torch.no_grad():
@@ -183,9 +174,8 @@ def test_packed_is_padded(kind, lengths):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in PACKED])
 def test_a_packed_row_is_refused_where_it_would_be_one_sentence(kind):
     features, _ = made(kind)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data.batching: "):
         packed(features, sentences([5, 3]))
-    assert error.value.key == "data.batching"
 
 
 @pytest.mark.parametrize("lengths", [[64, 64], [64, 3, 5, 40, 9, 6], [70]])
@@ -399,18 +389,16 @@ def test_groups_of_roles_are_all_linear_layers_of_the_blocks(kind):
     assert placed("query", "mlp", exclude="attention") == mlp
     assert placed("all-linear", layers="1") == [name for name in [*attention, *mlp] if ".1." in name]
     assert placed("all-linear", exclude="key", rank_pattern={"attention": 1}) == placed("all-linear", exclude="key")
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match="^layers: "):
         placed("all-linear", layers="1-2")
-    assert error.value.key == "layers"
 
 
 @pytest.mark.parametrize("row", [OTHERS, Architecture(roles={"query": "query"})])
 def test_a_group_that_an_architecture_lacks_is_an_error_that_lists_its_layers(row, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "bert", row)
     encoder = build_encoder(tiny_config("bert"))
-    with pytest.raises(LoRAError, match=r"encoder.layer.\*.intermediate.dense") as error:
+    with pytest.raises(LoRAError, match=r"^target_modules: .*encoder.layer.\*.intermediate.dense"):
         inject_lora(encoder, module_names(LoRAConfig(target_modules="mlp"), encoder.config))
-    assert error.value.key == "target_modules"
 
 
 @pytest.mark.parametrize("kind", ["albert", "mobilebert", "convbert", "esm", "fnet"])
@@ -437,22 +425,19 @@ def test_without_a_row_too_there_are_positions_for_the_most_tokens(kind):
 @pytest.mark.parametrize(("kind", "settings"), [("gpt2", {}), ("bert", {"is_decoder": True}), ("t5", {})])
 def test_a_decoder_is_refused(kind, settings, tmp_path):
     AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^model.encoder: "):
         load_config(str(tmp_path))
-    assert error.value.key == "model.encoder"
 
 
 def test_an_encoder_whose_dropout_is_not_known(tiny_encoder, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "roberta", replace(ARCHITECTURES["roberta"], dropouts=()))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^model.dropout: "):
         load_encoder(tiny_encoder(), dropout=0.1)
-    assert error.value.key == "model.dropout"
 
 
 def test_where_an_adapter_sees_more_than_sentences_batches_are_not_shared():
     for kind in KINDS:
         if ARCHITECTURES[kind].shares_batches:
             require_shared_batches(tiny_config(kind))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^model.encoder: "):
         require_shared_batches(tiny_config("deberta-v2"))
-    assert error.value.key == "model.encoder"

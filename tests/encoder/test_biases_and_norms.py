@@ -86,13 +86,11 @@ def test_a_setting_without_effect_is_an_error(kind, targets, changes, settings, 
     given = {"method": "lora", "train_biases": "none", "train_norms": False, **settings}
     if key is None:
         return require_biases_and_norms(encoder, given)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^{key}: "):
         require_biases_and_norms(encoder, given)
-    assert error.value.key == key
 
 
 def test_without_norms():
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^model.train_norms: "):
         require_biases_and_norms(nn.Sequential(nn.Linear(2, 2)), {
             "method": "lora", "train_biases": "none", "train_norms": True})  # fmt: skip
-    assert error.value.key == "model.train_norms"

@@ -16,6 +16,7 @@ from lora_pl.lora import (
     mark_only_lora_as_trainable,
 )
 from lora_pl.lora.bank_layer import BankLinear
+from tests.lora.test_variants import base_model as base
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
 
 CONFIGS = {
@@ -26,11 +27,6 @@ CONFIGS = {
 TERMS = 6 + 4 + 8 + 4
 """From x to y: a layer's width and rank, twice."""
 ROUTES = [["one", "four.v2", "half"], ["half", None, "one", "half", "four.v2"], ["four.v2"], [None, None]]
-
-
-def base() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).requires_grad_(False)
 
 
 def alone(config: LoRAConfig) -> nn.Sequential:
@@ -123,13 +119,11 @@ def test_load_by_name_is_strict():
     kept = copy.deepcopy(bank.state_dict("half"))
     poisoned = {key: tensor * float("nan") for key, tensor in kept.items()}
     for state in (adapter_state_dict(singles["one"]), poisoned):
-        with pytest.raises(LoRAError) as error:
+        with pytest.raises(LoRAError, match="^state: "):
             bank.load("half", state)
-        assert error.value.key == "state"
         assert all(torch.equal(tensor, kept[key]) for key, tensor in bank.state_dict("half").items())
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match="^state: "):
         bank.add("other", CONFIGS["half"], adapter_state_dict(singles["one"]))
-    assert error.value.key == "state"
     assert bank.names == list(CONFIGS)
 
 
@@ -146,9 +140,8 @@ def test_load_by_name_is_strict():
 def test_a_configuration_that_does_not_fit_changes_nothing(name, config, key):
     bank, _ = banked()
     before = [key for key, _ in bank.model.named_parameters()]
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match=f"^{key}: "):
         bank.add(name, config)
-    assert error.value.key == key
     assert bank.names == list(CONFIGS)
     assert [key for key, _ in bank.model.named_parameters()] == before
 
@@ -167,9 +160,8 @@ def test_mistakes_of_a_route_are_named():
         ("route", lambda: run(["one"], [1, 1])),
         ("model", lambda: AdapterBank(bank.model)),
     ):
-        with pytest.raises(LoRAError) as error:
+        with pytest.raises(LoRAError, match=f"^{key}: "):
             mistake()
-        assert error.value.key == key
 
 
 def test_dropout_is_each_adapters_own():

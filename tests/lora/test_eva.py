@@ -216,9 +216,8 @@ def test_too_few_tokens_none_and_nan_are_one_error(rho, data):
     for (x,) in given:
         with moments.gathering(torch.ones(x.shape[:2], dtype=torch.bool)):
             model(x)
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match="^eva_batches: "):
         eva_matrices(config, moments)
-    assert error.value.key == "eva_batches"
 
 
 def test_hooks_are_removed_after_an_error():
@@ -236,9 +235,8 @@ def test_a_trained_adapter_is_left_alone():
     matrices = eva_matrices(config, gathered(model)[0])
     nn.init.ones_(lora_layers(model)["up"].adapter.lora_B)
     before = {name: tensor.clone() for name, tensor in adapter_state_dict(model).items()}
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match="^adapter: "):
         eva_init(model, config, matrices)
-    assert error.value.key == "adapter"
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter_state_dict(model).items())
 
 
@@ -246,6 +244,5 @@ def test_a_trained_adapter_is_left_alone():
     ("eva_rho", 0.5), ("eva_rho", float("inf")), ("eva_rho", "2"), ("eva_batches", 0), ("eva_batches", 1.5),
 ])  # fmt: skip
 def test_options_out_of_range(field, value):
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match=f"^{field}: "):
         LoRAConfig(**{field: value})
-    assert error.value.key == field

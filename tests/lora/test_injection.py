@@ -94,9 +94,8 @@ def test_blocks_and_exclusions(model, settings, names):
     ],
 )
 def test_a_layer_whose_forward_may_not_be_called_or_computes_its_weight_is_no_target(module, target):
-    with pytest.raises(LoRAError, match="no plain linear layer") as error:
+    with pytest.raises(LoRAError, match="^target_modules: .*no plain linear layer"):
         inject_lora(module, LoRAConfig(target_modules=(target,)))
-    assert error.value.key == "target_modules"
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -230,9 +229,8 @@ def test_hooks_of_a_layer_stay_with_it(banked):
 
 def test_double_injection_is_an_error(model):
     inject_lora(model, LoRAConfig())
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match="^model: "):
         inject_lora(model, LoRAConfig())
-    assert error.value.key == "model"
 
 
 @pytest.mark.parametrize(
@@ -249,9 +247,8 @@ def test_double_injection_is_an_error(model):
     ],
 )
 def test_what_does_not_fit_the_model_is_an_error_and_changes_nothing(model, field, value):
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match=f"^{field}: "):
         inject_lora(model, LoRAConfig(**{field: value}))
-    assert error.value.key == field
     assert not lora_layers(model)
 
 

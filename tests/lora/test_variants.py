@@ -124,9 +124,8 @@ def test_b_is_what_starts_at_zero(variant):
 @pytest.mark.parametrize(("option", "value", "names"), [("lr_ratio", 2.0, "b_names"), ("init", "eva", "a_names")])
 def test_an_option_of_a_matrix_that_is_not_trained_is_refused(variant, option, value, names, monkeypatch):
     monkeypatch.setattr(VARIANTS[variant], names, list)
-    with pytest.raises(LoRAError, match=f"variant {variant}, which trains no") as error:
+    with pytest.raises(LoRAError, match=f"^{option}: .*variant {variant}, which trains no"):
         LoRAConfig(variant=variant, **{option: value})
-    assert error.value.key == option
 
 
 def test_peft_names_every_parameter_and_chooses_its_variant(variant):

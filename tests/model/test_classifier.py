@@ -14,7 +14,7 @@ from lora_pl.data.tokens import tokenize
 from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS, LoRAError, lora_layers
 from lora_pl.lora.int8 import Int8Weight, int8_is_fast
-from lora_pl.model.predictor import MERGED_FROM
+from lora_pl.model.plain import MERGED_FROM
 from tests.encoder.test_architectures import WITH_HEAD
 from tests.lora.test_eva import WITH_A_AND_B
 from tests.support import TINY_TERMS, assert_equal_to_rounding, rounding
@@ -33,19 +33,24 @@ def batch_of(model: LoRAClassifier, texts=TEXTS, batching="packed"):
     return make_batch(tokens, range(len(texts)), batching, model.tokenizer.pad_token_id)
 
 
+def changed_by(trainer: Trainer, model: LoRAClassifier, data: SentenceDataModule) -> set[str]:
+    """The names of the parameters that training changes: those to be trained, and those in a checkpoint."""
+    before = copy.deepcopy(dict(model.named_parameters()))
+    trainer.fit(model, data)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.replace(".adapter.", ".") for name in changed} == set(model.state_dict())
+    return changed
+
+
 @pytest.mark.parametrize("kind", WITH_HEAD)
 @pytest.mark.parametrize("head", ["linear", "architecture"])
 def test_every_architecture_trains_adapters_and_head_alone(kind, head, tiny_encoder, glue_folder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(kind), head=head, learning_rate=1e-2)
     assert len(model.adapted) == 4
-    before = copy.deepcopy(dict(model.named_parameters()))
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(kind))
-    trainer(tmp_path, limit_val_batches=0).fit(model, data)
-    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert changed == trained
-    assert all("lora_" in name or name.startswith("head.") for name in trained)
-    assert {name.replace(".adapter.", ".") for name in changed} == set(model.state_dict())
+    changed = changed_by(trainer(tmp_path, limit_val_batches=0), model, data)
+    assert all("lora_" in name or name.startswith("head.") for name in changed)
 
 
 def test_starts_as_the_base(tiny_encoder):
@@ -62,25 +67,22 @@ def test_padding_does_not_change_a_sentence(tiny_encoder):
     assert_equal_to_rounding(together, alone, TINY_TERMS)
 
 
-def test_dropout_is_active_in_fit(tiny_encoder, glue_folder, tmp_path):
-    model = LoRAClassifier(encoder=tiny_encoder())
+def test_dropout_is_active_in_fit(model, data, tmp_path):
     seen = []
 
     def watch(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         seen.append((module.training, bool((output == 0).any())))
 
     model.encoder.embeddings.dropout.register_forward_hook(watch)
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, data)
     assert seen == [(True, True)]
 
 
-def test_a_loaded_model_is_trained_in_train_mode_and_one_that_was_frozen_as_before(tiny_encoder, glue_folder, tmp_path):
+def test_a_loaded_model_is_trained_in_train_mode_and_one_that_was_frozen_as_before(data, tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder()).eval()
     before = model.state_dict().keys()
     model.freeze()
     model.unfreeze()
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     trainer(tmp_path).fit(model.eval(), data)
     assert all(module.training for module in model.modules())
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -88,20 +90,18 @@ def test_a_loaded_model_is_trained_in_train_mode_and_one_that_was_frozen_as_befo
 
 
 @pytest.mark.parametrize("spoil", ["merged", "own"])
-def test_what_no_checkpoint_would_hold_is_not_trained(spoil, tiny_encoder, glue_folder, tmp_path):
-    model = LoRAClassifier(encoder=tiny_encoder())
+def test_what_no_checkpoint_would_hold_is_not_trained(model, data, spoil, tmp_path):
     if spoil == "merged":
         next(iter(lora_layers(model).values())).merge()
     else:
         model.own = nn.Linear(2, 2)
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     with pytest.raises(UserError, match=rf"^model: .*{spoil}"):
         trainer(tmp_path).fit(model, data)
 
 
 @pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_a_subclass_may_have_an_optimizer_of_its_own(kind, scheduled, tiny_encoder, glue_folder, tmp_path):
+def test_a_subclass_may_have_an_optimizer_of_its_own(data, kind, scheduled, tiny_encoder, tmp_path):
     class Own(LoRAClassifier):
         def configure_optimizers(self):
             optimizer = kind(self.head.parameters(), lr=0.1)
@@ -109,7 +109,6 @@ def test_a_subclass_may_have_an_optimizer_of_its_own(kind, scheduled, tiny_encod
 
     model = Own(encoder=tiny_encoder())
     before = model.head.weight.clone()
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     stopped = trainer(tmp_path, limit_val_batches=0)
     stopped.fit(model, data)
     stopped.save_checkpoint(tmp_path / "own.ckpt")
@@ -207,14 +206,12 @@ def test_accumulated_batches_are_one_step_of_the_schedule(tiny_encoder, glue_fol
 def test_a_linear_schedule_needs_an_end(tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
     model.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf, "gradient_clip_val": None})()
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^model.schedule: "):
         model.configure_optimizers()
-    assert error.value.key == "model.schedule"
 
 
 @pytest.mark.parametrize("batch_tokens", [8, 50, 4096])
-def test_accuracy_is_exact_over_the_split(batch_tokens, tiny_encoder, glue_folder, tmp_path):
-    model = LoRAClassifier(encoder=tiny_encoder())
+def test_accuracy_is_exact_over_the_split(model, batch_tokens, tiny_encoder, glue_folder, tmp_path):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), eval_batch_tokens=batch_tokens)
     (logged,) = trainer(tmp_path).validate(model, data, verbose=False)
     lines = (glue_folder / "dev.tsv").read_text().splitlines()[1:]
@@ -253,31 +250,26 @@ def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
     ],
 )
 def test_predict_refuses_what_is_no_list_of_its_texts(task, texts, tiny_encoder):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^predict.texts: "):
         LoRAClassifier(encoder=tiny_encoder(), task=task).predict(texts)
-    assert error.value.key == "predict.texts"
 
 
-def test_a_trainer_predicts_from_a_loader_and_not_from_texts(tiny_encoder, glue_folder, tmp_path):
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+def test_a_trainer_predicts_from_a_loader_and_not_from_texts(data, tmp_path):
     model, own = LoRAClassifier.for_data(data), trainer(tmp_path)
     own.fit(model, data)
     (loader,) = data.val_dataloader()
     (logits,), (batch,) = own.predict(model, loader), loader
     assert torch.equal(logits, model.eval()(batch))
     for given in ({"datamodule": data}, {"dataloaders": DataLoader(TEXTS)}):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match="^predict: "):
             own.predict(model, **given)
-        assert error.value.key == "predict"
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
-def test_more_loaders_than_the_task_has_splits(verb, tiny_encoder, glue_folder, tmp_path):
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
+def test_more_loaders_than_the_task_has_splits(data, verb, tmp_path):
     data.setup("fit")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^data: "):
         getattr(trainer(tmp_path), verb)(LoRAClassifier.for_data(data), dataloaders=data.val_dataloader() * 2)
-    assert error.value.key == "data"
 
 
 def test_pairs_regression_and_own_classes(tiny_encoder):
@@ -289,14 +281,12 @@ def test_pairs_regression_and_own_classes(tiny_encoder):
     own = LoRAClassifier(encoder=tiny_encoder(), task="custom", label_names=["a", "b", "c"])
     assert list(own.predict(["fine"])[0]["probabilities"]) == ["a", "b", "c"]
     for wrong in ({"task": "custom"}, {"label_names": ["one"]}):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match="^label_names: "):
             LoRAClassifier(encoder=tiny_encoder(), **wrong)
-        assert error.value.key == "label_names"
     single = LoRAClassifier(encoder=tiny_encoder(), task="stsb", pairs=False)
     assert list(single.predict(["fine"])[0]) == ["score"]
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^predict.texts: "):
         single.predict(pairs)
-    assert error.value.key == "predict.texts"
 
 
 @pytest.mark.parametrize("batching", ["packed", "padded"])
@@ -344,18 +334,16 @@ def test_every_metric_and_split_is_logged(kind, tiny_encoder, tmp_path):
     ],
 )
 def test_rates_out_of_range_are_named(name, value, tiny_encoder):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^model.{name}: "):
         LoRAClassifier(encoder=tiny_encoder(), **{name: value})
-    assert error.value.key == f"model.{name}"
 
 
 def test_roles_become_the_architectures_names(tiny_encoder):
     lora = LoRAConfig(target_modules=("query", "key"))
     model = LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=lora)
     assert [name.rpartition(".")[2] for name in model.adapted[:2]] == ["q_lin", "k_lin"]
-    with pytest.raises(LoRAError) as error:
+    with pytest.raises(LoRAError, match="^target_modules: "):
         LoRAClassifier(encoder=tiny_encoder("distilbert"), lora=LoRAConfig(target_modules=("q_linn",)))
-    assert error.value.key == "target_modules"
 
 
 @pytest.mark.parametrize(
@@ -416,17 +404,15 @@ def test_an_int8_base_answers_as_the_fp32_one_and_is_never_merged(variant, tiny_
 
 def test_int8_says_what_it_needs(tiny_encoder, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_vnni": False})
-    with pytest.raises(UserError, match="AVX512_VNNI") as error:
+    with pytest.raises(UserError, match="^model.base_dtype: .*AVX512_VNNI"):
         LoRAClassifier(encoder=tiny_encoder(), base_dtype="int8")
-    assert error.value.key == "model.base_dtype"
 
 
 @pytest.mark.skipif(not int8_is_fast(), reason="needs AVX512_VNNI")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_int8_run_has_its_linear_layers_in_int8(variant, tiny_encoder, glue_folder, tmp_path):
+def test_an_int8_run_has_its_linear_layers_in_int8(data, variant, tiny_encoder, tmp_path):
     lora = {"variant": variant}
     model = LoRAClassifier(encoder=tiny_encoder(), lora=lora, base_dtype="int8", learning_rate=1e-2)
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     before = copy.deepcopy(model.state_dict())
     trainer(tmp_path, precision="32-true").fit(model, data)
     trainer(tmp_path).validate(model, data, verbose=False)
@@ -438,9 +424,8 @@ def test_an_int8_run_has_its_linear_layers_in_int8(variant, tiny_encoder, glue_f
     )
 
 
-def test_full_fine_tuning_keeps_fp32(tiny_encoder, glue_folder, tmp_path):
+def test_full_fine_tuning_keeps_fp32(data, tiny_encoder, tmp_path):
     model = LoRAClassifier(encoder=tiny_encoder(), method="full")
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     trainer(tmp_path, precision="bf16-mixed").fit(model, data)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -475,9 +460,8 @@ def broken(tiny_encoder, **changes) -> LoRAClassifier:
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_encoder, glue_folder, tmp_path):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
-    with pytest.raises(UserError, match=r"step 1 \(epoch 0, batch 1\).* checkpoint: none") as error:
+    with pytest.raises(UserError, match=r"^model.nonfinite_loss: .*step 1 \(epoch 0, batch 1\).* checkpoint: none"):
         trainer(tmp_path).fit(broken(tiny_encoder), data)
-    assert error.value.key == "model.nonfinite_loss"
 
 
 def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
@@ -492,7 +476,7 @@ def test_or_is_skipped(tiny_encoder, glue_folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 @pytest.mark.parametrize("batching", ["packed", "padded"])
-def test_sentences_whose_logits_are_no_numbers_are_named(batching, stage, tiny_encoder, glue_folder, tmp_path):
+def test_sentences_whose_logits_are_no_numbers_are_named(model, batching, stage, tiny_encoder, glue_folder, tmp_path):
     """By their numbers in the split, whatever the order and the batches in which they are evaluated."""
     head, *rows = (glue_folder / "dev.tsv").read_text().splitlines()
     for row in (2, 30, 31, 47):
@@ -501,7 +485,6 @@ def test_sentences_whose_logits_are_no_numbers_are_named(batching, stage, tiny_e
     data = SentenceDataModule(
         source=str(tmp_path), encoder=tiny_encoder(), batching=batching, eval_batch_tokens=24, cache_dir=str(tmp_path)
     )
-    model = LoRAClassifier(encoder=tiny_encoder())
     model.encoder.embeddings.word_embeddings.weight[model.tokenizer.convert_tokens_to_ids("ever")] = torch.nan
     with pytest.raises(UserError) as error:
         getattr(trainer(tmp_path), stage)(model, data)
@@ -522,8 +505,7 @@ def test_a_model_for_data_takes_the_datas_labels_and_seed(tiny_encoder, tmp_path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_many_predictions_share_one_merge(dtype, tiny_encoder):
-    model = LoRAClassifier(encoder=tiny_encoder())
+def test_many_predictions_share_one_merge(model, dtype):
     for layer in lora_layers(model).values():
         nn.init.normal_(layer.adapter.lora_B)
     layer = next(iter(lora_layers(model).values()))

@@ -21,9 +21,8 @@ def test_losses_are_minimized():
 
 
 def test_an_unknown_metric_names_those_there_are(tiny_encoder):
-    with pytest.raises(UserError, match="accuracy, f1, loss; got 'macro_f1'") as error:
+    with pytest.raises(UserError, match="^model.monitor: .*accuracy, f1, loss; got 'macro_f1'"):
         LoRAClassifier(encoder=tiny_encoder(), task="mrpc", monitor="macro_f1")
-    assert error.value.key == "model.monitor"
 
 
 def fit(tiny_encoder, glue_folder, epochs: int, monitor: str | None = "loss", rate: float = 3e-2, **changes) -> Run:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
+from lora_pl import LoRAClassifier, LoRAConfig
 from lora_pl.errors import UserError
 from lora_pl.formats.importing import ImportOptions, checkpoint_of, import_adapter
 from lora_pl.lora import VARIANTS
@@ -192,9 +192,8 @@ def test_a_checkpoint_says_what_it_started_from_and_never_needs_it(trained, tiny
     assert read_checkpoint(trained()).get("lora_pl_start") is None
 
 
-def test_relative_to_the_current_folder(trained, glue_folder, tiny_encoder):
+def test_relative_to_the_current_folder(data, trained):
     shutil.copy(trained(), "here.ckpt")
-    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     model = LoRAClassifier.for_data(data, start_from="here.ckpt")
     assert model.hparams["start_from"] == str(Path("here.ckpt").absolute())
     assert taken(model, Path("here.ckpt")) == set(model.state_dict())

@@ -80,16 +80,14 @@ def test_balanced_needs_an_example_of_each_class(data):
      ("label_smoothing", -0.1), ("label_smoothing", math.nan)],
 )  # fmt: skip
 def test_settings_out_of_range(name, value):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^model.{name}: "):
         loss_of(**{name: value})
-    assert error.value.key == f"model.{name}"
 
 
 @pytest.mark.parametrize(("name", "value"), [("class_weights", "balanced"), ("label_smoothing", 0.1)])
 def test_a_regression_has_no_classes(name, value):
-    with pytest.raises(UserError, match="no classes") as error:
+    with pytest.raises(UserError, match=f"^model.{name}: .*no classes"):
         loss_of(task=get_task("stsb"), **{name: value})
-    assert error.value.key == f"model.{name}"
 
 
 def test_training_uses_it_and_validation_the_tasks_own(tiny_encoder, tmp_path, monkeypatch):
