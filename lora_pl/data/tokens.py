@@ -69,9 +69,10 @@ class Tokens:
 
     def take(self, indices: NDArray[np.int64]) -> Tokens:
         """The sentences `indices` alone."""
-        lengths = self.lengths[indices]
+        starts = self.offsets[indices]
+        lengths = self.offsets[indices + 1] - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(offsets[-1]) + np.repeat(self.offsets[indices] - offsets[:-1], lengths)
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
         labels = self.labels[indices] if len(self.labels) else self.labels
         return Tokens(self.ids[places], offsets, self.second[indices], labels, self.cut)
 
