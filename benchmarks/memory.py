@@ -112,7 +112,6 @@ def _sst2(encoder: str) -> SentenceDataModule:
 
 
 def main() -> None:
-    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
     parser.add_argument("--steps", type=int, default=1000)
