@@ -132,6 +132,5 @@ def test_an_axis_of_lora_that_varies_another_method_is_named():
     ],
 )
 def test_grids_that_make_no_sense(changes, key):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^{key}: "):
         grid(**changes).trials()
-    assert error.value.key == key

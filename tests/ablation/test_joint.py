@@ -70,9 +70,8 @@ def test_trials_start_as_they_start_alone_on_one_base(kind, head, tiny_encoder, 
         assert joint.trial_checkpoint(index, {})[BASE_KEY] == alone.base.fingerprints
     with pytest.raises(LoRAError, match="3.head.weight"):
         joint.load_state_dict({**joint.state_dict(), "3.head.weight": torch.zeros(2, 32)})
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"^checkpoint\.base: "):
         joint.on_load_checkpoint({BASE_KEY: {**model.base.fingerprints, "weights": "0123"}})
-    assert error.value.key == "checkpoint.base"
 
 
 def at_the_start(trial: Trial, encoder: str, head: str) -> LoRAClassifier:
@@ -168,9 +167,8 @@ def test_a_loss_that_is_no_number_breaks_the_pack(policy, tiny_encoder, glue_fol
 @pytest.mark.parametrize(("kind", "batching"), [("deberta-v2", "packed"), ("mpnet", "packed"), ("roberta", "padded")])
 def test_padded_batches_are_refused(kind, batching, tiny_encoder, glue_folder):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(kind), batching=batching)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^pack: "):
         require_packed(data)
-    assert error.value.key == "pack"
 
 
 def test_a_joint_row_knows_where_its_texts_say_pad():
