@@ -38,7 +38,7 @@ def along_axis(series: Sequence[Series], references: Sequence[Group]) -> Figure:
     low, high = _limits(axes, [result for result in results if not math.isnan(result)] or [0.0])
     for style, group in zip(itertools.cycle(REFERENCE_STYLES), references, strict=False):
         _draw_reference(axes, group, style, low - (high - low), high + (high - low))
-    axes.set_xticks(range(len(values)), [textwrap.fill(value, 80 // len(values)) for value in values])
+    axes.set_xticks(range(len(values)), [textwrap.fill(value, max(4, 80 // len(values))) for value in values])
     axes.set_xlim(-0.6, len(values) - 0.4)
     metric = series[0].groups[0].first["metric"]
     axes.set(
