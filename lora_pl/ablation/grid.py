@@ -131,11 +131,15 @@ class Grid:
     def _trial(self, arm: Arm, seed: int, axes: Options) -> Trial:
         options = self._options(arm, axes)
         own = {**WITHOUT_ADAPTERS, **self.shared, **options}
-        by_eva = own.get("model.lora.init") == "eva"  # from each trial's own data
         model = with_options({}, own)["model"]
-        apart = by_eva or trains_biases_or_norms(model) or any(own.get(name) is not None for name in OF_ONE)
-        apart = apart or scales_loss(own)
-        return Trial(arm.name, seed, axes, options, model["method"] != "lora" or apart)
+        alone = (
+            model["method"] != "lora"
+            or own.get("model.lora.init") == "eva"  # from each trial's own data
+            or trains_biases_or_norms(model)
+            or any(own.get(name) is not None for name in OF_ONE)
+            or scales_loss(own)
+        )
+        return Trial(arm.name, seed, axes, options, alone)
 
     def _points(self, arm: Arm) -> Iterator[Options]:
         adapted = self._method(arm.options) == "lora"

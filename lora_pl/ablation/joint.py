@@ -52,7 +52,8 @@ class JointTrials(TaskModule):
         self.heads, self.losses, self.metrics = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.step_losses = torch.empty(0)
         """(trials,): those of the last step."""
-        self.settings = [_settings(like.hparams, trial) for trial in trials]
+        own = [trial.model(like.hparams) for trial in trials]
+        self.settings = [{**each, "lora": LoRAConfig.of(each["lora"]).to_dict()} for each in own]
         """Each trial's hyper-parameters, as its own `LoRAClassifier` has them."""
         start_from = like.hparams["start_from"]
         self.start = read_start(start_from, self.base) if start_from else None
@@ -179,12 +180,6 @@ class JointTrials(TaskModule):
             BASE_KEY: dict(self.base.fingerprints),
             **({START_KEY: dict(self.start.record)} if self.start else {}),
         }
-
-
-def _settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
-    """The hyper-parameters of a trial's own `LoRAClassifier`."""
-    settings = trial.model(shared)
-    return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict()}
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:

@@ -106,8 +106,8 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(path, storage_options={"keep": str(self._previous)})
         self.last_model_path = str(path)
 
-    def tidy(self, trainer: Trainer) -> None:
-        """Remove `previous.ckpt`."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove `previous.ckpt`; not in `on_train_end`, which a run that was killed at its very end does not reach."""
         if trainer.is_global_zero:
             self._previous.unlink(missing_ok=True)
 
@@ -172,10 +172,6 @@ class SavePoints(Callback):
         """Save for the last time."""
         self._write(trainer)
         self.signals.remove()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tidy up; not in `on_train_end`, which a run that was killed at its very end does not reach again."""
-        self.last.tidy(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Listen no more."""
