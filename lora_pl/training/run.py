@@ -122,9 +122,8 @@ class Run:
                 model.require_start()
             if self._strict and checkpoint is not None:
                 check_same_run(checkpoint.with_name(CONFIG), self._configuration(model, data, options))
+                require_resumable(options)
             trainer = self._trainer(options, checkpoint)
-            if self._strict and checkpoint is not None:
-                require_resumable(trainer)
             if checkpoint is not None:  # which has what a new model would take from the data
                 model.awaits_data = False  # type: ignore[assignment]
             with warnings.catch_warnings(), explained(trainer):

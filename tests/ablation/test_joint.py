@@ -16,6 +16,7 @@ from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS, LoRAError
 from lora_pl.model.base import Base
 from lora_pl.storage.checkpoint import BASE_KEY
+from tests.model.test_classifier import trainer
 from tests.support import TINY_TERMS, rounding
 
 
@@ -31,11 +32,9 @@ SETTINGS = {"dropout": 0.0, "schedule": "linear", "warmup_ratio": 0.1, "head_lea
 
 
 def run(model, data, tmp_path, **changes) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    limits = {"max_epochs": 17, "max_steps": 50, "gradient_clip_val": 0.5}
-    trainer = Trainer(default_root_dir=tmp_path, enable_model_summary=False, **{**quiet, **limits, **changes})
-    trainer.fit(model, data)
-    return trainer
+    made = trainer(tmp_path, **{"max_epochs": 17, "max_steps": 50, "gradient_clip_val": 0.5, **changes})
+    made.fit(model, data)
+    return made
 
 
 def like(tiny_encoder, **changes) -> LoRAClassifier:
@@ -88,8 +87,8 @@ def test_joint_steps_are_steps_alone(variant, clip, steps, tiny_encoder, glue_fo
     changes |= {"max_steps": steps, "check_val_every_n_epoch": steps // 3}  # once, after the last whole epoch
     joint = JointTrials(like(tiny_encoder, lora={"variant": variant}), TRIALS)
     starts = [{key: tensor.clone() for key, tensor in joint.trial_state(index).items()} for index in range(3)]
-    trainer = run(joint, JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)
-    assert trainer.global_step == steps
+    together = run(joint, JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1, 2]), tmp_path, **changes)
+    assert together.global_step == steps
     for index, trial in enumerate(TRIALS):
         model, single = alone(trial, variant, tiny_encoder, glue_folder, tmp_path, **changes)
         assert single.global_step == steps

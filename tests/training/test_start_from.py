@@ -13,6 +13,7 @@ from lora_pl.errors import UserError
 from lora_pl.formats.importing import checkpoint_of
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.cli.mistakes import fails
+from tests.training.test_resume import epochs
 
 LAST = Path("checkpoints/mine/last.ckpt")
 
@@ -29,10 +30,6 @@ def start(checkpoint) -> Path:
     path = Path("start.ckpt").absolute()
     path.write_bytes(checkpoint.read_bytes())
     return path
-
-
-def epochs(count: int) -> list[str]:
-    return ["--trainer.max_epochs", str(count)]
 
 
 def test_nothing_but_a_new_run_reads_the_start(fit, start, tiny_encoder, capsys):
