@@ -112,7 +112,12 @@ class Grid:
                 task have different monitors.
         """
         _require("seeds", self.seeds >= 1, "at least one seed", self.seeds)
-        found = list(self._trials())
+        found = [
+            self._trial(arm, seed, axes)
+            for seed, arm in itertools.product(range(self.seeds), self.arms)
+            if arm.seeds is None or seed < arm.seeds
+            for axes in self._points(arm)
+        ]
         known: set[str] = set()
         _require("vary", bool(found), "at least one trial", "none")
         compared = {(trial.options.get("data.task"), {**self.shared, **trial.options}.get(MONITOR)) for trial in found}
@@ -122,11 +127,6 @@ class Grid:
             _require("vary", not ways & known, "trials that differ in their options", _twice(trial))
             known |= ways
         return found
-
-    def _trials(self) -> Iterator[Trial]:
-        for seed, arm in itertools.product(range(self.seeds), self.arms):
-            if arm.seeds is None or seed < arm.seeds:
-                yield from (self._trial(arm, seed, axes) for axes in self._points(arm))
 
     def _trial(self, arm: Arm, seed: int, axes: Options) -> Trial:
         options = self._options(arm, axes)

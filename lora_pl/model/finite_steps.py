@@ -64,9 +64,10 @@ class FiniteSteps(Callback):
     """Stops a run whose loss or gradients are inf or NaN.
 
     To read a number is to wait for the device. So losses and gradients' norms are read together: every
-    `log_every_n_steps`, before a validation, at an epoch's end, and before a checkpoint is saved. Steps may follow the
-    one at fault, but no checkpoint holds it. With `nonfinite_loss` skip, gradients are read before each step, which
-    is skipped. In 16-mixed the loss scaler skips such steps itself, to find its scale.
+    `log_every_n_steps`, before a validation, at an epoch's end, and before a checkpoint is saved (but one of weights
+    alone, of which Lightning tells no callback). Steps may follow the one at fault, but no checkpoint holds it. With
+    `nonfinite_loss` skip, gradients are read before each step, which is skipped. In 16-mixed the loss scaler skips such
+    steps itself, to find its scale.
 
     Raises:
         UserError: `model.nonfinite_loss`, a loss is inf or NaN; `trainer.gradients`, a gradient is.
