@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -70,7 +69,7 @@ def lora_pl(checkout: Path, folder: Path, *arguments: str) -> Figures:
     return {"s": wall, "CPU s": cpu, "modules": float((folder / "modules").read_text())}
 
 
-def start_up(checkout: Path, folder: Path, encoder: str, steps: int) -> Figures:
+def start_up(checkout: Path, folder: Path) -> Figures:
     """Verbs that have next to nothing to do."""
     (folder / "one.txt").write_text("A fine film.\n", encoding="utf-8")
     found = {verb: lora_pl(checkout, folder, *arguments) for verb, arguments in VERBS.items()}
@@ -86,7 +85,7 @@ def fit(checkout: Path, folder: Path, encoder: str, steps: int) -> Figures:
     return {"step of fit, ms": 1e3 * measured["step"], "peak of fit, MiB": measured["peak"]}
 
 
-def predict(checkout: Path, folder: Path, encoder: str, steps: int) -> Figures:
+def predict(checkout: Path, folder: Path, steps: int) -> Figures:
     """The whole of `predict`, with its start, on 20 sentences for each step; in seconds."""
     texts = [f"a film like {number % 97} others , and not a bad one" for number in range(20 * steps)]
     (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
@@ -94,15 +93,13 @@ def predict(checkout: Path, folder: Path, encoder: str, steps: int) -> Figures:
     return {"predict, s": figures["s"]}
 
 
-MEASURES: tuple[Callable[[Path, Path, str, int], Figures], ...] = (fit, start_up, predict)
-
-
 def one_round(checkout: Path, encoder: str, steps: int) -> Figures:
     """Everything once, in a folder of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "clock.py").write_text(CLOCK, encoding="utf-8")
-        return {key: value for measure in MEASURES for key, value in measure(checkout, folder, encoder, steps).items()}
+        figures = fit(checkout, folder, encoder, steps)
+        return figures | start_up(checkout, folder) | predict(checkout, folder, steps)
 
 
 def main() -> None:
