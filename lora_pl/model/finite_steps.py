@@ -103,8 +103,8 @@ class FiniteSteps(Callback):
         loss = (outputs or {}).get("loss")  # a skipped batch has none
         if loss is not None and not _skips(pl_module):
             self._noted.append(Loss(self._step, trainer.current_epoch, batch_idx, loss))
-        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.global_step > self._step and interval > 0 and trainer.global_step % interval == 0:
+        interval: int = trainer.log_every_n_steps or 1000  # type: ignore[attr-defined]  # 0: a run without logs
+        if trainer.global_step > self._step and trainer.global_step % interval == 0:
             self._look(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
