@@ -105,27 +105,27 @@ class FiniteSteps(Callback):
             self._noted.append(Loss(self._step, trainer.current_epoch, batch_idx, loss))
         interval: int = trainer.log_every_n_steps or 1000  # type: ignore[attr-defined]  # 0: a run without logs
         if trainer.global_step > self._step and trainer.global_step % interval == 0:
-            self._look(trainer, pl_module)
+            self._look(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look, so that the step is named instead of the sentences."""
-        self._look(trainer, pl_module)
+        self._look(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look."""
-        self._look(trainer, pl_module)
+        self._look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look, so that no checkpoint has weights that are inf or NaN."""
-        self._look(trainer, pl_module)
+        self._look(trainer)
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _look(self, trainer: Trainer) -> None:
         noted, self._noted = self._noted, []
         if _are_finite(noted):
             return
         bad = [each for each in noted if not _are_finite([each])]
         first = min(bad, key=lambda each: (each.step, isinstance(each, Gradients)))  # of one step, its loss
-        raise pl_module.ended_by(first.error(trainer))  # type: ignore[operator]
+        raise first.error(trainer)
 
 
 def _skips(pl_module: LightningModule) -> bool:

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.ablation.grid import Trial, jointly
-from lora_pl.ablation.joint import BrokenPackError, JointTrials, _joined
+from lora_pl.ablation.joint import JointTrials, _joined
 from lora_pl.ablation.joint_data import JointData, require_packed
 from lora_pl.data.batches import Batch
 from lora_pl.encoder.architectures import ARCHITECTURES
@@ -159,8 +159,15 @@ def test_a_loss_that_is_no_number_breaks_the_pack(policy, tiny_encoder, glue_fol
     joint = JointTrials(like(tiny_encoder, nonfinite_loss=policy), TRIALS[:2])
     joint.heads[1].register_forward_hook(lambda *given: given[-1] * float("nan") if joint.global_step == 2 else None)
     data = JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1])
-    with pytest.raises(BrokenPackError, match="the loss is nan at step 2 "):
+    with pytest.raises(UserError, match=r"^model\.nonfinite_loss: the loss is nan at step 2 "):
         run(joint, data, tmp_path, max_steps=4)
+
+
+def test_so_do_logits_of_a_validation(tiny_encoder, glue_folder, tmp_path):
+    joint = JointTrials(like(tiny_encoder), TRIALS[:2])
+    joint.heads[1].register_forward_hook(lambda head, *given: None if head.training else given[-1] * float("nan"))
+    with pytest.raises(UserError, match="val: 48 sentences have logits that are inf or NaN"):
+        run(joint, JointData(data_of(tiny_encoder, glue_folder, 0), [0, 1]), tmp_path, max_epochs=1)
 
 
 @pytest.mark.parametrize(("kind", "batching"), [("deberta-v2", "packed"), ("mpnet", "packed"), ("roberta", "padded")])
