@@ -40,7 +40,6 @@ def test_a_joint_trial_of_another_alpha_is_refused(checkpoint, tiny_encoder):
 
 @pytest.fixture
 def flags(tiny_encoder, glue_folder, checkpoint, monkeypatch):
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: None)
     monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda folder: folder)
     given = ["ablate", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8"]
     return [*given, "--trainer.max_epochs", "1", "--seeds", "2", "--model.start_from", str(checkpoint)]
