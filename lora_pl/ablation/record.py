@@ -142,14 +142,7 @@ class TrialRecord(EpochRecord):
 
 
 class JointRecord(EpochRecord):
-    """As `TrialRecord`, for joint trials; writes each trial's log and, at the end, its `last.ckpt`.
-
-    Args:
-        folder: Where the trials have their folders.
-        trials: The joint trials.
-        logs: Whether to write TensorBoard runs.
-        checkpoints: Whether to write checkpoints.
-    """
+    """As `TrialRecord`, for joint trials; writes each trial's log and, at the end, its `last.ckpt` below `folder`."""
 
     def __init__(self, folder: Path, trials: Sequence[Trial], logs: bool = True, checkpoints: bool = True) -> None:
         super().__init__(len(trials))

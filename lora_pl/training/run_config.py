@@ -26,12 +26,7 @@ Configuration = dict[str, Any]
 
 
 class RunConfig(Callback):
-    """Writes the record into `config.yaml`, TensorBoard and every checkpoint.
-
-    Args:
-        configuration: Of a model and its data module, if there is one.
-        folder: Where `config.yaml` goes; without it, none is written.
-    """
+    """Writes the record into `config.yaml` in `folder`, if there is one, TensorBoard and every checkpoint."""
 
     def __init__(
         self, configuration: Callable[[LightningModule, LightningDataModule | None], Configuration], folder: Path | None
