@@ -185,15 +185,9 @@ class Run:
 
     def _reports(self, options: Mapping[str, Any], logs: bool) -> list[Callback]:
         progress = [] if own_bar(options) else [ProgressBar() if shows_bar(options) else EpochLines()]
-        shown: list[Callback] = [
-            *progress,
-            ParameterReport(),
-            PrecisionReport(),
-            Throughput(),
-            ConfusionFigure(),
-            RunSummary(),
-        ]
-        return [*shown, HparamsRecord(), LearningRateMonitor("step")] if logs else shown
+        shown = [ParameterReport(), PrecisionReport(), Throughput(), ConfusionFigure(), RunSummary()]
+        logged = [HparamsRecord(), LearningRateMonitor("step")] if logs else []
+        return [*progress, *shown, *logged]
 
     def _configuration(
         self, model: LightningModule, data: LightningDataModule | None, options: Mapping[str, Any]
