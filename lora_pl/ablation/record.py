@@ -144,7 +144,7 @@ class TrialRecord(EpochRecord):
 class JointRecord(EpochRecord):
     """As `TrialRecord`, for joint trials; writes each trial's log and, at the end, its `last.ckpt` below `folder`."""
 
-    def __init__(self, folder: Path, trials: Sequence[Trial], logs: bool = True, checkpoints: bool = True) -> None:
+    def __init__(self, folder: Path, trials: Sequence[Trial], logs: bool, checkpoints: bool) -> None:
         super().__init__(len(trials))
         self.folder, self.trials, self.checkpoints = folder, trials, checkpoints
         named = [trial.name for trial in trials] if logs else []

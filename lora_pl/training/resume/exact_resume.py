@@ -210,11 +210,8 @@ def random_state() -> dict[str, Any]:
     """The states of the generators of Python, NumPy, torch and the current GPU, as tensors and plain values."""
     numbers = cast(tuple[str, NDArray[np.uint32], int, int, float], np.random.get_state())
     keys, *rest = numbers[1:]
-    state = {
-        "python": random.getstate(),
-        "numpy": (torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-    }
+    words = torch.from_numpy(keys.astype(np.int64))
+    state = {"python": random.getstate(), "numpy": (words, *rest), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state

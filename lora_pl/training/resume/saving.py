@@ -63,14 +63,9 @@ class BestCheckpoint(ModelCheckpoint):
         path = str(Path(str(self.dirpath)) / f"{BEST}{SUFFIX}")
         scores = list(state_dict["best_k_models"].values())
         self.current_score = state_dict.get("current_score")
-        super().load_state_dict(
-            {
-                **state_dict,
-                "dirpath": self.dirpath,
-                **dict.fromkeys(("best_model_path", "kth_best_model_path"), path if scores else ""),
-                "best_k_models": {path: scores[0]} if scores else {},
-            }
-        )
+        paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), path if scores else "")
+        models = {path: scores[0]} if scores else {}
+        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": models})
 
     def write(self, trainer: Trainer) -> None:
         """Save a best that was noted since the last call."""
