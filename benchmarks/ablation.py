@@ -82,7 +82,6 @@ HEADER = """\
 
 
 def main() -> None:
-    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])

@@ -63,7 +63,6 @@ def row(name: str, reader: str, expected: torch.Tensor, got: torch.Tensor, sente
 
 
 def main() -> None:
-    """Export, score and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ckpt_path", required=True)
     args = parser.parse_args()

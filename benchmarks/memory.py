@@ -112,7 +112,6 @@ def _sst2(encoder: str) -> SentenceDataModule:
 
 
 def main() -> None:
-    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
     parser.add_argument("--steps", type=int, default=1000)
@@ -120,14 +119,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     noted = sorted({*(10**power for power in range(10) if 10**power <= args.steps), args.steps})
-    columns = [
-        "encoder",
-        "what",
-        *(f"MiB after {step:,}" for step in noted),
-        "lora_pl's share",
-        "ms a step",
-        "speed-up",
-    ]
+    memory = [f"MiB after {step:,}" for step in noted]
+    columns = ["encoder", "what", *memory, "lora_pl's share", "ms a step", "speed-up"]
     header = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}"
     parts = ([*rows(name, measure(SHARED / "models" / name, args.steps, [OURS, *args.only]))] for name in args.encoders)
     print_table(header, parts, args.output)

@@ -41,7 +41,6 @@ def write(path: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def main(glue: str, folder: str) -> None:
-    """Write both files."""
     sizes = {"reviews.csv": (270, 270, 100), "held_out.csv": (54, 54, 20)}
     found, start = read(Path(glue)), 0
     for name, counts in sizes.items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.device import CPU, Device
-from lora_pl.data.batches import Batch, make_batch
+from lora_pl.data.batches import make_batch
 from lora_pl.data.tokens import Tokens
 from lora_pl.encoder.dtype import quantize_frozen
 from lora_pl.encoder.loading import build_encoder, load_config, load_tokenizer
@@ -75,7 +75,7 @@ def original_step(encoder: str, dtype: str, device: Device = CPU) -> Step:
     update = _update(nn.ModuleList([model, head]).to(device.name), 1e-4, dtype, device)
 
     def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
-        batch = _padded(tokens, indices, model.config.pad_token_id).to(device.name)
+        batch = make_batch(tokens, indices, "padded", model.config.pad_token_id).to(device.name)
         missing = (0, PADDED_TO - batch.input_ids.shape[1])
         ids = F.pad(batch.input_ids, missing, value=model.config.pad_token_id)
         with _autocast(dtype, device):
@@ -154,17 +154,13 @@ def _transformers_step(model: nn.Module, rate: float, dtype: str, device: Device
     update = _update(model.train().to(device.name), rate, dtype, device)
 
     def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
-        batch = _padded(tokens, indices, model.config.pad_token_id).to(device.name)
+        batch = make_batch(tokens, indices, "padded", model.config.pad_token_id).to(device.name)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         with _autocast(dtype, device):
             loss = model(**inputs, labels=batch.labels.long()).loss
         return update(loss)
 
     return step
-
-
-def _padded(tokens: Tokens, indices: Sequence[int], pad_token_id: int) -> Batch:
-    return make_batch(tokens, indices, "padded", pad_token_id)
 
 
 def _autocast(dtype: str, device: Device) -> torch.autocast:

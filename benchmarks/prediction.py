@@ -99,7 +99,6 @@ HEADER = """\
 
 
 def main() -> None:
-    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])

@@ -11,11 +11,12 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
+from benchmarks.device import CPU
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.encoder import EMBEDDED
 from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
@@ -26,41 +27,16 @@ WARM_UP = 5
 """Steps that are not timed."""
 
 
-class Clock(Callback):
-    """The time from each step's start to the next one's."""
-
-    def __init__(self) -> None:
-        self.at: list[float] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Note the time."""
-        self.at.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Per step, without the first ones."""
-        return [b - a for a, b in pairwise(self.at[WARM_UP:])]
-
-
-class TimedLast(LastCheckpoint):
-    """Notes how long each save takes."""
-
-    def __init__(self, folder: str | Path) -> None:
-        super().__init__(folder)
-        self.seconds: list[float] = []
-
-    def write(self, trainer: Trainer) -> None:
-        """Save, timed."""
-        started = time.perf_counter()
-        super().write(trainer)
-        self.seconds.append(time.perf_counter() - started)
-
-
 def run(
-    encoder: str, folder: Path, steps: int, resumable: bool, every_steps: int | None
+    encoder: str, folder: Path, steps: int, resumable: bool, every_steps: int | None = None
 ) -> tuple[list[float], list[float]]:
-    """Seconds per step, and per save."""
-    clock, last = Clock(), TimedLast(folder)
-    best = BestCheckpoint(folder)
+    """Seconds per step, without the first ones, and per save."""
+    ends: list[float] = []
+    saves: list[float] = []
+    best, last = BestCheckpoint(folder), LastCheckpoint(folder)
+    save = last.write
+    last.write = lambda trainer: saves.append(CPU.seconds(lambda: save(trainer)))
+    clock = LambdaCallback(on_train_batch_end=lambda *given: ends.append(time.perf_counter()))
     saving = [ExactResume(), SavePoints(best, last, every_steps, None), best, last]
     trainer = Trainer(
         accelerator="cpu", precision="bf16-mixed", max_steps=steps, limit_val_batches=0, logger=False,
@@ -69,11 +45,10 @@ def run(
     )  # fmt: skip
     torch.manual_seed(0)
     trainer.fit(LoRAClassifier(encoder=encoder), SentenceDataModule(source="sample", encoder=encoder))
-    return clock.seconds(), last.seconds
+    return [after - before for before, after in pairwise(ends[WARM_UP:])], saves
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default=EMBEDDED)
     parser.add_argument("--steps", type=int, default=100)
@@ -86,8 +61,8 @@ def main() -> None:
     saves: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         for _ in range(args.rounds):
-            plain += run(args.encoder, Path(name), args.steps, False, None)[0]
-            resumable += run(args.encoder, Path(name), args.steps, True, None)[0]
+            plain += run(args.encoder, Path(name), args.steps, False)[0]
+            resumable += run(args.encoder, Path(name), args.steps, True)[0]
             saves += run(args.encoder, Path(name), args.steps, True, 10)[1]
     without, with_ = median(plain) * 1e3, median(resumable) * 1e3
     print(f"median step without {without:.3f} ms, resumable {with_:.3f} ms ({100 * (with_ / without - 1):+.2f}%)")

@@ -159,7 +159,6 @@ HEADER = """\
 
 
 def main() -> None:
-    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
@@ -171,12 +170,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    options = {
-        "rounds": args.rounds,
-        "wanted": args.only and [OURS, *args.only],
-        "task": args.task,
-        "max_length": args.max_length,
-    }
+    options = {"rounds": args.rounds, "task": args.task, "max_length": args.max_length}
+    options["wanted"] = args.only and [OURS, *args.only]
     parts = (
         [row.line(name, precision, size) for row in measure(shape(name), precision, size, **options)]
         for name, precision, size in itertools.product(args.encoders, args.precisions, args.batch_sizes)

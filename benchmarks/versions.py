@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -38,27 +38,42 @@ class StepClock(Callback):
         with open(os.environ["STEP_CLOCK"], "w") as file:
             json.dump({"step": steps[len(steps) // 2], "peak": peak}, file)
 """
-SCRIPT = "import sys; from lora_pl.cli.main import main; sys.exit(main(sys.argv[1:]))"
+SCRIPT = """
+import atexit, sys
+from lora_pl.cli.main import main
+atexit.register(lambda: open("modules", "w").write(str(len(sys.modules))))
+sys.exit(main(sys.argv[1:]))
+"""
+CKPT = ("--ckpt_path", "checkpoints/timed/last.ckpt")
+VERBS = {
+    "--help": ("--help",),
+    "fit --help": ("fit", "--help"),
+    "predict, one sentence": ("predict", *CKPT, "--input", "one.txt"),
+    "predict --adapter": ("predict", "--adapter", f"a={CKPT[1]}", "--input", "one.txt"),
+    "params": ("params", "--ranks", "4"),
+    "export --format adapter": ("export", *CKPT, "--format", "adapter", "--output", "exported"),
+}
 Figures = dict[str, float]
 
 
-def lora_pl(checkout: Path, folder: Path, *arguments: str) -> float:
-    """Run the command of a checkout in `folder`; wall-clock seconds."""
+def lora_pl(checkout: Path, folder: Path, *arguments: str) -> Figures:
+    """Run the command of a checkout in `folder`."""
     environment = {**os.environ, "PYTHONPATH": f"{checkout}{os.pathsep}{folder}", "HF_HUB_OFFLINE": "1"}
     environment |= {"STEP_CLOCK": str(folder / "clock.json")}
-    started = time.perf_counter()
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], cwd=folder, env=environment, capture_output=True)
     if done.returncode:
         raise SystemExit(done.stderr.decode())
-    return time.perf_counter() - started
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"s": wall, "CPU s": cpu, "modules": float((folder / "modules").read_text())}
 
 
-def start_up(checkout: Path, folder: Path, encoder: str, steps: int) -> Figures:
-    """The help of the command and of fit, in seconds."""
-    return {
-        "--help, s": lora_pl(checkout, folder, "--help"),
-        "fit --help, s": lora_pl(checkout, folder, "fit", "--help"),
-    }
+def start_up(checkout: Path, folder: Path) -> Figures:
+    """Verbs that have next to nothing to do."""
+    (folder / "one.txt").write_text("A fine film.\n", encoding="utf-8")
+    found = {verb: lora_pl(checkout, folder, *arguments) for verb, arguments in VERBS.items()}
+    return {f"{verb}, {name}": value for verb, figures in found.items() for name, value in figures.items()}
 
 
 def fit(checkout: Path, folder: Path, encoder: str, steps: int) -> Figures:
@@ -70,16 +85,12 @@ def fit(checkout: Path, folder: Path, encoder: str, steps: int) -> Figures:
     return {"step of fit, ms": 1e3 * measured["step"], "peak of fit, MiB": measured["peak"]}
 
 
-def predict(checkout: Path, folder: Path, encoder: str, steps: int) -> Figures:
+def predict(checkout: Path, folder: Path, steps: int) -> Figures:
     """The whole of `predict`, with its start, on 20 sentences for each step; in seconds."""
-    checkpoint = next((folder / "checkpoints" / "timed").glob("last.ckpt"))
     texts = [f"a film like {number % 97} others , and not a bad one" for number in range(20 * steps)]
     (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    flags = ["--ckpt_path", str(checkpoint), "--input", "texts.txt", "--output", "answers.jsonl"]
-    return {"predict, s": lora_pl(checkout, folder, "predict", *flags)}
-
-
-MEASURES: tuple[Callable[[Path, Path, str, int], Figures], ...] = (start_up, fit, predict)
+    figures = lora_pl(checkout, folder, "predict", *CKPT, "--input", "texts.txt", "--output", "answers.jsonl")
+    return {"predict, s": figures["s"]}
 
 
 def one_round(checkout: Path, encoder: str, steps: int) -> Figures:
@@ -87,11 +98,11 @@ def one_round(checkout: Path, encoder: str, steps: int) -> Figures:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "clock.py").write_text(CLOCK, encoding="utf-8")
-        return {key: value for measure in MEASURES for key, value in measure(checkout, folder, encoder, steps).items()}
+        figures = fit(checkout, folder, encoder, steps)
+        return figures | start_up(checkout, folder) | predict(checkout, folder, steps)
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, required=True, help="The other checkout, e.g. by `git worktree add`.")
     parser.add_argument("--encoder", default=EMBEDDED, help="A folder without weights gets random ones.")
@@ -99,11 +110,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     encoder = random_encoder(Path(args.encoder)) if (Path(args.encoder) / "config.json").is_file() else args.encoder
-    rounds: list[tuple[Figures, Figures]] = []
+    sides, rounds = (args.before.resolve(), HERE), []
     for number in range(args.rounds):
-        order = (args.before.resolve(), HERE) if number % 2 else (HERE, args.before.resolve())
-        found = {checkout: one_round(checkout, encoder, args.steps) for checkout in order}
-        rounds.append((found[args.before.resolve()], found[HERE]))
+        found = {side: one_round(side, encoder, args.steps) for side in (sides if number % 2 else sides[::-1])}
+        rounds.append([found[side] for side in sides])
     print("| | before | now | now / before |\n| --- | ---: | ---: | ---: |")
     for key in rounds[0][0]:
         before, now = (median(one[side][key] for one in rounds) for side in (0, 1))

@@ -79,7 +79,6 @@ def draw(rows: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoder", default="roberta-base")
     parser.add_argument("--rounds", type=int, default=6)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 STYLES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 REFERENCE_STYLES = (("#000000", "--"), ("#666666", ":"), ("#999999", "-."))
 AXIS_LABELS = {ARM: "", RANK: "rank r", "model.learning_rate": "learning rate"}
+SMOOTHING = 0.8
 BASE_LAW = 36_864
 """LoRA parameters per rank on query and value of roberta-base's shape: 12 layers x 2 x (768 + 768)."""
 
@@ -38,7 +39,7 @@ def along_axis(series: Sequence[Series], references: Sequence[Group]) -> Figure:
     low, high = _limits(axes, [result for result in results if not math.isnan(result)] or [0.0])
     for style, group in zip(itertools.cycle(REFERENCE_STYLES), references, strict=False):
         _draw_reference(axes, group, style, low - (high - low), high + (high - low))
-    axes.set_xticks(range(len(values)), [textwrap.fill(value, 80 // len(values)) for value in values])
+    axes.set_xticks(range(len(values)), [textwrap.fill(value, max(4, 80 // len(values))) for value in values])
     axes.set_xlim(-0.6, len(values) - 0.4)
     metric = series[0].groups[0].first["metric"]
     axes.set(
@@ -88,7 +89,9 @@ def loss_curves(series: Series, curves: Mapping[str, Curve]) -> Figure:
             continue
         points = min(map(len, runs))
         steps = [step for step, _ in runs[0][:points]]
-        losses = np.stack([_smooth([loss for _, loss in run[:points]]) for run in runs])
+        losses = np.stack([[loss for _, loss in run[:points]] for run in runs])
+        for step in range(1, points):  # the exponential moving average
+            losses[:, step] = SMOOTHING * losses[:, step - 1] + (1 - SMOOTHING) * losses[:, step]
         axes.plot(steps, losses.mean(0), color=color, linestyle=line, linewidth=1.5, label=group.name)
         axes.fill_between(steps, losses.min(0), losses.max(0), color=color, alpha=0.12, linewidth=0)
     axes.set(xlabel="optimizer step", ylabel="training loss")
@@ -162,11 +165,6 @@ def _draw_reference(axes: Axes, group: Group, style: tuple[str, str], low: float
         axes.axhline(found.mean, color=color, linestyle=line, linewidth=1.3, label=told)
     else:
         axes.plot([], [], color=color, linestyle=line, linewidth=1.3, label=f"{told} (off the scale)")
-
-
-def _smooth(values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """The exponential moving average."""
-    return list(itertools.accumulate(values, lambda last, value: weight * last + (1 - weight) * value))
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -112,7 +112,12 @@ class Grid:
                 task have different monitors.
         """
         _require("seeds", self.seeds >= 1, "at least one seed", self.seeds)
-        found = list(self._trials())
+        found = [
+            self._trial(arm, seed, axes)
+            for seed, arm in itertools.product(range(self.seeds), self.arms)
+            if arm.seeds is None or seed < arm.seeds
+            for axes in self._points(arm)
+        ]
         known: set[str] = set()
         _require("vary", bool(found), "at least one trial", "none")
         compared = {(trial.options.get("data.task"), {**self.shared, **trial.options}.get(MONITOR)) for trial in found}
@@ -123,19 +128,18 @@ class Grid:
             known |= ways
         return found
 
-    def _trials(self) -> Iterator[Trial]:
-        for seed, arm in itertools.product(range(self.seeds), self.arms):
-            if arm.seeds is None or seed < arm.seeds:
-                yield from (self._trial(arm, seed, axes) for axes in self._points(arm))
-
     def _trial(self, arm: Arm, seed: int, axes: Options) -> Trial:
         options = self._options(arm, axes)
         own = {**WITHOUT_ADAPTERS, **self.shared, **options}
-        by_eva = own.get("model.lora.init") == "eva"  # from each trial's own data
         model = with_options({}, own)["model"]
-        apart = by_eva or trains_biases_or_norms(model) or any(own.get(name) is not None for name in OF_ONE)
-        apart = apart or scales_loss(own)
-        return Trial(arm.name, seed, axes, options, model["method"] != "lora" or apart)
+        alone = (
+            model["method"] != "lora"
+            or own.get("model.lora.init") == "eva"  # from each trial's own data
+            or trains_biases_or_norms(model)
+            or any(own.get(name) is not None for name in OF_ONE)
+            or scales_loss(own)
+        )
+        return Trial(arm.name, seed, axes, options, alone)
 
     def _points(self, arm: Arm) -> Iterator[Options]:
         adapted = self._method(arm.options) == "lora"

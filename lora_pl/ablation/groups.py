@@ -77,7 +77,8 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
             others = [name for name in names if name != axis]
             for beside in apart(arm, lambda group, others=others: _values(group.first, others)):  # type: ignore[misc]
                 name = _said(beside[0].first, [other for other in told if other != axis])
-                found.append(_series(axis, name, beside))
+                ordered = sorted(beside, key=lambda group, axis=axis: value_order(group.first[axis]))  # type: ignore[misc]
+                found.append(Series(axis, name, tuple(_renamed(group, [axis]) for group in ordered)))
     return [series for series in found if len(series.groups) > 1]
 
 
@@ -89,8 +90,7 @@ def arms_of(groups: Sequence[Group]) -> list[Series]:
     for same in apart(groups, lambda group: _values(group.first, SENTENCES)):
         arms, metric = apart(same, lambda group: group.first[ARM]), same[0].first["metric"]
         best = [best_known(metric, own, lambda group: group.mean) for own in arms]
-        named = (replace(group, name=_said(group.first, own_axes)) for group in best)
-        found.append(Series(ARM, _said(same[0].first, where), tuple(named)))
+        found.append(Series(ARM, _said(same[0].first, where), tuple(_renamed(group, own_axes) for group in best)))
     return [series for series in found if len(series.groups) > 1]
 
 
@@ -102,9 +102,8 @@ def apart(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     return list(found.values())
 
 
-def _series(axis: str, name: str, groups: Sequence[Group]) -> Series:
-    ordered = sorted(groups, key=lambda group: value_order(group.first[axis]))
-    return Series(axis, name, tuple(replace(group, name=_said(group.first, [axis])) for group in ordered))
+def _renamed(group: Group, names: Iterable[str]) -> Group:
+    return replace(group, name=_said(group.first, names))
 
 
 def _settings(rows: Sequence[Row]) -> list[str]:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from lora_pl.ablation.grid import Trial
 from lora_pl.data.batches import Batch
 from lora_pl.encoder.dropout import use_bulk_dropout
-from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig, remove_lora
 from lora_pl.lora.state import below, copy_state
 from lora_pl.model.classifier import LoRAClassifier
@@ -24,10 +23,6 @@ from lora_pl.model.optimizer import parameter_groups
 from lora_pl.model.start import read_start
 from lora_pl.model.training_loss import TrainingLoss
 from lora_pl.storage.checkpoint import BASE_KEY, START_KEY, check_base
-
-
-class BrokenPackError(RuntimeError):
-    """The loss of a joint trial is inf or NaN; run one by one, the trial at fault fails alone."""
 
 
 class JointTrials(TaskModule):
@@ -52,7 +47,8 @@ class JointTrials(TaskModule):
         self.heads, self.losses, self.metrics = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.step_losses = torch.empty(0)
         """(trials,): those of the last step."""
-        self.settings = [_settings(like.hparams, trial) for trial in trials]
+        own = [trial.model(like.hparams) for trial in trials]
+        self.settings = [{**each, "lora": LoRAConfig.of(each["lora"]).to_dict()} for each in own]
         """Each trial's hyper-parameters, as its own `LoRAClassifier` has them."""
         start_from = like.hparams["start_from"]
         self.start = read_start(start_from, self.base) if start_from else None
@@ -103,14 +99,14 @@ class JointTrials(TaskModule):
         self.step_losses = torch.stack(losses).detach()
         return torch.stack(losses).sum()
 
-    def ended_by(self, error: UserError) -> Exception:
-        """Which trial is at fault shows when they run one by one."""
-        return BrokenPackError(error.message)
-
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to every trial's loss and metrics."""
         for index, name in enumerate(self.bank.names):
             self._measured(index, self._routed([name] * len(batch), batch), batch, "val", dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Raise a UserError for logits that are inf or NaN; which trial is at fault shows when they run one by one."""
+        self.check_finite("val")
 
     def _routed(self, owners: list[str], batch: Batch) -> Tensor:
         """(sentences, hidden): each sentence's feature by the adapter of its owner."""
@@ -128,10 +124,7 @@ class JointTrials(TaskModule):
 
     def epoch_metrics(self, index: int, stage: str) -> dict[str, float]:
         """A trial's losses and metrics by their logged names: `val/accuracy`, ..."""
-        metrics = self.stage_metrics()[index]
-        if stage != "train" and metrics.broken(stage):
-            raise BrokenPackError(f"logits are not finite after step {self.global_step}")
-        return {name: float(value) for name, value in metrics.compute(stage).items()}
+        return {name: float(value) for name, value in self.stage_metrics()[index].compute(stage).items()}
 
     def clipped_together(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
         """Those of a trial."""
@@ -173,12 +166,6 @@ class JointTrials(TaskModule):
             BASE_KEY: dict(self.base.fingerprints),
             **({START_KEY: dict(self.start.record)} if self.start else {}),
         }
-
-
-def _settings(shared: Mapping[str, Any], trial: Trial) -> dict[str, Any]:
-    """The hyper-parameters of a trial's own `LoRAClassifier`."""
-    settings = trial.model(shared)
-    return {**settings, "lora": LoRAConfig.of(settings["lora"]).to_dict()}
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:

@@ -35,8 +35,6 @@ PUBLISHED: tuple[dict[str, Any], ...] = tuple(
 )
 """Published by others for comparison: one run per rank on all of SST-2; an accuracy's standard error is 0.0084."""
 
-TableRow = dict[str, Any]
-
 
 def make_page(
     table: ResultTable,
@@ -55,9 +53,10 @@ def make_page(
         .from_string(source)
         .render(
             conditions=_conditions(settings, table),
-            failed=[_cells(row["trial"], row["error"]) for row in table.rows if row["status"] == FAILED],
+            failed=[(row["trial"], row["error"]) for row in table.rows if row["status"] == FAILED],
             unit=unit_of(next((row["metric"] for row in summary["measured"]), "")),
-            results=[*map(_result, summary["measured"]), *map(_result, summary["published"])],
+            measured=[*map(_result, summary["measured"])],
+            published=[*map(_result, summary["published"])],
             series=[_compared(one) for one in series],
             figures=figures,
             **_amplification(table.path.parent, by_rank),
@@ -92,12 +91,12 @@ def _conditions(settings: dict[str, Any], table: ResultTable) -> str:
     )
 
 
-def _result(row: dict[str, Any]) -> TableRow:
+def _result(row: dict[str, Any]) -> list[object]:
     """A row of the summary."""
     counts = (f"{row[key]:,}" for key in ("trainable_lora", "trainable_head", "trainable"))
     results = (_percent(row[key], row.get(f"{key}_std")) if key in row else "" for key in ("last", "best"))
     runs = f"{row['seeds']}, {row['folds']} folds each" if row.get("folds") else row["seeds"]
-    return {**_cells(row["name"], *counts, *results, runs), "published": row in PUBLISHED}
+    return [row["name"], *counts, *results, runs]
 
 
 def _compared(series: Series) -> dict[str, Any]:
@@ -110,28 +109,23 @@ def _compared(series: Series) -> dict[str, Any]:
     }
 
 
-def _difference(c: Comparison) -> TableRow:
+def _difference(c: Comparison) -> list[str]:
     d, half = 100 * c.difference.mean, 100 * c.difference.half_width
     interval = f"{d - half:+.2f} to {d + half:+.2f}"
-    return _cells(f"({c.one}) - ({c.other})", f"{d:+.2f}", interval, f"{c.p:.3f}", f"{c.adjusted_p:.3f}")
+    return [f"({c.one}) - ({c.other})", f"{d:+.2f}", interval, f"{c.p:.3f}", f"{c.adjusted_p:.3f}"]
 
 
 def _amplification(folder: Path, series: Sequence[Series]) -> dict[str, Any]:
     """The rows of Table 7, or why there are none."""
     try:
-        found = amplification_rows(folder, series[0]) if series else []
+        return {"amplification": amplification_rows(folder, series[0]) if series else []}
     except UserError as error:
         return {"left_out": f"Section 7.3 is omitted: {error}"}
-    return {"amplification": [_cells(*row) for row in found]}
 
 
 def _shown(value: Any) -> Any:
     own = not isinstance(value, str) or hasattr(value, "__html__")  # what the template has made itself
     return value if own else printable(value, kept="\n\t")
-
-
-def _cells(*cells: object) -> TableRow:
-    return {"cells": cells}
 
 
 def _percent(value: float | None, deviation: float | None) -> str:

@@ -36,36 +36,13 @@ class TrialResult:
     curve: Curve = field(default_factory=list)
 
 
-class LossCurve:
-    """Means over every `CURVE_STEPS` losses; a loss is fetched from its device no more often than that."""
-
-    def __init__(self) -> None:
-        self.points: Curve = []
-        self._recent: list[Tensor] = []
-
-    def state(self) -> dict[str, Any]:
-        """Primitive values, for `load`."""
-        return {"points": list(self.points), "recent": [float(loss) for loss in self._recent]}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a `state`."""
-        self.points = [(step, loss) for step, loss in state["points"]]
-        self._recent = [torch.tensor(loss) for loss in state["recent"]]
-
-    def add(self, loss: Tensor, step: int) -> None:
-        """Add a batch's loss; `step` optimizer steps are done."""
-        self._recent.append(loss)
-        if len(self._recent) == CURVE_STEPS:
-            self.points.append((step, float(torch.stack(self._recent).mean())))
-            self._recent = []
-
-
 class EpochRecord(Callback):
     """Keeps the result of each trial of one training, in `results`: a row for each epoch with a validation."""
 
     def __init__(self, count: int) -> None:
-        self._losses = [LossCurve() for _ in range(count)]
-        self.results = [TrialResult(curve=losses.points) for losses in self._losses]
+        self.results = [TrialResult() for _ in range(count)]
+        self._recent: list[list[Tensor]] = [[] for _ in range(count)]
+        """The losses after the last point of each curve, on their device."""
         self._sentences = [0] * count
         self._epoch_started = self._step_started = self._step_seconds = 0.0
         self._validated: list[dict[str, float]] = []
@@ -74,16 +51,17 @@ class EpochRecord(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What there is so far, for trials that are resumed."""
         trials = [
-            {"epochs": list(result.epochs), "losses": losses.state()}
-            for result, losses in zip(self.results, self._losses, strict=True)
+            {"epochs": [*result.epochs], "losses": {"points": [*result.curve], "recent": [float(x) for x in recent]}}
+            for result, recent in zip(self.results, self._recent, strict=True)
         ]
         return {"trials": trials, "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a `state_dict`; versions up to 0.3.0 have that of one trial, and not what its validation came to."""
-        for result, losses, own in zip(self.results, self._losses, state_dict.get("trials", [state_dict]), strict=True):
-            losses.load(own["losses"])
-            result.epochs, result.curve = list(own["epochs"]), losses.points
+        trials = state_dict.get("trials", [state_dict])
+        for result, recent, own in zip(self.results, self._recent, trials, strict=True):
+            result.epochs, result.curve = list(own["epochs"]), [(step, loss) for step, loss in own["losses"]["points"]]
+            recent[:] = map(torch.tensor, own["losses"]["recent"])
         validated = state_dict.get("validated")
         self._validated = list(validated) if isinstance(validated, list) else []
 
@@ -120,7 +98,10 @@ class EpochRecord(Callback):
         for index, (sentences, loss) in enumerate(self.of_step(pl_module, outputs, batch)):
             self._sentences[index] += sentences
             if loss is not None:
-                self._losses[index].add(loss, trainer.global_step)
+                self._recent[index].append(loss)
+            if len(recent := self._recent[index]) == CURVE_STEPS:
+                self.results[index].curve.append((trainer.global_step, float(torch.stack(recent).mean())))
+                recent.clear()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the figures: a run that stops before its epoch ends has them no more when it resumes."""
@@ -161,16 +142,9 @@ class TrialRecord(EpochRecord):
 
 
 class JointRecord(EpochRecord):
-    """As `TrialRecord`, for joint trials; writes each trial's log and, at the end, its `last.ckpt`.
+    """As `TrialRecord`, for joint trials; writes each trial's log and, at the end, its `last.ckpt` below `folder`."""
 
-    Args:
-        folder: Where the trials have their folders.
-        trials: The joint trials.
-        logs: Whether to write TensorBoard runs.
-        checkpoints: Whether to write checkpoints.
-    """
-
-    def __init__(self, folder: Path, trials: Sequence[Trial], logs: bool = True, checkpoints: bool = True) -> None:
+    def __init__(self, folder: Path, trials: Sequence[Trial], logs: bool, checkpoints: bool) -> None:
         super().__init__(len(trials))
         self.folder, self.trials, self.checkpoints = folder, trials, checkpoints
         named = [trial.name for trial in trials] if logs else []

@@ -87,10 +87,7 @@ def run_study(
     """Run every trial that is not in the study's table yet, and keep the table up to date.
 
     A unit's rows enter the table together, when all its trials are finished. A unit that was stopped before that is
-    resumed, and a failed trial is run again.
-
-    Returns:
-        The names of the trials that failed; the table says why.
+    resumed, and a failed trial is run again. Returns the names of the trials that failed; the table says why.
 
     Raises:
         UserError: `output`, the folder holds a trial of the same name and other options.

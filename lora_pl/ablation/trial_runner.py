@@ -108,12 +108,8 @@ class TrialRunner:
 
     def _train_jointly(self, group: str, trials: Sequence[Trial]) -> list[TrialResult]:
         options, data = self._trainer_options(trials[0]), self.data(trials[0])
-        record = JointRecord(
-            self.folder,
-            trials,
-            logs=options.get("logger") is not False,
-            checkpoints=options.get("enable_checkpointing") is not False,
-        )
+        logs, checkpoints = (options.get(name) is not False for name in ("logger", "enable_checkpointing"))
+        record = JointRecord(self.folder, trials, logs, checkpoints)
         options["callbacks"].append(record)
         options["logger"] = False  # Lightning's knows one model
         with silence():

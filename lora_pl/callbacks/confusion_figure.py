@@ -44,7 +44,9 @@ class ConfusionFigure(Callback):
             if not isinstance(scores, ConfusionScores) or len(scores.support) > MOST_SHOWN:
                 continue
             if not broken and trainer.is_global_zero:
-                image = confusion_image(scores, pl_module.task.labels, _title(split, trainer.global_step, scores))
+                measured = f"accuracy {scores.accuracy:.3f}, macro F1 {scores.macro.f1:.3f}"
+                title = f"{split}, step {trainer.global_step:,}\n{measured}"
+                image = confusion_image(scores, pl_module.task.labels, title)
                 _show(trainer, image, _path(best, number, split))
 
 
@@ -66,7 +68,3 @@ def _best(trainer: Trainer, pl_module: LightningModule) -> ModelCheckpoint | Non
 
 def _path(best: ModelCheckpoint, number: int, split: str) -> Path:
     return Path(str(best.dirpath)) / f"confusion{suffix(number, split)}.png"
-
-
-def _title(split: str, step: int, scores: ConfusionScores) -> str:
-    return f"{split}, step {step:,}\naccuracy {scores.accuracy:.3f}, macro F1 {scores.macro.f1:.3f}"

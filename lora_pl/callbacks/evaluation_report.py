@@ -60,7 +60,8 @@ class EvaluationReport(Callback):
         for part in shown:
             make_console(stderr=False).print(part, soft_wrap=isinstance(part, str))
         if self.path is not None:
-            told = {"checkpoint": trainer.ckpt_path, "task": task.name, "verb": trainer.state.fn, "splits": content}
+            checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
+            told = {"checkpoint": checkpoint, "task": task.name, "verb": trainer.state.fn, "splits": content}
             text = json.dumps(told, indent=2, allow_nan=False)
             write_whole(self.path, lambda beside: beside.write_text(f"{text}\n", encoding="utf-8"))
 

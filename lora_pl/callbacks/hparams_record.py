@@ -21,8 +21,7 @@ class HparamsRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write them."""
-        loggers = tensorboard_loggers(trainer)
-        if not loggers or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         unread = {*pl_module.hparams, *(["source"] if isinstance(getattr(data, "own", None), OwnFiles) else [])}
@@ -31,7 +30,7 @@ class HparamsRecord(Callback):
             "data": {name: value for name, value in (data.hparams if data else {}).items() if name not in unread},
             "trainer": {name: getattr(trainer, name) for name in OF_TRAINER},
         }
-        for logger in loggers:
+        for logger in tensorboard_loggers(trainer):
             write_hparams(logger, settings, str(pl_module.monitor))
 
 

@@ -35,8 +35,5 @@ class ProgressBar(TQDMProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """The metrics behind the speed."""
         metrics = super().get_metrics(trainer, pl_module)
-        return {
-            name.removeprefix("train/").removeprefix("val/"): value
-            for name, value in metrics.items()
-            if name != "v_num"
-        }
+        metrics.pop("v_num", None)
+        return {name.removeprefix("train/").removeprefix("val/"): value for name, value in metrics.items()}

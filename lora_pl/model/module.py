@@ -57,10 +57,6 @@ class TaskModule(LightningModule):
         has_one = any(isinstance(callback, FiniteSteps) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if has_one else [FiniteSteps()]
 
-    def ended_by(self, error: UserError) -> Exception:
-        """What ends a run whose loss or gradients are inf or NaN."""
-        return error
-
     def setup(self, stage: str) -> None:
         """Convert the frozen base to the dtype that the trainer computes in.
 

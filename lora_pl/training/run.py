@@ -122,9 +122,8 @@ class Run:
                 model.require_start()
             if self._strict and checkpoint is not None:
                 check_same_run(checkpoint.with_name(CONFIG), self._configuration(model, data, options))
+                require_resumable(options)
             trainer = self._trainer(options, checkpoint)
-            if self._strict and checkpoint is not None:
-                require_resumable(trainer)
             if checkpoint is not None:  # which has what a new model would take from the data
                 model.awaits_data = False  # type: ignore[assignment]
             with warnings.catch_warnings(), explained(trainer):
@@ -186,15 +185,9 @@ class Run:
 
     def _reports(self, options: Mapping[str, Any], logs: bool) -> list[Callback]:
         progress = [] if own_bar(options) else [ProgressBar() if shows_bar(options) else EpochLines()]
-        shown: list[Callback] = [
-            *progress,
-            ParameterReport(),
-            PrecisionReport(),
-            Throughput(),
-            ConfusionFigure(),
-            RunSummary(),
-        ]
-        return [*shown, HparamsRecord(), LearningRateMonitor("step")] if logs else shown
+        shown = [ParameterReport(), PrecisionReport(), Throughput(), ConfusionFigure(), RunSummary()]
+        logged = [HparamsRecord(), LearningRateMonitor("step")] if logs else []
+        return [*progress, *shown, *logged]
 
     def _configuration(
         self, model: LightningModule, data: LightningDataModule | None, options: Mapping[str, Any]

@@ -26,12 +26,7 @@ Configuration = dict[str, Any]
 
 
 class RunConfig(Callback):
-    """Writes the record into `config.yaml`, TensorBoard and every checkpoint.
-
-    Args:
-        configuration: Of a model and its data module, if there is one.
-        folder: Where `config.yaml` goes; without it, none is written.
-    """
+    """Writes the record into `config.yaml` in `folder`, if there is one, TensorBoard and every checkpoint."""
 
     def __init__(
         self, configuration: Callable[[LightningModule, LightningDataModule | None], Configuration], folder: Path | None
@@ -42,12 +37,8 @@ class RunConfig(Callback):
         """Write the configuration, and keep the record for checkpoints."""
         found = self.configuration(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
-        self._record = {
-            "config": text,
-            "seed": int(found.get("seed_everything") or 0),
-            "versions": versions(),
-            "git": git_state(),
-        }
+        seed = int(found.get("seed_everything") or 0)
+        self._record = {"config": text, "seed": seed, "versions": versions(), "git": git_state()}
         if trainer.is_global_zero:
             made_with = {**self._record["versions"], "git": self._record["git"]}
             commented = "".join(f"# {name} {value}\n" for name, value in made_with.items()) + text

@@ -75,20 +75,19 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_trainer(options: Mapping[str, Any]) -> Trainer:
-    """A trainer that writes a checkpoint as a whole or not at all.
+    """A trainer of `settled` options, that writes a checkpoint as a whole or not at all.
 
     Raises:
         UserError: `trainer`, Lightning does not know an option or its value, or options contradict each other;
             `trainer.callbacks`, one of `REFUSED`.
     """
-    found = settled(options)
-    for callback in as_list(found.get("callbacks")):
+    for callback in as_list(options.get("callbacks")):
         for kind, why in REFUSED.items():
             if isinstance(callback, kind):
                 raise UserError("trainer.callbacks", f"{type(callback).__name__} {why}")
-    found["plugins"] = [*as_list(found.get("plugins")), WholeFileCheckpointIO()]
+    plugins = [*as_list(options.get("plugins")), WholeFileCheckpointIO()]
     try:
-        return Trainer(**found)
+        return Trainer(**{**options, "plugins": plugins})
     except (ValueError, TypeError, MisconfigurationException) as error:  # an unknown accelerator, strategy, ...
         raise UserError("trainer", first_line(error)) from error
 

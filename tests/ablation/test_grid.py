@@ -76,9 +76,8 @@ def test_a_trial_changes_what_it_varies_and_nothing_else():
 
 def test_what_trains_more_than_adapters_is_trained_alone():
     shared = {"model.train_biases": "all"}
-    (plain, full) = grid(shared, arms=[Arm("none", {"model.train_biases": "none"}), FULL], axes={}, seeds=1).trials()[
-        :2
-    ]
+    arms = [Arm("none", {"model.train_biases": "none"}), FULL]
+    plain, full, *_ = grid(shared, arms=arms, axes={}, seeds=1).trials()
     assert (plain.alone, full.alone) == (False, True)
     assert full.options["model.train_biases"] == "none"
     assert all(trial.alone for trial in grid(shared).trials())
@@ -132,6 +131,5 @@ def test_an_axis_of_lora_that_varies_another_method_is_named():
     ],
 )
 def test_grids_that_make_no_sense(changes, key):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^{key}: "):
         grid(**changes).trials()
-    assert error.value.key == key

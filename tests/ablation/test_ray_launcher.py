@@ -33,10 +33,8 @@ class DiesOnce:
         return [Outcome(trial, TrialResult([{"validation": trial.seed}])) for trial in unit]
 
 
-@dataclass(frozen=True)
-class FullDisk:
-    def __call__(self, unit: Unit) -> list[Outcome]:
-        raise OSError(28, "No space left on device")
+def full_disk(unit: Unit) -> list[Outcome]:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +53,7 @@ def test_a_lost_workers_trial_is_run_again(tmp_path):
 
 def test_a_full_disk_reaches_the_study():
     with pytest.raises(OSError, match="No space left"):
-        list(RayLauncher(2)(UNITS, FullDisk()))
+        list(RayLauncher(2)(UNITS, full_disk))
 
 
 def test_two_workers_make_the_table_that_one_process_makes(tiny_encoder, glue_folder, tmp_path):

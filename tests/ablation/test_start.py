@@ -34,14 +34,12 @@ def test_joint_trials_start_as_they_start_alone(task, checkpoint, tiny_encoder):
 
 def test_a_joint_trial_of_another_alpha_is_refused(checkpoint, tiny_encoder):
     other = Trial("LoRA", 0, options={**LORA, "model.lora.lora_alpha": 8.0})
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"^model\.start_from: "):
         JointTrials(LoRAClassifier(encoder=tiny_encoder(), start_from=checkpoint), [TRIALS[0], other])
-    assert error.value.key == "model.start_from"
 
 
 @pytest.fixture
 def flags(tiny_encoder, glue_folder, checkpoint, monkeypatch):
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: None)
     monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda folder: folder)
     given = ["ablate", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8"]
     return [*given, "--trainer.max_epochs", "1", "--seeds", "2", "--model.start_from", str(checkpoint)]

@@ -45,6 +45,13 @@ def test_splits_have_the_names_that_the_data_give_them(tiny_encoder, tmp_path, c
     assert "matched" not in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_is_given_as_a_path_is_named(checkpoint, glue_folder, tmp_path):
+    model = LoRAClassifier.load_from_checkpoint(checkpoint)
+    data = SentenceDataModule(source=str(glue_folder), encoder=model.hparams["encoder"])
+    trainer(tmp_path, callbacks=[EvaluationReport("m.json")]).validate(model, data, ckpt_path=checkpoint)
+    assert json.loads(Path("m.json").read_text())["checkpoint"] == str(checkpoint)
+
+
 @pytest.mark.parametrize(("classes", "rows"), [(50, 51), (51, 1)])
 def test_of_many_classes_the_table_has_the_means(classes, rows):
     scores = ConfusionScores(torch.eye(classes, dtype=torch.long))

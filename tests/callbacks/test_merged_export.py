@@ -46,9 +46,8 @@ def test_the_best_checkpoint_is_exported_and_named_in_the_summary(tiny_encoder, 
 
 def test_a_model_that_the_format_cannot_hold_is_refused_before_the_first_step(tiny_encoder):
     model = LoRAClassifier(encoder=tiny_encoder("distilbert"))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"^model\.head: "):
         MergedExport().on_fit_start(None, model)
-    assert error.value.key == "model.head"
     MergedExport(format="adapter").on_fit_start(None, model)
 
 

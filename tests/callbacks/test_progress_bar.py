@@ -77,9 +77,8 @@ def test_so_does_one_of_a_verb(checkpoint, tmp_path):
 
 
 def test_a_bar_that_is_disabled_is_refused():
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^trainer: "):
         Run("mine").trainer(callbacks=TQDMProgressBar(), enable_progress_bar=False, accelerator="cpu", logger=False)
-    assert error.value.key == "trainer"
 
 
 def test_output_that_goes_elsewhere_has_no_bar(monkeypatch):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.errors import UserError
@@ -25,13 +25,17 @@ def spoilt(tensor_at: int):
     return lambda *given: given[-1] * NAN if next(calls) == tensor_at else None
 
 
-def stopped(made, tmp_path, *callbacks, interval: int = 100, **options) -> tuple[UserError, Trainer]:
-    trainer = Trainer(
+def trainer_of(tmp_path, *callbacks, interval: int = 100, **options) -> Trainer:
+    return Trainer(
         default_root_dir=tmp_path, accelerator="cpu", precision="32-true", logger=False, log_every_n_steps=interval,
         enable_progress_bar=False, enable_model_summary=False, callbacks=list(callbacks), **options,
     )  # fmt: skip
+
+
+def stopped(made, tmp_path, *callbacks, resumes=None, **options) -> tuple[UserError, Trainer]:
+    trainer = trainer_of(tmp_path, *callbacks, **options)
     with pytest.raises(UserError) as error:
-        trainer.fit(*made)
+        trainer.fit(*made, ckpt_path=resumes)
     return error.value, trainer
 
 
@@ -51,6 +55,53 @@ def test_a_loss_is_named_by_its_batch(accumulated, at, made, tmp_path):
     error, _ = stopped(made, tmp_path, max_epochs=1, num_sanity_val_steps=0, accumulate_grad_batches=accumulated)
     assert error.key == "model.nonfinite_loss"
     assert error.message.startswith(f"the loss is nan at {at};")
+
+
+def test_the_last_good_checkpoint_is_named(made, tmp_path):
+    """A callback of Lightning's own, and a resumed run that has saved nothing yet."""
+    saving = ModelCheckpoint(tmp_path, filename="kept", monitor="val/accuracy")
+    made[0].head.register_forward_hook(lambda *given: given[-1] * NAN if spoils and made[0].training else None)
+    spoils: list[bool] = []
+    spoil = LambdaCallback(on_train_epoch_end=lambda trainer, model: spoils.append(True))
+    error, _ = stopped(made, tmp_path, saving, spoil, max_epochs=2)
+    assert f"last good checkpoint: {tmp_path / 'kept.ckpt'};" in error.message
+    error, _ = stopped(made, tmp_path, max_epochs=2, enable_checkpointing=False, resumes=tmp_path / "kept.ckpt")
+    assert f"last good checkpoint: {tmp_path / 'kept.ckpt'};" in error.message
+
+
+def test_what_a_run_before_has_left_unread_is_forgotten(made, tmp_path):
+    def interrupt(*given):
+        raise ZeroDivisionError
+
+    made[0].head.weight.register_hook(spoilt(0))
+    trainer = trainer_of(tmp_path, LambdaCallback(on_train_batch_end=interrupt))
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(*made)
+    assert trainer.validate(LoRAClassifier.for_data(made[1]), made[1], verbose=False)
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_subclass_with_a_step_of_its_own(manual, made, tmp_path):
+    """Which stops at its NaN, or skips the step: its weights stay whole."""
+
+    class Own(LoRAClassifier):
+        def training_step(self, batch, batch_idx):
+            loss = self.task.loss(self(batch), batch.labels) * (NAN if batch_idx == 1 else 1)
+            if manual:
+                self.optimizers().zero_grad()
+                self.manual_backward(loss)
+                self.optimizers().step()
+            return loss
+
+    for policy in ("stop", "skip"):
+        model = Own.for_data(made[1], nonfinite_loss=policy)
+        model.automatic_optimization = not manual
+        if policy == "stop":
+            error, _ = stopped((model, made[1]), tmp_path, interval=1, max_epochs=1)
+            assert error.message.startswith("the loss is nan at step 1 (epoch 0, batch 1);")
+        else:
+            trainer_of(tmp_path, interval=1, max_epochs=1).fit(model, made[1])
+            assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 def test_a_run_stops_before_it_saves(made, tmp_path):

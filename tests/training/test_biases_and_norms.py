@@ -10,6 +10,7 @@ import torch
 from lora_pl.cli.main import main
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.cli.mistakes import fails
+from tests.training.test_resume import epochs
 
 MINE = Path("checkpoints/mine")
 EXPORT = ["--trainer.callbacks+", "lora_pl.callbacks.merged_export.MergedExport"]
@@ -19,10 +20,6 @@ EXPORT = ["--trainer.callbacks+", "lora_pl.callbacks.merged_export.MergedExport"
 def fit(tiny_encoder, glue_folder):
     return ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(glue_folder), "--data.batch_size", "8",
             "--model.learning_rate", "3e-2", "--model.train_biases", "all", "--model.train_norms", "true"]  # fmt: skip
-
-
-def epochs(count: int) -> list[str]:
-    return ["--trainer.max_epochs", str(count)]
 
 
 def test_a_resumed_run_is_the_run_that_was_not_stopped(fit):

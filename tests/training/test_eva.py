@@ -12,6 +12,7 @@ from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.cli.main import main
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.cli.mistakes import fails
+from tests.training.test_resume import epochs
 
 LAST = Path("checkpoints/mine/last.ckpt")
 LORA = {"init": "eva", "eva_rho": 2.0, "r": 5, "target_modules": "all-linear"}
@@ -28,10 +29,6 @@ def fit(tiny_encoder, source):
     flags = [f"--model.lora.{name}={value}" for name, value in LORA.items()]
     return ["fit", "--model.encoder", tiny_encoder(), "--data.source", str(source), "--data.batch_size", "8", *flags,
             "--model.learning_rate", "1e-2", "--trainer.precision", "32-true", "--run_name", "mine"]  # fmt: skip
-
-
-def epochs(count: int) -> list[str]:
-    return ["--trainer.max_epochs", str(count)]
 
 
 def same(one: str | Path, other: str | Path) -> bool:

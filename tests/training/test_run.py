@@ -98,9 +98,8 @@ def test_changed_settings_are_refused_unless_forced(made):
     Run("mine").fit(*made(), max_epochs=1)
     model, data = made(learning_rate=1e-2)
     for objects, options in (((model, data), {}), (made(), {"gradient_clip_val": 1.0})):
-        with pytest.raises(UserError) as refused:
+        with pytest.raises(UserError, match="^resume: "):
             Run("mine", resume=True).fit(*objects, max_epochs=1, **options)
-        assert refused.value.key == "resume"
     forced = Run("mine", resume=True, force=True)
     forced.fit(model, data, max_epochs=2)
     checkpoint = read_checkpoint(forced.last_checkpoint)
@@ -133,12 +132,10 @@ def test_two_ways_to_write_a_path_are_one_setting(tmp_path):
 def test_a_run_that_exists_is_not_written_over(made):
     run = Run("mine", save_every_minutes=None)
     run.fit(*made(), max_epochs=1)
-    with pytest.raises(UserError) as taken:
+    with pytest.raises(UserError, match="^run_name: "):
         run.fit(*made(), max_epochs=1)
-    assert taken.value.key == "run_name"
-    with pytest.raises(UserError) as elsewhere:
+    with pytest.raises(UserError, match="^run_name: "):
         Run("mine", ckpt_path=shutil.copy(run.last_checkpoint, "copy.ckpt")).fit(*made(), max_epochs=2)
-    assert elsewhere.value.key == "run_name"
     Run("mine", ckpt_path=run.last_checkpoint).fit(*made(), max_epochs=2)
     assert read_checkpoint(run.last_checkpoint)["global_step"] == 12
 
@@ -152,9 +149,8 @@ def test_a_run_that_exists_is_not_written_over(made):
     ],
 )
 def test_options_that_do_not_work(options, key, made):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^{key}: "):
         Run("mine").fit(*made(), **options)
-    assert error.value.key == key
     assert not Path("checkpoints/mine/last.ckpt").exists()
 
 
@@ -164,9 +160,8 @@ def test_out_of_memory_says_what_to_do(made, monkeypatch):
 
     model, data = made()
     monkeypatch.setattr(model, "training_step", starved)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"^trainer\.memory: "):
         Run("mine").fit(model, data, max_epochs=1)
-    assert error.value.key == "trainer.memory"
 
 
 def test_own_callbacks_and_loggers_are_used(made, tmp_path):
@@ -212,27 +207,24 @@ def test_the_runs_trainer_does_not_overwrite_a_run(made):
     run = Run("mine", resume=True)
     run.fit(*made(), max_epochs=1)
     before = run.last_checkpoint.read_bytes()
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="^resume: "):
         run.trainer(max_epochs=1)
-    assert error.value.key == "resume"
     assert run.last_checkpoint.read_bytes() == before
 
 
 def test_a_model_does_not_train_on_another_encoders_tokens(made, tiny_encoder, glue_folder):
     model, _ = made()
     other = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder("bert"))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"^data\.encoder: "):
         Run("mine").fit(model, other, max_epochs=1)
-    assert error.value.key == "data.encoder"
 
 
 @pytest.mark.parametrize("changed", [{"max_length": 32}, {"pairs": True}])
 def test_a_model_does_not_train_on_texts_of_another_form(changed, made):
     _, data = made()
     other = LoRAClassifier(encoder=data.encoder, **{"max_length": data.max_length, **changed})
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=f"^data.{next(iter(changed))}: "):
         Run("mine").fit(other, data, max_epochs=1)
-    assert error.value.key == f"data.{next(iter(changed))}"
 
 
 def test_numbers_of_numpy_are_saved_as_pythons(made):

@@ -13,6 +13,7 @@ from lora_pl.errors import UserError
 from lora_pl.formats.importing import checkpoint_of
 from lora_pl.storage.checkpoint import read_checkpoint
 from tests.cli.mistakes import fails
+from tests.training.test_resume import epochs
 
 LAST = Path("checkpoints/mine/last.ckpt")
 
@@ -29,10 +30,6 @@ def start(checkpoint) -> Path:
     path = Path("start.ckpt").absolute()
     path.write_bytes(checkpoint.read_bytes())
     return path
-
-
-def epochs(count: int) -> list[str]:
-    return ["--trainer.max_epochs", str(count)]
 
 
 def test_nothing_but_a_new_run_reads_the_start(fit, start, tiny_encoder, capsys):
@@ -84,18 +81,16 @@ def test_resumed_in_python_it_needs_no_start_either(start, tiny_encoder, glue_fo
     fit("halves", 1)
     start.unlink()
     assert all(torch.equal(tensor, whole[name]) for name, tensor in fit("halves", 2).items())
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"^model\.start_from: "):
         fit("new", 1)
-    assert error.value.key == "model.start_from"
     assert not LAST.parents[1].joinpath("new").exists()
 
 
 def test_a_model_whose_start_is_missing_is_not_used(tiny_encoder, checkpoint):
     model = LoRAClassifier(encoder=tiny_encoder(), start_from="missing.ckpt")
     for use in (lambda: model.predict(["good"]), lambda: checkpoint_of(model)):
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match=r"^model\.start_from: "):
             use()
-        assert error.value.key == "model.start_from"
     model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
     assert model.predict(["good"])
 

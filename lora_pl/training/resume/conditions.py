@@ -15,9 +15,9 @@ Conditions = dict[str, Any]
 """Plain values by the name that an error says."""
 
 
-def require_resumable(trainer: Trainer) -> None:
-    """Raise a UserError, `resume`, if the trainer uses a feature of Lightning that can't be resumed exactly."""
-    if trainer.overfit_batches:  # type: ignore[attr-defined]
+def require_resumable(trainer_options: Mapping[str, Any]) -> None:
+    """Raise a UserError, `resume`, for a feature of Lightning that can't be resumed exactly."""
+    if trainer_options.get("overfit_batches"):
         raise UserError("resume", f"overfit_batches can't be resumed exactly; start a new run{OR_FORCE}")
 
 

@@ -24,8 +24,6 @@ RESUME_KEY = "lora_pl_resume"
 MOST = 1 << 48
 """More steps than any run takes."""
 ONE = torch.ones(())
-Position = tuple[int, int]
-"""Whole epochs, and finished batches of the next one."""
 
 
 class ExactResume(Callback):
@@ -139,8 +137,8 @@ def require_like(own: Any, stored: Any, name: str) -> None:
         raise UserError("checkpoint.state", f"expected {type(own).__name__} for {name}, got {stored!r:.60}")
 
 
-def position(trainer: Trainer) -> Position:
-    """Where the run is; an epoch cut short by `max_steps` or a stop has not ended."""
+def position(trainer: Trainer) -> tuple[int, int]:
+    """Whole epochs, and finished batches of the next one; an epoch cut short by `max_steps` or a stop has not ended."""
     epochs = trainer.fit_loop.epoch_progress.current
     done: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
     if epochs.started > epochs.processed:  # type: ignore[attr-defined]
@@ -168,10 +166,11 @@ def _settle(checkpoint: dict[str, Any], epoch: int, batch: int, in_epoch: bool) 
     epochs = {"ready": begun, "started": begun, "processed": epoch, "completed": epoch}
     loops["epoch_progress"] = {"total": epochs, "current": dict(epochs)}
     total = loops["epoch_loop.batch_progress"]["total"]["processed"]
-    loops["epoch_loop.batch_progress"] = {
-        **{kind: _before(done) for kind, done in (("total", total), ("current", batch))},
-        "is_last_batch": False,
+    batches = {
+        kind: {"ready": done + 1, "started": done, "processed": done, "completed": done}
+        for kind, done in (("total", total), ("current", batch))
     }
+    loops["epoch_loop.batch_progress"] = {**batches, "is_last_batch": False}
     # after an epoch, Lightning has the last one that was trained
     checkpoint["epoch"] = epoch if batch else max(0, epoch - 1)
 
@@ -182,10 +181,6 @@ def _stops_early(trainer: Trainer) -> bool:
         isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED
         for callback in trainer.callbacks  # type: ignore[attr-defined]
     )
-
-
-def _before(done: int) -> dict[str, int]:
-    return {"ready": done + 1, "started": done, "processed": done, "completed": done}
 
 
 def _load_sums(pl_module: LightningModule, stored: Any) -> None:
@@ -215,11 +210,8 @@ def random_state() -> dict[str, Any]:
     """The states of the generators of Python, NumPy, torch and the current GPU, as tensors and plain values."""
     numbers = cast(tuple[str, NDArray[np.uint32], int, int, float], np.random.get_state())
     keys, *rest = numbers[1:]
-    state = {
-        "python": random.getstate(),
-        "numpy": (torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-    }
+    words = torch.from_numpy(keys.astype(np.int64))
+    state = {"python": random.getstate(), "numpy": (words, *rest), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state

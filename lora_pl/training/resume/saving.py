@@ -63,14 +63,9 @@ class BestCheckpoint(ModelCheckpoint):
         path = str(Path(str(self.dirpath)) / f"{BEST}{SUFFIX}")
         scores = list(state_dict["best_k_models"].values())
         self.current_score = state_dict.get("current_score")
-        super().load_state_dict(
-            {
-                **state_dict,
-                "dirpath": self.dirpath,
-                **dict.fromkeys(("best_model_path", "kth_best_model_path"), path if scores else ""),
-                "best_k_models": {path: scores[0]} if scores else {},
-            }
-        )
+        paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), path if scores else "")
+        models = {path: scores[0]} if scores else {}
+        super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": models})
 
     def write(self, trainer: Trainer) -> None:
         """Save a best that was noted since the last call."""
@@ -106,8 +101,8 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(path, storage_options={"keep": str(self._previous)})
         self.last_model_path = str(path)
 
-    def tidy(self, trainer: Trainer) -> None:
-        """Remove `previous.ckpt`."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove `previous.ckpt`; not in `on_train_end`, which a run that was killed at its very end does not reach."""
         if trainer.is_global_zero:
             self._previous.unlink(missing_ok=True)
 
@@ -172,10 +167,6 @@ class SavePoints(Callback):
         """Save for the last time."""
         self._write(trainer)
         self.signals.remove()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tidy up; not in `on_train_end`, which a run that was killed at its very end does not reach again."""
-        self.last.tidy(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Listen no more."""

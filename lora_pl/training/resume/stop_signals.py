@@ -14,12 +14,7 @@ from lora_pl.reporting import launched_rank, say
 
 
 class RunStopped(UserError):
-    """A run that was stopped by a signal, with key `stopped` and the shell's exit code, 128 + the signal's number.
-
-    Args:
-        signum: The signal.
-        message: What was saved, and how to resume.
-    """
+    """A run that was stopped by a signal, with key `stopped` and the shell's exit code, 128 + the signal's number."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__("stopped", message)
