@@ -14,10 +14,25 @@ from lora_pl.reporting import say
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar with short names: `loss` of training, and validation's metrics without `val/`.
+    """Lightning's bar with short names: the `loss` that was logged last, and validation's metrics without `val/`.
 
     Each epoch leaves a line above it, that of `EpochLines`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged_loss: float | None = None
+        """Read at logs alone, since a read waits for the device."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the loss if it is logged."""
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        loss = (outputs or {}).get("loss")
+        if loss is not None and interval and trainer.global_step % interval == 0:
+            self.logged_loss = float(loss) * trainer.accumulate_grad_batches
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Count epochs from 1, as the lines do."""
@@ -36,4 +51,5 @@ class ProgressBar(TQDMProgressBar):
         """The metrics behind the speed."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        return {name.removeprefix("train/").removeprefix("val/"): value for name, value in metrics.items()}
+        loss = {} if self.logged_loss is None else {"loss": self.logged_loss}
+        return {**loss, **{name.removeprefix("val/"): value for name, value in metrics.items()}}

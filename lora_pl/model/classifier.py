@@ -165,8 +165,11 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
             say(f"{found.told()}; the batch is skipped")
             return None
         self.metrics.of("train").update(logits, batch.labels, loss)
-        has_bar = self.trainer.progress_bar_callback is not None  # for which Lightning reads the loss at every step
-        self.log("train/loss", loss, prog_bar=has_bar, batch_size=len(batch))
+        bar = self.trainer.progress_bar_callback
+        # for a bar Lightning reads the loss at every step; the run's own takes it when it is logged
+        self.log(
+            "train/loss", loss, prog_bar=bar is not None and not hasattr(bar, "logged_loss"), batch_size=len(batch)
+        )
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

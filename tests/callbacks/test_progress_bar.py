@@ -6,8 +6,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks import ProgressBar as lightning_bar
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.callbacks.epoch_lines import EpochLines
@@ -44,6 +44,29 @@ def _overwritten(line: str) -> str:
     for part in line.split("\r"):
         shown = part + shown[len(part) :]
     return shown.rstrip()
+
+
+class Seen(Callback):
+    """The losses, the bar's and the steps'."""
+
+    def __init__(self):
+        self.shown, self.losses = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *given):
+        self.losses.append(float(outputs["loss"]))
+
+    def on_train_batch_start(self, trainer, pl_module, *given):
+        self.shown.append(trainer.progress_bar_callback.get_metrics(trainer, pl_module).get("loss"))
+
+
+def test_the_bar_shows_the_loss_that_was_logged_last(monkeypatch, tiny_encoder, glue_folder):
+    """Which is the only one that is read from the device."""
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    model, seen = LoRAClassifier.for_data(data), Seen()
+    options = {"accelerator": "cpu", "precision": "32-true", "log_every_n_steps": 2, "callbacks": [seen]}
+    on_a_terminal(monkeypatch, lambda: Run("bar").fit(model, data, max_steps=5, **options))
+    _, second, _, fourth, _ = seen.losses
+    assert seen.shown == [None, None, second, second, fourth]
 
 
 def test_each_epoch_leaves_a_line_above_the_bar(monkeypatch, tiny_encoder, glue_folder):
