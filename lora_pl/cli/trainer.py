@@ -116,7 +116,9 @@ class ClassifierCLI(LightningCLI):
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
         of_verb = cast(Parser, self._subcommand_parsers[self.verb])
-        self._describe(of_verb)
+        of_verb.prog, of_verb.description = f"lora_pl {self.name}", described(self.name)
+        of_verb.unused = UNUSED.get(self.name, "")
+        of_verb.stored = STORED if self.verb != "fit" else ""
         if self.verb != "fit":
             refuse_options_of_fit(given)
         self.config_file = option_value(given, "--config", "-c")
@@ -127,12 +129,6 @@ class ClassifierCLI(LightningCLI):
         require_seed(self._option("seed_everything"))
         if self.verb != "fit":
             require_checkpoint(self._option("ckpt_path"))
-
-    def _describe(self, parser: Parser) -> None:
-        """What errors and `--help` say of the verb."""
-        parser.prog, parser.description = f"lora_pl {self.name}", described(self.name)
-        parser.unused = UNUSED.get(self.name, "")
-        parser.stored = STORED if self.verb != "fit" else ""
 
     def _resumed(self, parser: Parser, given: list[str]) -> list[str]:
         name = early_value(given, "run_name")
@@ -211,13 +207,9 @@ class ClassifierCLI(LightningCLI):
         """Let the `Run` train."""
         cast(Run, self.trainer).fit(model, datamodule, **self._trainer_options())
 
-    def validate(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
-        """Measure without Lightning's table, as `EvaluationReport` prints the metrics."""
-        self.trainer.validate(model, datamodule=datamodule, verbose=False, **kwargs)
-
-    def test(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
-        """As `validate`."""
-        self.trainer.test(model, datamodule=datamodule, verbose=False, **kwargs)
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Without Lightning's table, as `EvaluationReport` prints the metrics."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "verbose": False}
 
     def _run(self) -> Run:
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))
