@@ -27,7 +27,9 @@ def split_in_place(adapter: ExternalAdapter, stock: PreTrainedModel) -> tuple[di
         UserError: adapter.shape: one is of another size.
     """
     prefix = f"{stock.base_model_prefix}."
-    shapes = {prefix + name: parameter.shape for name, parameter in _all_in_place(stock.base_model).items()}
+    every = biases(stock.base_model, "all") | norms(stock.base_model)
+    # a pooler belongs to the head
+    shapes = {prefix + name: tensor.shape for name, tensor in every.items() if not name.startswith("pooler.")}
     places = {name: ending_in(name, shapes) for name in adapter.head}
     found = {place: adapter.head[name].float() for name, place in places.items() if place}
     for name, tensor in found.items():
@@ -60,9 +62,3 @@ def in_place_settings(adapter: ExternalAdapter, names: Collection[str], encoder:
         said = [f"{what} {some(found)}" for what, found in (("missing", missing), ("unexpected", unknown)) if found]
         raise UserError("adapter.missing", f"{adapter.source}: trained biases and norms: {'; '.join(said)}")
     return choices[nearest] if names else {}
-
-
-def _all_in_place(encoder: nn.Module) -> dict[str, nn.Parameter]:
-    """Without a pooler, which belongs to the head."""
-    every = biases(encoder, "all") | norms(encoder)
-    return {name: parameter for name, parameter in every.items() if not name.startswith("pooler.")}

@@ -70,9 +70,8 @@ def _read_original(state: Mapping[str, Any], config: Mapping[str, Any], source: 
 
 
 def _config(stored: Any, source: str) -> dict[str, Any]:
-    config = (
-        {name: stored[name] for name in Config.__annotations__ if name in stored} if isinstance(stored, dict) else {}
-    )
+    known = stored if isinstance(stored, dict) else {}
+    config = {name: known[name] for name in Config.__annotations__ if name in known}
     require_json(config, Config, "adapter.damaged", f"{source}: config.")
     return config
 
