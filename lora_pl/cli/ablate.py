@@ -28,9 +28,9 @@ from lora_pl.ablation.study import (
     units_of,
 )
 from lora_pl.ablation.trial_runner import TrialRunner
-from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.shared_options import early_value, option_value
 from lora_pl.cli.study_options import SHORT_NAMES, StudyOptions, joined_vary
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
 from lora_pl.encoder.loading import load_config

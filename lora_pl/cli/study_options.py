@@ -76,13 +76,7 @@ def joined_vary(args: Sequence[str]) -> list[str]:
 
 
 class StudyOptions:
-    """Reads arms and axes, each value as `fit` would.
-
-    Args:
-        parser: That of `ablate`.
-        config: What it has parsed.
-        given: The options that the user has given, by flag or in a configuration.
-    """
+    """Reads arms and axes, each value as `fit` would; `given` are the options of the user's flags and file."""
 
     def __init__(self, parser: Parser, config: Any, given: Collection[str]) -> None:
         self.parser, self.config, self.given = parser, config, given

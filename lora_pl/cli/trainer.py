@@ -15,13 +15,14 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.callbacks.evaluation_report import EvaluationReport
 from lora_pl.callbacks.progress_bar import ProgressBar
-from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.shared_options import (
     OF_TRAINING,
     STORED,
+    early_value,
     ignore_options_of_fit,
     link_model_and_data,
+    option_value,
     refuse_options_of_fit,
     require_checkpoint,
     require_seed,
