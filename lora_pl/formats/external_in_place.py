@@ -42,12 +42,7 @@ def split_in_place(adapter: ExternalAdapter, stock: PreTrainedModel) -> tuple[di
 
 
 def in_place_settings(adapter: ExternalAdapter, names: Collection[str], encoder: nn.Module) -> dict[str, Any]:
-    """The `train_biases` and `train_norms` by which a model trains exactly the parameters `names`.
-
-    Args:
-        adapter: May say which biases there are.
-        names: Those of `split_in_place`.
-        encoder: With LoRA as in the adapter, perhaps on the meta device.
+    """The `train_biases` and `train_norms` by which `encoder`, with LoRA as in the adapter, trains exactly `names`.
 
     Raises:
         UserError: adapter.missing: no settings train exactly these.

@@ -44,7 +44,7 @@ def predict_file(
         made_from: What the rows depend on beside the texts.
         fabric: The processes, already launched.
         bar: Whether to show the progress where standard error is a terminal.
-        example: A row such as `answers` gives: a table has its columns, even if there is no text.
+        example: See `Parts.join`.
 
     Returns:
         How many rows were written (by the first process; 0 elsewhere).

@@ -56,7 +56,10 @@ def _as_csv(parts: Sequence[Path], path: Path, example: Row | None) -> int:
             for own, chances in map(_apart, _read(part)):
                 if ([*own], [*chances]) != names:
                     raise _damaged(part)
-                writer.writerow([*map(_cell, own.values()), *chances.values()])
+                lists = {
+                    name: json.dumps(cell, ensure_ascii=False) for name, cell in own.items() if isinstance(cell, list)
+                }
+                writer.writerow([*{**own, **lists}.values(), *chances.values()])
                 rows += 1
     return rows
 
@@ -69,10 +72,6 @@ def _apart(row: Row) -> tuple[Row, Row]:
     return {name: cell for name, cell in row.items() if name != CHANCES}, chances
 
 
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-
-
 def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
     """Every part is a row group."""
     import pyarrow as pa
@@ -81,7 +80,9 @@ def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
     def table(rows: Iterable[Row], part: Path) -> Any:
         try:
             found = pa.Table.from_pylist(list(rows))
-            return found.cast(pa.schema([(field.name, _of_texts(field.type)) for field in found.schema]))
+            lists = pa.list_(pa.string())  # also where all of them are empty
+            types = [lists if pa.types.is_list(type) else type for type in found.schema.types]
+            return found.cast(pa.schema(list(zip(found.column_names, types, strict=True))))
         except (ValueError, TypeError, pa.ArrowException):
             raise _damaged(part) from None
 
@@ -95,13 +96,6 @@ def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
             writer.write_table(found)
             rows += found.num_rows
     return rows
-
-
-def _of_texts(type: Any) -> Any:
-    """The type of a column of lists, all of which may be empty; others as they are."""
-    import pyarrow as pa
-
-    return pa.list_(pa.string()) if pa.types.is_list(type) else type
 
 
 def _first(parts: Sequence[Path], example: Row | None) -> Row:

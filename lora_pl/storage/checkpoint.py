@@ -146,12 +146,7 @@ def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path, keep: Path | None = None) -> None:
-    """Write under a temporary name and rename, so that a crash or a full disk never leaves a partial file.
-
-    Args:
-        checkpoint: The content.
-        path: The file.
-        keep: The name that the previous file is renamed to; by default it is replaced.
+    """Write the file by `write_whole`, which a crash or a full disk never leaves in part.
 
     Raises:
         UserError: `checkpoint.unwritten`: the disk is full or read-only.
