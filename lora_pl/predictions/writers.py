@@ -45,31 +45,26 @@ def _as_lines(parts: Sequence[Path], path: Path, example: Row | None) -> int:
 
 
 def _as_csv(parts: Sequence[Path], path: Path, example: Row | None) -> int:
-    """A column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it; lists as JSON."""
-    own, chances = _apart(_first(parts, example))
-    rows, names = 0, ([*own], [*chances])
+    columns, rows = [*_flat(_first(parts, example))], 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        if own:
-            writer.writerow([*own, *(f"{CHANCES}.{label}" for label in chances)])
+        if columns:
+            writer.writerow(columns)
         for part in parts:
-            for own, chances in map(_apart, _read(part)):
-                if ([*own], [*chances]) != names:
+            for row in map(_flat, _read(part)):
+                if [*row] != columns:
                     raise _damaged(part)
-                lists = {
-                    name: json.dumps(cell, ensure_ascii=False) for name, cell in own.items() if isinstance(cell, list)
-                }
-                writer.writerow([*{**own, **lists}.values(), *chances.values()])
+                writer.writerow(row.values())
                 rows += 1
     return rows
 
 
-def _apart(row: Row) -> tuple[Row, Row]:
-    """The row without its probabilities, and those by class."""
-    chances = row.get(CHANCES)
-    if not isinstance(chances, dict):
-        return row, {}
-    return {name: cell for name, cell in row.items() if name != CHANCES}, chances
+def _flat(row: Row) -> dict[str, Any]:
+    """With a column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it, and lists as JSON."""
+    chances = row[CHANCES] if isinstance(row.get(CHANCES), dict) else {}
+    own = {name: cell for name, cell in row.items() if cell is not chances}
+    lists = {name: json.dumps(cell, ensure_ascii=False) for name, cell in own.items() if isinstance(cell, list)}
+    return {**own, **lists, **{f"{CHANCES}.{label}": chance for label, chance in chances.items()}}
 
 
 def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
