@@ -113,7 +113,6 @@ def predict_adapters(
 
 
 def _agreed(names: Iterable[str | None], otherwise: str) -> str:
-    """The one name that all have."""
     different = set(names)
     return (different.pop() if len(different) == 1 else None) or otherwise
 

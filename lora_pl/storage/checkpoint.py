@@ -29,7 +29,6 @@ class Fingerprints(TypedDict, total=False):
     """What a checkpoint or an adapter folder says of its base; 0.2.0 has the first three."""
 
     encoder: Required[str]
-    """Its name."""
     weights: Required[str]
     vocabulary: Required[str]
     configuration: str
