@@ -37,6 +37,8 @@ def _text(path: str | Path) -> str:
         raise _wrong(path, "not a regular file" if path.exists() else "no such file")
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _wrong(path, f"expected at most {MAX_BYTES:,} bytes")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
