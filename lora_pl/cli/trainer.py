@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -163,10 +162,6 @@ class ClassifierCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the precision, and for `fit` take what it saves; a checkpoint's model starts from nothing else."""
         trainer = self._option("trainer")
-        if not isinstance(trainer, Namespace):
-            raise UsageError("trainer", f"expected a mapping of the Trainer's options, got {trainer!r:.60}")
-        if not isinstance(lora := self._option("model.lora"), Namespace):
-            raise UsageError("model.lora", f"expected a mapping of LoRA's options, got {lora!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
         if self.verb == "fit":
             # every option, with its value
