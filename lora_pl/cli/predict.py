@@ -53,7 +53,7 @@ def predict_checkpoint(args: Sequence[str]) -> None:
         made = parser.instantiate_classes(options)
     data, model = made.data, made.model
     stream = stream_with(options.keep_columns, options.input, data.text_columns, options.input_format)
-    example_row(model.task, options.keep_columns)
+    example_row(model.task, options.keep_columns)  # the names differ
     stored = read_model(options.ckpt_path)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
