@@ -28,9 +28,9 @@ from lora_pl.ablation.study import (
     units_of,
 )
 from lora_pl.ablation.trial_runner import TrialRunner
-from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.params import counts_at_rank
 from lora_pl.cli.parser import Parser
+from lora_pl.cli.shared_options import early_value, option_value
 from lora_pl.cli.study_options import SHORT_NAMES, StudyOptions, joined_vary
 from lora_pl.cli.trainer import SKIPPED_ARGUMENTS, ClassifierCLI, quiet_libraries
 from lora_pl.encoder.loading import load_config
@@ -119,7 +119,10 @@ class AblateCLI(ClassifierCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config[subcommand]
-        _require_one_device(config.trainer.devices)
+        devices = config.trainer.devices
+        if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
+            said = f"a trial runs on one device, got {devices}; for several use --launcher ray"
+            raise UserError("trainer.devices", said)
         trials = self._trials()
         folder = Path(config.output or LOGS / "ablation" / Path(self.config_file or "grid.yaml").stem)
         with run_lock(folder, "output"):
@@ -187,11 +190,6 @@ class AblateCLI(ClassifierCLI):
         shared = {**flatten(self._of_fit()), "data_seed": self.config["fit"].data_seed}
         axes = {f"{AXES}{trial.arm}": sorted(trial.axes) for trial in trials}
         return {key: value for key, value in shared.items() if not HARMLESS.fullmatch(key)} | axes
-
-
-def _require_one_device(devices: Any) -> None:
-    if devices not in (1, "1", "auto") and not (isinstance(devices, list) and len(devices) == 1):
-        raise UserError("trainer.devices", f"a trial runs on one device, got {devices}; for several use --launcher ray")
 
 
 def _check_models(shared: Mapping[str, Any], trials: Sequence[Trial]) -> None:

@@ -36,10 +36,7 @@ SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z:])")
 def help_page(parser: ArgumentParser, unused: str, stored: str) -> str:
     """The options of a parser by section, each with its choices, its [default] and its help.
 
-    Args:
-        parser: Its description comes first.
-        unused: A pattern of options that are read and left out of the page.
-        stored: A pattern of options whose defaults are those in a checkpoint.
+    `unused` and `stored` are patterns: of options to leave out, and of those whose defaults are a checkpoint's.
     """
     sections: dict[str, list[str]] = {prefix: [] for prefix in SECTIONS}
     for action in _shown(parser):

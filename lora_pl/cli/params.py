@@ -37,7 +37,10 @@ def run(args: list[str]) -> None:
         }
     console = make_console(stderr=False)
     console.print(_table(counts, options.model.encoder))
-    _explain(console, counts, pooler_parameters(config))
+    console.print("% of total: of encoder, LoRA and head as they are trained, without a pooler.")
+    if pooler := pooler_parameters(config):
+        for r, count in counts.items():
+            console.print(f"r = {r}: encoder with LoRA and its unused pooler {count.encoder + count.lora + pooler:,}")
 
 
 def make_parser() -> Parser:
@@ -96,10 +99,3 @@ def _table(counts: dict[int, ParameterCounts], encoder: str) -> Any:
         with_lora = f"{count.encoder + count.lora:,}"
         table.add_row(str(r), *(f"{n:,}" for n in numbers), f"{count.percent:.3f}", with_lora)
     return table
-
-
-def _explain(console: Any, counts: dict[int, ParameterCounts], pooler: int) -> None:
-    console.print("% of total: of encoder, LoRA and head as they are trained, without a pooler.")
-    if pooler:
-        for r, count in counts.items():
-            console.print(f"r = {r}: encoder with LoRA and its unused pooler {count.encoder + count.lora + pooler:,}")

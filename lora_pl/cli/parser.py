@@ -36,8 +36,7 @@ set_loader("yaml", partial(bounded_load, load=get_loader("yaml")), (yaml.YAMLErr
 
 def verb_parser(verb: str, function: Callable[..., Any], skip: Collection[str] = ()) -> Parser:
     """The parser of a verb that is a function: its signature gives the options, its docstring their help."""
-    described = (function.__doc__ or "").partition("\n")[0]
-    parser = Parser(prog=f"lora_pl {verb}", description=described)
+    parser = Parser(prog=f"lora_pl {verb}", description=(function.__doc__ or "").partition("\n")[0])
     parser.add_function_arguments(function, as_group=False, skip=set(skip))
     return parser
 

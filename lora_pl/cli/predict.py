@@ -1,30 +1,26 @@
-"""`lora_pl predict`: the answers of one checkpoint, or of several adapters on one base, to a file of texts."""
+"""`lora_pl predict`: the answers of a checkpoint to a file of texts."""
 
 from __future__ import annotations
 
 import hashlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from lora_pl.cli.checkpoint_defaults import option_value
-from lora_pl.cli.parser import Parser, verb_parser
 from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
-from lora_pl.data.lines import STDIN
 from lora_pl.data.sentence_data import IF_TOO_LONG, SentenceData
 from lora_pl.data.task import Task
 from lora_pl.data.texts import Format, Text, TextStream, as_row, as_text, named, with_kept
 from lora_pl.encoder.dtype import resolve_dtype
-from lora_pl.errors import UsageError, UserError, first_line
-from lora_pl.model.many_adapters import ManyAdapters
+from lora_pl.errors import UserError, first_line
 from lora_pl.model.memory import is_out_of_memory
 from lora_pl.model.one_process import OneProcess
 from lora_pl.model.plain import PlainClassifier
@@ -40,10 +36,9 @@ from lora_pl.training.resume.stop_signals import RunStopped
 def run(args: list[str]) -> None:
     """Run `lora_pl predict ARGS`."""
     if any(arg.partition("=")[0] == "--adapter" for arg in args):
-        if option_value(args, "--ckpt_path") is not None:
-            raise UsageError("adapter", "expected --adapter or --ckpt_path, got both")
-        options = adapters_parser().parse_args(args[1:]).as_dict()
-        predict_adapters(options.pop("adapter"), **options)
+        from lora_pl.cli import predict_adapters  # which imports from here
+
+        predict_adapters.run(args)
     else:
         predict_checkpoint(args)
 
@@ -56,39 +51,35 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     fabric = _processes(options.trainer)
     with uncollected():  # Transformers comes with the first encoder
         made = parser.instantiate_classes(options)
-    data, model, kept, checkpoint = made.data, made.model, options.keep_columns, options.ckpt_path
-    stream = _stream(options.input, data.text_columns, kept, options.input_format)
-    _require_kept(kept, _example(model.task))
-    stored = read_model(checkpoint)
+    data, model = made.data, made.model
+    stream = stream_with(options.keep_columns, options.input, data.text_columns, options.input_format)
+    example_row(model.task, options.keep_columns)  # the names differ
+    stored = read_model(options.ckpt_path)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
-    made_from = {"checkpoint": _digest(checkpoint), "options": parser.dump(options, skip_unset=False)}
-    bar = options.trainer.enable_progress_bar is not False
+    made_from = {"checkpoint": digest(options.ckpt_path), "options": parser.dump(options, skip_unset=False)}
     # a function of the module and its arguments, which another process can be given
-    told = fabric.launch(partial(_predict, model, data, stream, kept, options.output, made_from, bar))
-    if told and fabric.is_global_zero:
-        say(told)
+    fabric.launch(partial(_predict, model, data, stream, options, made_from))
 
 
-def _stream(path: str, columns: Sequence[str], kept: Sequence[str], format: Format | None) -> TextStream:
+def stream_with(kept: Sequence[str], path: str, columns: Sequence[str], format: Format | None) -> TextStream:
+    """The texts in `columns`, with the columns that are kept; a UserError, `keep_columns`, for a file without any."""
     stream = TextStream(path, [*columns, *kept], format)
     if kept and not stream.ending:
         raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
     return stream
 
 
-def _example(task: Task) -> dict[str, Any]:
-    """The row of an empty text."""
-    return {**named(("",) * len(task.columns)), **task.predictions(torch.zeros(1, task.outputs))[0]}
-
-
-def _require_kept(kept: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Raise a UserError, `keep_columns`, where two columns beside the row's would have one name."""
-    if len(with_kept(row, dict.fromkeys(kept, ""))) < len(row) + len(kept):
+def example_row(task: Task, kept: Sequence[str], **own: str) -> dict[str, Any]:
+    """The row of an empty text; a UserError, `keep_columns`, where two columns would have one name."""
+    row = {**named(("",) * len(task.columns)), **own, **task.predictions(torch.zeros(1, task.outputs))[0]}
+    whole = with_kept(row, dict.fromkeys(kept, ""))
+    if len(whole) < len(row) + len(kept):
         raise UserError(
             "keep_columns",
             f"expected different names, got {', '.join(kept)} (a column that the answers have too becomes input_NAME)",
         )
+    return whole
 
 
 def _processes(trainer: Any) -> Any:
@@ -111,17 +102,10 @@ def _processes(trainer: Any) -> Any:
 
 
 def _predict(
-    model: PlainClassifier,
-    data: SentenceData,
-    stream: TextStream,
-    kept: Sequence[str],
-    output: str,
-    made_from: dict[str, Any],
-    bar: bool,
-    fabric: Any,
-) -> str:
-    """Merged in fp32, then rounded once to what the precision computes in; the line that tells of it."""
-    width = len(data.text_columns)
+    model: PlainClassifier, data: SentenceData, stream: TextStream, options: Any, made_from: dict[str, Any], fabric: Any
+) -> None:
+    """Merged in fp32, then rounded once to what the precision computes in."""
+    kept, width = options.keep_columns, len(data.text_columns)
     asked = cut = 0
 
     def answers(given: Sequence[Text]) -> Rows:
@@ -130,7 +114,8 @@ def _predict(
         texts = [as_text(row[:width]) for row in rows]
         tokens = model.tokenize(texts)
         if tokens.cut and data.hparams["too_long"] == "refuse":
-            raise _too_long(model, texts, stream.where)
+            first = next(where for text, where in zip(texts, stream.where, strict=True) if model.tokenize([text]).cut)
+            raise UserError("data.too_long", f"{first}: longer than {model.max_length} tokens; {IF_TOO_LONG}")
         asked, cut = asked + len(texts), cut + tokens.cut
         predictions = model.task.predictions(model.logits_of(tokens, data.eval_batch_tokens, data.batching))
         return [
@@ -141,131 +126,27 @@ def _predict(
     fabric.to_device(model)
     precision = fabric.precision if isinstance(fabric, OneProcess) else str(fabric.strategy.precision.precision)
     dtype = resolve_dtype(model.hparams["base_dtype"], precision)
-    with _stoppable(), _memory(), model.merged_for_prediction(dtype), fabric.autocast():
-        example = with_kept(_example(model.task), dict.fromkeys(kept, ""))
-        written = predict_file(stream, output, answers, made_from, fabric, bar, example)
+    bar, example = options.trainer.enable_progress_bar is not False, example_row(model.task, kept)
+    with stoppable(), _memory(), model.merged_for_prediction(dtype), fabric.autocast():
+        written = predict_file(stream, options.output, answers, made_from, fabric, bar, example)
     asked, cut = fabric.all_reduce(torch.tensor([asked, cut]), reduce_op="sum").tolist()
     # of a stopped run's texts nobody knows any more how many were cut
-    return _told(written, output, stream, _cut(cut, asked, [model.max_length]))
+    report(written, options.output, stream, asked, cut, [model.max_length])
 
 
-def _cut(cut: int, asked: int, lengths: Iterable[int]) -> str:
-    return f"{cut:,} of {asked:,} texts cut at {' or '.join(map(str, sorted(set(lengths))))} tokens" * (cut > 0)
-
-
-def _told(written: int, output: str, stream: TextStream, cut: str) -> str:
-    where = "" if output == STDOUT else f"{written:,} predictions in {output}"
-    blank = f"{stream.blank:,} empty row{'s' * (stream.blank > 1)} skipped" * (stream.blank > 0)
-    return "; ".join(filter(None, (where, cut, blank)))
-
-
-def _too_long(model: PlainClassifier, texts: Sequence[Text], where: Sequence[str]) -> UserError:
-    first = next(place for text, place in zip(texts, where, strict=True) if model.tokenize([text]).cut)
-    return UserError("data.too_long", f"{first}: longer than {model.max_length} tokens; {IF_TOO_LONG}")
-
-
-def predict_adapters(
-    adapter: Sequence[str],
-    input: str = STDIN,
-    input_format: Format | None = None,
-    output: str = STDOUT,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    adapter_column: str | None = None,
-    keep_columns: list[str] | None = None,
-    encoder: str | None = None,
-    base_dtype: Literal["float32", "bfloat16", "float16", "int8"] = "float32",
-) -> None:
-    """Ask several adapters on one base: all of them about every text, or one of them.
-
-    Args:
-        adapter: NAME=CHECKPOINT of each.
-        input: A text file, CSV, TSV, JSON lines or Parquet; - is stdin.
-        input_format: By default the ending's; text on standard input.
-        output: JSON lines; - is stdout.
-        text_column: In a table: the column of the texts; by default the adapters', if they name one alone, else text.
-        text_pair_column: The second texts', for tasks on pairs; by default likewise, else text_pair.
-        adapter_column: In a table: the adapter to ask about each row; by default all of them.
-        keep_columns: Columns of the input table to write beside the answers.
-        encoder: The base, if it has moved.
-        base_dtype: What is computed in.
-    """
-    if Path(output).suffix.lower() in (".parquet", ".csv"):
-        raise UserError("output", "adapters differ in their labels, so rows are JSON lines; give another ending")
-    checkpoints = _by_name(adapter)
-    require_output(output, input, *checkpoints.values())
-    with uncollected():
-        models = ManyAdapters(checkpoints, encoder, base_dtype)
-    pairs = {name: member.task.pairs for name, member in models.members.items()}
-    members = models.members.values()
-    columns = [text_column or _agreed((member.text_column for member in members), "text")]
-    if any(pairs.values()):
-        of_pairs = (member.text_pair_column for member in members if member.task.pairs)
-        columns.append(text_pair_column or _agreed(of_pairs, "text_pair"))
-
-    kept, width = keep_columns or [], len(columns)
-    by_column = [adapter_column] if adapter_column else []
-    stream = _stream(input, [*columns, *by_column], kept, input_format)
-    for member in members:
-        _require_kept(kept, {**_example(member.task), "adapter": ""})
-
-    count = cut = 0
-
-    def answers(given: Sequence[Text]) -> Rows:
-        nonlocal count, cut
-        asked = []
-        for where, row in zip(stream.where, map(as_row, given), strict=True):
-            cells = dict(zip(kept, row[width + len(by_column) :], strict=True))
-            for name in [row[width]] if by_column else models.members:
-                if name not in pairs:
-                    raise UserError("adapter", f"{where}: there is no {name!r}; there are: {', '.join(pairs)}")
-                # the first text alone for an adapter that reads single sentences
-                asked.append((as_text(row[: width if pairs[name] else 1]), name, cells))
-        texts, names, _ = zip(*asked, strict=True)
-        tokens = models.tokenize(texts, names)
-        count, cut = count + len(tokens), cut + tokens.cut
-        return [
-            with_kept({**named(text), "adapter": name, **prediction}, cells)
-            for (text, name, cells), prediction in zip(asked, models.predictions_of(tokens, names), strict=True)
-        ]
-
-    made_from = {
-        "checkpoints": {name: _digest(path) for name, path in checkpoints.items()},
-        "options": [input_format, adapter_column, encoder, base_dtype],
-    }
-    with _stoppable():
-        written = predict_file(stream, output, answers, made_from, OneProcess(torch.device("cpu")))
-    if told := _told(written, output, stream, _cut(cut, count, (member.max_length for member in members))):
-        say(told)
-
-
-def _agreed(names: Iterable[str | None], otherwise: str) -> str:
-    """The one name that all have."""
-    different = set(names)
-    return (different.pop() if len(different) == 1 else None) or otherwise
-
-
-def adapters_parser() -> Parser:
-    """The options of `predict` with several adapters."""
-    parser = verb_parser("predict", predict_adapters, skip={"adapter"})
-    parser.add_argument(
-        "--adapter", action="append", required=True, metavar="NAME=CHECKPOINT", help="May be given several times."
-    )
-    return parser
-
-
-def _by_name(given: Sequence[str]) -> dict[str, str]:
-    checkpoints: dict[str, str] = {}
-    for item in given:
-        name, equals, path = item.partition("=")
-        if not (name and equals and path) or name in checkpoints:
-            raise UsageError("adapter", f"expected NAME=CHECKPOINT, every name once, got {item!r}")
-        checkpoints[name] = path
-    return checkpoints
+def report(written: int, output: str, stream: TextStream, asked: int, cut: int, lengths: Iterable[int]) -> None:
+    """Say what was written, cut and skipped."""
+    told = [
+        f"{written:,} predictions in {output}" * (output != STDOUT),
+        f"{cut:,} of {asked:,} texts cut at {' or '.join(map(str, sorted(set(lengths))))} tokens" * (cut > 0),
+        f"{stream.blank:,} empty row{'s' * (stream.blank > 1)} skipped" * (stream.blank > 0),
+    ]
+    if any(told):
+        say("; ".join(filter(None, told)))
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """SIGTERM stops at once, as Ctrl-C does; whole parts are kept."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -291,5 +172,6 @@ def _memory() -> Iterator[None]:
         raise
 
 
-def _digest(path: str | Path) -> str:
+def digest(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

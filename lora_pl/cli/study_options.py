@@ -47,8 +47,6 @@ SHORT_NAMES = {
 }
 LINKED_KEYS = {"data.encoder", "data.seed", "model.max_length", *(f"model.{name}" for name in LINKED)}
 """Options that follow from others."""
-RANKS = (1, 2, 4, 8)
-"""Those of a study that names no axis of its own."""
 
 
 def joined_vary(args: Sequence[str]) -> list[str]:
@@ -76,13 +74,7 @@ def joined_vary(args: Sequence[str]) -> list[str]:
 
 
 class StudyOptions:
-    """Reads arms and axes, each value as `fit` would.
-
-    Args:
-        parser: That of `ablate`.
-        config: What it has parsed.
-        given: The options that the user has given, by flag or in a configuration.
-    """
+    """Reads arms and axes, each value as `fit` would; `given` are the options of the user's flags and file."""
 
     def __init__(self, parser: Parser, config: Any, given: Collection[str]) -> None:
         self.parser, self.config, self.given = parser, config, given
@@ -100,7 +92,7 @@ class StudyOptions:
             if values:
                 found[key] = list(values) if key == ALPHA_RULE else [self.value(key, value) for value in values]
         by_default = self.config.ranks is None and not self.config.vary and not self.config.arms
-        return {**found, RANK: list(RANKS)} if by_default else found
+        return {**found, RANK: [1, 2, 4, 8]} if by_default else found
 
     def arms(self, method: Method) -> list[Arm]:
         """Those of the configuration, or the study's own method; and the references."""

@@ -8,20 +8,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lora_pl.callbacks.error_list import ErrorList
 from lora_pl.callbacks.evaluation_report import EvaluationReport
 from lora_pl.callbacks.progress_bar import ProgressBar
-from lora_pl.cli.checkpoint_defaults import early_value, option_value
 from lora_pl.cli.parser import Parser
 from lora_pl.cli.shared_options import (
     OF_TRAINING,
     STORED,
+    early_value,
     ignore_options_of_fit,
     link_model_and_data,
+    option_value,
     refuse_options_of_fit,
     require_checkpoint,
     require_seed,
@@ -116,7 +116,9 @@ class ClassifierCLI(LightningCLI):
         """Parse the flags over the checkpoint's own settings."""
         given = [str(arg) for arg in args]  # type: ignore[union-attr]
         of_verb = cast(Parser, self._subcommand_parsers[self.verb])
-        self._describe(of_verb)
+        of_verb.prog, of_verb.description = f"lora_pl {self.name}", described(self.name)
+        of_verb.unused = UNUSED.get(self.name, "")
+        of_verb.stored = STORED if self.verb != "fit" else ""
         if self.verb != "fit":
             refuse_options_of_fit(given)
         self.config_file = option_value(given, "--config", "-c")
@@ -127,12 +129,6 @@ class ClassifierCLI(LightningCLI):
         require_seed(self._option("seed_everything"))
         if self.verb != "fit":
             require_checkpoint(self._option("ckpt_path"))
-
-    def _describe(self, parser: Parser) -> None:
-        """What errors and `--help` say of the verb."""
-        parser.prog, parser.description = f"lora_pl {self.name}", described(self.name)
-        parser.unused = UNUSED.get(self.name, "")
-        parser.stored = STORED if self.verb != "fit" else ""
 
     def _resumed(self, parser: Parser, given: list[str]) -> list[str]:
         name = early_value(given, "run_name")
@@ -166,10 +162,6 @@ class ClassifierCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the precision, and for `fit` take what it saves; a checkpoint's model starts from nothing else."""
         trainer = self._option("trainer")
-        if not isinstance(trainer, Namespace):
-            raise UsageError("trainer", f"expected a mapping of the Trainer's options, got {trainer!r:.60}")
-        if not isinstance(lora := self._option("model.lora"), Namespace):
-            raise UsageError("model.lora", f"expected a mapping of LoRA's options, got {lora!r:.60}")
         trainer.precision = settled({**trainer})["precision"]
         if self.verb == "fit":
             # every option, with its value
@@ -211,13 +203,9 @@ class ClassifierCLI(LightningCLI):
         """Let the `Run` train."""
         cast(Run, self.trainer).fit(model, datamodule, **self._trainer_options())
 
-    def validate(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
-        """Measure without Lightning's table, as `EvaluationReport` prints the metrics."""
-        self.trainer.validate(model, datamodule=datamodule, verbose=False, **kwargs)
-
-    def test(self, model: LightningModule, datamodule: SentenceDataModule, **kwargs: Any) -> None:
-        """As `validate`."""
-        self.trainer.test(model, datamodule=datamodule, verbose=False, **kwargs)
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Without Lightning's table, as `EvaluationReport` prints the metrics."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "verbose": False}
 
     def _run(self) -> Run:
         name = run_name(self._option("run_name"), self.config_file, self._option("ckpt_path"))

@@ -84,14 +84,9 @@ def split_layers(
     names: Mapping[str, str],
     alpha: float | None = None,
 ) -> tuple[dict[str, ExternalLayer], dict[str, Tensor]]:
-    """Split a state dict into the adapters of layers and the rest.
+    """Split a state dict, of the file or folder `source`, into the adapters of layers and the rest.
 
-    Args:
-        source: The file or folder, for messages.
-        tensors: The state dict.
-        variant: The layers' variant.
-        names: The other program's names of the variant's parameters: LAYER.NAME is one of the tensors.
-        alpha: That of all layers, if it is known.
+    `names` are the other program's for the variant's parameters: LAYER.NAME is one of the tensors.
 
     Raises:
         UserError: adapter.missing, adapter.shape or adapter.damaged: a layer lacks a tensor, or one is empty or holds

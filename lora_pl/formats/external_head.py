@@ -56,18 +56,13 @@ def head_of(adapter: ExternalAdapter, config: PretrainedConfig) -> ImportedHead:
     kind: HeadKind = "linear" if linear else "architecture"
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in new_head(kind, config, 1).state_dict().items()}
-    names: dict[str, str] = {}
-    for own in shapes:
-        layer, _, part = own.rpartition(".")
-        names[own] = f"{stock.layers.get(layer, LINEAR)}.{part}"
+    split = {own: own.rpartition(".") for own in shapes}
+    names = {own: f"{stock.layers.get(layer, LINEAR)}.{part}" for own, (layer, _, part) in split.items()}
     optional = {names[own] for own in shapes if own.partition(".")[0] in stock.pretrained}
-    problems = list(_problems(tensors, {names[own]: shape for own, shape in shapes.items()}, optional))
-    if problems:
+    if problems := list(_problems(tensors, {names[own]: shape for own, shape in shapes.items()}, optional)):
         raise UserError("adapter.head", f"{adapter.source}: {'; '.join(problems)}")
-    if not linear and len(tensors) == len(shapes):
-        as_linear = linear_head_of(tensors, config)
-        if as_linear is not None:
-            return ImportedHead("linear", as_linear)
+    if not linear and len(tensors) == len(shapes) and (as_linear := linear_head_of(tensors, config)):
+        return ImportedHead("linear", as_linear)
     return ImportedHead(kind, {own: tensors[name] for own, name in names.items() if name in tensors})
 
 

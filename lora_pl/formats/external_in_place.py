@@ -27,7 +27,9 @@ def split_in_place(adapter: ExternalAdapter, stock: PreTrainedModel) -> tuple[di
         UserError: adapter.shape: one is of another size.
     """
     prefix = f"{stock.base_model_prefix}."
-    shapes = {prefix + name: parameter.shape for name, parameter in _all_in_place(stock.base_model).items()}
+    every = biases(stock.base_model, "all") | norms(stock.base_model)
+    # a pooler belongs to the head
+    shapes = {prefix + name: tensor.shape for name, tensor in every.items() if not name.startswith("pooler.")}
     places = {name: ending_in(name, shapes) for name in adapter.head}
     found = {place: adapter.head[name].float() for name, place in places.items() if place}
     for name, tensor in found.items():
@@ -40,12 +42,7 @@ def split_in_place(adapter: ExternalAdapter, stock: PreTrainedModel) -> tuple[di
 
 
 def in_place_settings(adapter: ExternalAdapter, names: Collection[str], encoder: nn.Module) -> dict[str, Any]:
-    """The `train_biases` and `train_norms` by which a model trains exactly the parameters `names`.
-
-    Args:
-        adapter: May say which biases there are.
-        names: Those of `split_in_place`.
-        encoder: With LoRA as in the adapter, perhaps on the meta device.
+    """The `train_biases` and `train_norms` by which `encoder`, with LoRA as in the adapter, trains exactly `names`.
 
     Raises:
         UserError: adapter.missing: no settings train exactly these.
@@ -60,9 +57,3 @@ def in_place_settings(adapter: ExternalAdapter, names: Collection[str], encoder:
         said = [f"{what} {some(found)}" for what, found in (("missing", missing), ("unexpected", unknown)) if found]
         raise UserError("adapter.missing", f"{adapter.source}: trained biases and norms: {'; '.join(said)}")
     return choices[nearest] if names else {}
-
-
-def _all_in_place(encoder: nn.Module) -> dict[str, nn.Parameter]:
-    """Without a pooler, which belongs to the head."""
-    every = biases(encoder, "all") | norms(encoder)
-    return {name: parameter for name, parameter in every.items() if not name.startswith("pooler.")}

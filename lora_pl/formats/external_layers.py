@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -33,23 +33,23 @@ def place_layers(
             encoder; import.alpha: alpha is not known.
     """
     linear = {name: module for name, module in stock.named_modules() if isinstance(module, nn.Linear)}
-    renamed = {_name_in(name, linear, adapter.source): layer for name, layer in adapter.layers.items()}
-    if adapter.expected_layers is not None:
-        missing = [name for name in targeted(adapter.expected_layers, linear) if name not in renamed]
-        if missing:
-            raise UserError("adapter.missing", f"{adapter.source}: no tensors for the layers {some(missing)}")
-    for name, layer in renamed.items():
-        _require_shapes(adapter.source, name, layer, linear[name])
-    scaled = {name: _with_alpha(adapter.source, layer, lora_alpha) for name, layer in renamed.items()}
-    on_head = scaled.pop(stock_head(stock.config).dense, None)
+    source, layers = adapter.source, dict[str, ExternalLayer]()
+    for given, layer in adapter.layers.items():
+        name = ending_in(given, linear)
+        if name is None:
+            said = f"the encoder has no linear layer {given}; is it the adapter's base?"
+            raise UserError("adapter.base", f"{source}: {said}")
+        _require_shapes(source, name, layer, linear[name])
+        layers[name] = _with_alpha(source, layer, lora_alpha)
+    expected = [] if adapter.expected_layers is None else targeted(adapter.expected_layers, linear)
+    if missing := [name for name in expected if name not in layers]:
+        raise UserError("adapter.missing", f"{source}: no tensors for the layers {some(missing)}")
+    on_head = layers.pop(stock_head(stock.config).dense, None)
     prefix = f"{stock.base_model_prefix}."
-    outside = [name for name in scaled if not name.startswith(prefix)]
-    if outside:
-        raise UserError(
-            "adapter.unsupported",
-            f"{adapter.source}: {', '.join(outside)}: the head's last layer is adapted, not trained whole",
-        )
-    own = {name.removeprefix(prefix): layer for name, layer in scaled.items()}
+    if outside := ", ".join(name for name in layers if not name.startswith(prefix)):
+        said = f"{source}: {outside}: the head's last layer is adapted, not trained whole"
+        raise UserError("adapter.unsupported", said)
+    own = {name.removeprefix(prefix): layer for name, layer in layers.items()}
     return split_parts(architecture_of(stock.config).fused, own), on_head
 
 
@@ -78,14 +78,6 @@ def _targets(adapted: Collection[str], linear: Collection[str]) -> list[str]:
         if {name for name in linear if any(f".{name}".endswith(f".{target}") for target in targets)} == set(adapted):
             return list(targets)
     return list(adapted)
-
-
-def _name_in(name: str, linear: Mapping[str, Any], source: str) -> str:
-    """The stock model's name of a layer, without a prefix that the file adds."""
-    match = ending_in(name, linear)
-    if match is None:
-        raise UserError("adapter.base", f"{source}: the encoder has no linear layer {name}; is it the adapter's base?")
-    return match
 
 
 def _require_shapes(source: str, name: str, layer: ExternalLayer, linear: nn.Linear) -> None:

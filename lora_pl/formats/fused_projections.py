@@ -54,10 +54,6 @@ def split_parts(fused: Mapping[str, Sequence[str]], layers: Mapping[str, Externa
 
     A part keeps its rows of B without the columns that are zero there, and A's rows for the others; the scale is kept.
     A part whose rows are all zero gets no adapter, unless B is zero as a whole or the variant has further parameters.
-
-    Args:
-        fused: That of the architecture.
-        layers: By name.
     """
     split: dict[str, ExternalLayer] = {}
     for name, layer in layers.items():

@@ -105,14 +105,13 @@ class PeftExport(Export):
         own = {name: ExternalLayer.of(layer.adapter) for name, layer in lora_layers(self.model.encoder).items()}
         layers = {prefix + name: layer for name, layer in join_parts(self.model.encoder, own).items()}
         state = {
-            f"{PREFIX}{name}.{layer.variant.peft_names[parameter]}": tensor.contiguous()
+            f"{name}.{layer.variant.peft_names[parameter]}": tensor.contiguous()
             for name, layer in layers.items()
             for parameter, tensor in layer.tensors.items()
         }
-        state |= {PREFIX + name: tensor for name, tensor in self._in_place(prefix, layers).items()}
-        state |= {PREFIX + name: t for name, t in stock_head_state(self.model.head, config, self.dtype).items()}
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(self._config(layers, [prefix + name for name in linear_names(config)]), indent=2)
+        state |= self._in_place(prefix, layers) | stock_head_state(self.model.head, config, self.dtype)
+        save_file({PREFIX + name: state[name] for name in state}, folder / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(self._config(prefix, layers, linear_names(config)), indent=2)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_tokenizer(self.model, str(folder))
 
@@ -123,10 +122,9 @@ class PeftExport(Export):
         biases = {f"{layer}.bias": f"{layer}.base_layer.bias" for layer in adapted}
         return {biases.get(prefix + name, prefix + name): t.detach().contiguous() for name, t in state.items()}
 
-    def _config(self, layers: Mapping[str, ExternalLayer], linear: Sequence[str]) -> dict[str, Any]:
+    def _config(self, prefix: str, layers: Mapping[str, ExternalLayer], linear: Sequence[str]) -> dict[str, Any]:
         settings = self.model.hparams
-        lora, config = settings["lora"], lora_config(layers, linear)
-        prefix = stock_class(self.model.encoder.config).base_model_prefix
+        lora, config = settings["lora"], lora_config(layers, [prefix + name for name in linear])
         saved = norms(self.model.encoder) if settings["train_norms"] else {}
         return {
             "peft_type": "LORA",
@@ -138,7 +136,7 @@ class PeftExport(Export):
             "target_modules": list(config.target_modules),
             "modules_to_save": [
                 *stock_head(self.model.encoder.config).modules,
-                *dict.fromkeys(f"{prefix}.{name.rpartition('.')[0]}" for name in saved),
+                *dict.fromkeys(prefix + name.rpartition(".")[0] for name in saved),
             ],
             "rank_pattern": config.rank_pattern,
             "alpha_pattern": {name: _whole(alpha) for name, alpha in config.alpha_pattern.items()},

@@ -56,6 +56,8 @@ BIASES: dict[str | None, TrainBiases] = {"none": "none", "lora_only": "lora", "a
 """`train_biases` by PEFT's name."""
 COPIES = (r"\.original_module\.", r"\.modules_to_save\.", r"\.modules_to_save\.[^.]+\.")
 """Where PEFT, with bias = all, also writes the biases of modules that it saves whole: unused ones, and those twice."""
+RECORDED = ("encoder", "task", "label_names", "pairs", "max_length")
+"""What is taken of lora_pl's own record beside an adapter."""
 INITS = (True, False, "gaussian", "eva", "orthogonal")
 """The initializations that leave the base's weights as they are; PiSSA, OLoRA, LoftQ, ... change them."""
 
@@ -76,8 +78,11 @@ def read_peft(files: Mapping[str, bytes], source: str) -> ExternalAdapter:
     variant = next(variant for variant in VARIANTS.values() if variant.peft_settings == _variant_settings(config))
     layers, head = split_layers(source, plain, variant, variant.peft_names)
     layers = _scaled(layers, config, source)
-    settings, base = _from_record(files, source)
-    settings = {"encoder": config.get("base_model_name_or_path"), **settings}
+    settings, base = {"encoder": config.get("base_model_name_or_path")}, None
+    if RECORD in files:  # lora_pl's own
+        record = parse_record(files[RECORD], source)
+        settings |= {key: record["hyper_parameters"][key] for key in RECORDED}
+        base = record["base"]
     settings["lora_dropout"] = float(config.get("lora_dropout") or 0.0)
     biases = BIASES[config.get("bias", "none")]
     return ExternalAdapter(source, layers, head, settings, base, expected_layers=config, biases=biases)
@@ -101,15 +106,6 @@ def _plain(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str
     plain = {re.sub(r"\.base_layer(?=\.bias$)", "", name.removeprefix(PREFIX)): tensors[name] for name in tensors}
     bare = {name: {re.sub(place, ".", name) for place in COPIES} - {name} for name in plain}
     return {name: plain[name] for name in plain if config.get("bias") != "all" or not bare[name] & plain.keys()}
-
-
-def _from_record(files: Mapping[str, bytes], source: str) -> tuple[dict[str, Any], Mapping[str, str] | None]:
-    """What lora_pl's own record beside the adapter says, if there is one."""
-    if RECORD not in files:
-        return {}, None
-    record = parse_record(files[RECORD], source)
-    kept = ("encoder", "task", "label_names", "pairs", "max_length")
-    return {key: value for key, value in record["hyper_parameters"].items() if key in kept}, record["base"]
 
 
 def parse_config(data: bytes, source: str) -> dict[str, Any]:

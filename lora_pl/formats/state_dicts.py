@@ -61,24 +61,19 @@ def _has(state: Mapping[str, Any], names: Mapping[str, str]) -> bool:
 def _read_original(state: Mapping[str, Any], config: Mapping[str, Any], source: str) -> ExternalAdapter:
     """With rank, alpha, task and length if `config` says them."""
     layers, head = split_layers(source, state, LoRA, ORIGINAL, config.get("alpha"))
-    wrong = [name for name, layer in layers.items() if layer.r != (config.get("r") or layer.r)]
-    if wrong:
+    if wrong := [name for name, layer in layers.items() if layer.r != (config.get("r") or layer.r)]:
         raise UserError(
             "adapter.shape", f"{source}: config says r = {config['r']}, but {wrong[0]} has r = {layers[wrong[0]].r}"
         )
-    return ExternalAdapter(source, layers, head, _settings(config), linear_head=True)
-
-
-def _config(stored: Any, source: str) -> dict[str, Any]:
-    config = (
-        {name: stored[name] for name in Config.__annotations__ if name in stored} if isinstance(stored, dict) else {}
-    )
-    require_json(config, Config, "adapter.damaged", f"{source}: config.")
-    return config
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     tasks = {task.folder: task.name for task in GLUE_TASKS.values()}
     task = tasks.get(config.get("task") or "")
     known = {"encoder": config.get("model"), "task": task, "max_length": config.get("max_length")}
-    return {key: value for key, value in known.items() if value is not None}
+    settings = {key: value for key, value in known.items() if value is not None}
+    return ExternalAdapter(source, layers, head, settings, linear_head=True)
+
+
+def _config(stored: Any, source: str) -> dict[str, Any]:
+    known = stored if isinstance(stored, dict) else {}
+    config = {name: known[name] for name in Config.__annotations__ if name in known}
+    require_json(config, Config, "adapter.damaged", f"{source}: config.")
+    return config

@@ -69,10 +69,7 @@ def save_tokenizer(model: PlainClassifier, folder: str) -> PreTrainedTokenizerBa
 def read_logits(model: Any, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> Tensor:
     """(texts, outputs): what a program that knows nothing of lora_pl computes, in padded batches.
 
-    Args:
-        model: Called with the tokenizer's tensors by name; gives logits, or an object that holds them.
-        tokenizer: It cuts at its `model_max_length`.
-        texts: Sentences, or pairs of them.
+    `model` is called with the tokenizer's tensors by name; it gives logits, or an object that holds them.
     """
     parts = []
     for start in range(0, len(texts), READ_BATCH):

@@ -12,7 +12,7 @@ from lora_pl.data import texts
 from lora_pl.data.texts import Text, TextStream
 from lora_pl.errors import UserError
 from lora_pl.model.one_process import OneProcess
-from lora_pl.predictions.output import is_stream, opened, require_output
+from lora_pl.predictions.output import is_stream, opened
 from lora_pl.predictions.parts import Parts
 from lora_pl.predictions.writers import Row, Rows, json_lines
 
@@ -39,21 +39,20 @@ def predict_file(
 
     Args:
         stream: The texts.
-        output: JSON lines, or CSV or Parquet by its ending; - is standard output.
+        output: JSON lines, or CSV or Parquet by its ending; - is standard output. See `require_output`.
         answers: The model.
         made_from: What the rows depend on beside the texts.
         fabric: The processes, already launched.
         bar: Whether to show the progress where standard error is a terminal.
-        example: A row such as `answers` gives: a table has its columns, even if there is no text.
+        example: See `Parts.join`.
 
     Returns:
         How many rows were written (by the first process; 0 elsewhere).
 
     Raises:
-        UserError: `output`: see `require_output`, or several processes would share a stream; `predict.nonfinite`: a
-            logit is inf or NaN; `data...`: a text can't be read.
+        UserError: `output`: several processes would share a stream; `predict.nonfinite`: a logit is inf or NaN;
+            `data...`: a text can't be read.
     """
-    require_output(output, stream.path)
     streams = is_stream(output)
     if (streams or stream.once) and fabric.world_size > 1:
         raise UserError("output", "several processes need an --input and an --output file; or take one device")

@@ -45,15 +45,13 @@ def require_output(output: str, *inputs: str, key: str = "output") -> None:
 
 def is_stream(output: str) -> bool:
     """Whether `output` is written as it comes: standard output by any name, a pipe or a device; no file replaces it."""
-    if output == STDOUT or _is_stdout(output):
-        return True
-    return os.path.exists(output) and not os.path.isfile(output)
+    return _is_stdout(output) or (os.path.exists(output) and not os.path.isfile(output))
 
 
 @contextmanager
 def opened(output: str) -> Iterator[IO[bytes]]:
     """The stream, to write to."""
-    if output != STDOUT and not _is_stdout(output):
+    if not _is_stdout(output):
         with open(output, "wb") as file:
             yield file
     elif sys.stdout is None:
@@ -64,6 +62,6 @@ def opened(output: str) -> Iterator[IO[bytes]]:
 
 def _is_stdout(output: str) -> bool:
     try:
-        return os.path.samestat(os.stat(output), os.fstat(1))
+        return output == STDOUT or os.path.samestat(os.stat(output), os.fstat(1))
     except OSError:
         return False

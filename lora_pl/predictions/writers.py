@@ -45,32 +45,26 @@ def _as_lines(parts: Sequence[Path], path: Path, example: Row | None) -> int:
 
 
 def _as_csv(parts: Sequence[Path], path: Path, example: Row | None) -> int:
-    """A column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it; lists as JSON."""
-    own, chances = _apart(_first(parts, example))
-    rows, names = 0, ([*own], [*chances])
+    columns, rows = [*_flat(_first(parts, example))], 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        if own:
-            writer.writerow([*own, *(f"{CHANCES}.{label}" for label in chances)])
+        if columns:
+            writer.writerow(columns)
         for part in parts:
-            for own, chances in map(_apart, _read(part)):
-                if ([*own], [*chances]) != names:
+            for row in map(_flat, _read(part)):
+                if [*row] != columns:
                     raise _damaged(part)
-                writer.writerow([*map(_cell, own.values()), *chances.values()])
+                writer.writerow(row.values())
                 rows += 1
     return rows
 
 
-def _apart(row: Row) -> tuple[Row, Row]:
-    """The row without its probabilities, and those by class."""
-    chances = row.get(CHANCES)
-    if not isinstance(chances, dict):
-        return row, {}
-    return {name: cell for name, cell in row.items() if name != CHANCES}, chances
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+def _flat(row: Row) -> dict[str, Any]:
+    """With a column per class, `probabilities.CLASS`, as pandas' `json_normalize` names it, and lists as JSON."""
+    chances = row[CHANCES] if isinstance(row.get(CHANCES), dict) else {}
+    own = {name: cell for name, cell in row.items() if cell is not chances}
+    lists = {name: json.dumps(cell, ensure_ascii=False) for name, cell in own.items() if isinstance(cell, list)}
+    return {**own, **lists, **{f"{CHANCES}.{label}": chance for label, chance in chances.items()}}
 
 
 def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
@@ -81,7 +75,9 @@ def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
     def table(rows: Iterable[Row], part: Path) -> Any:
         try:
             found = pa.Table.from_pylist(list(rows))
-            return found.cast(pa.schema([(field.name, _of_texts(field.type)) for field in found.schema]))
+            lists = pa.list_(pa.string())  # also where all of them are empty
+            types = [lists if pa.types.is_list(type) else type for type in found.schema.types]
+            return found.cast(pa.schema(list(zip(found.column_names, types, strict=True))))
         except (ValueError, TypeError, pa.ArrowException):
             raise _damaged(part) from None
 
@@ -95,13 +91,6 @@ def _as_parquet(parts: Sequence[Path], path: Path, example: Row | None) -> int:
             writer.write_table(found)
             rows += found.num_rows
     return rows
-
-
-def _of_texts(type: Any) -> Any:
-    """The type of a column of lists, all of which may be empty; others as they are."""
-    import pyarrow as pa
-
-    return pa.list_(pa.string()) if pa.types.is_list(type) else type
 
 
 def _first(parts: Sequence[Path], example: Row | None) -> Row:

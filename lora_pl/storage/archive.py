@@ -34,10 +34,6 @@ def read_archive(path: Path, kind: str = "checkpoint") -> Any:
     for more: every record matches its CRC-32, none is compressed (so reading takes no more memory than the file's
     size), no tensor is sparse, on the meta device or expanded beyond its storage, and nesting is bounded.
 
-    Args:
-        path: The file.
-        kind: The first part of the errors' keys.
-
     Raises:
         UserError: `KIND.missing`, `KIND.damaged` (empty and truncated files too) or `KIND.refused`.
     """

@@ -29,7 +29,6 @@ class Fingerprints(TypedDict, total=False):
     """What a checkpoint or an adapter folder says of its base; 0.2.0 has the first three."""
 
     encoder: Required[str]
-    """Its name."""
     weights: Required[str]
     vocabulary: Required[str]
     configuration: str
@@ -146,24 +145,19 @@ def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, str]) -> None:
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: Path, keep: Path | None = None) -> None:
-    """Write under a temporary name and rename, so that a crash or a full disk never leaves a partial file.
-
-    Args:
-        checkpoint: The content.
-        path: The file.
-        keep: The name that the previous file is renamed to; by default it is replaced.
+    """Write the file by `write_whole`, which a crash or a full disk never leaves in part.
 
     Raises:
         UserError: `checkpoint.unwritten`: the disk is full or read-only.
     """
+
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            torch.save(checkpoint, file)
+
     try:
-        write_whole(path, lambda beside: _save(checkpoint, beside), keep=keep)
+        write_whole(path, write, keep=keep)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise UserError(
             "checkpoint.unwritten", f"{path}: could not be written ({error}); the previous file is intact"
         ) from error
-
-
-def _save(checkpoint: Mapping[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(checkpoint, file)

@@ -53,14 +53,8 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 def require_json(values: Any, annotation: Any, key: str, prefix: str, unknown: str = "forbid") -> None:
     """Raise a UserError, `key`, unless `values` are JSON of the type `annotation`.
 
-    The check is strict: true is no integer, 4.7 no length, "4" no number, NaN no rate.
-
-    Args:
-        values: Plain values.
-        annotation: A type, such as one of `arguments`.
-        key: The error's key.
-        prefix: What the message begins with: the file, and what the names of `values` are prefixed with.
-        unknown: What to do with names that a mapping of `annotation` lacks: forbid or ignore.
+    The check is strict: true is no integer, 4.7 no length, "4" no number, NaN no rate. `prefix` begins the message: the
+    file, and what the names of `values` are prefixed with; names that a mapping lacks are `unknown`: forbid or ignore.
     """
     from pydantic import ValidationError
 

@@ -44,11 +44,7 @@ TRAINED = ("train_sentences", "train_draw", "batch_size", "eval_batch_tokens")
 def read_settings(stored: Mapping[str, Any], model: Callable[..., Any], source: str, kind: str) -> dict[str, Any]:
     """The arguments of `model` that a checkpoint, or the record of an adapter folder, was made with.
 
-    Args:
-        stored: Its settings; one that they lack has its default.
-        model: Its annotated arguments say which settings there are, and their types.
-        source: The file, for messages.
-        kind: The first part of the errors' keys.
+    A setting that `stored` lacks has its default.
 
     Raises:
         UserError: `KIND.version` (a setting that this version lacks) or `KIND.settings` (a wrong value).

@@ -23,10 +23,7 @@ SUFFIX = ".unfinished"
 def write_whole(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
     """Let `write` fill a temporary file, then rename it to `path`, or to what `path` links to.
 
-    Args:
-        path: The file; its folder is made if there is none.
-        write: Called with the temporary path, on the same disk.
-        keep: Another name for the previous file, instead of its removal.
+    The file's folder is made if there is none. `keep` is another name for the previous file, instead of its removal.
 
     Raises:
         OSError: `path` is a folder or a device, which no file replaces; or it can't be written.
@@ -75,14 +72,6 @@ def recover(path: Path) -> None:
         with suppress(OSError), _locked(folder, wait=False):
             _restore(folder, path)
             shutil.rmtree(folder)
-
-
-def remove_unfinished(path: Path) -> None:
-    """`recover`, and remove a checkpoint's temporary files of version 0.2.0, whose names end in a process's number."""
-    recover(path)
-    for file in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if file.name.rpartition(".")[2].isdigit() and file.is_file():
-            file.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -20,10 +20,10 @@ def read_options(path: str | Path) -> dict[Any, Any]:
     """The options of a file by name.
 
     Raises:
-        UsageError: `config`: see `read_yaml_text`; or it is no mapping.
+        UsageError: `config`: it is not a regular file, larger than 1 MiB, not UTF-8, no YAML, unbounded, or no mapping.
     """
     try:
-        options = bounded_load(read_yaml_text(path))
+        options = bounded_load(_text(path))
     except yaml.YAMLError as error:
         raise _wrong(path, error) from None
     if not isinstance(options, dict):
@@ -31,30 +31,23 @@ def read_options(path: str | Path) -> dict[Any, Any]:
     return options
 
 
-def read_yaml_text(path: str | Path) -> str:
-    """The text of a file.
-
-    Raises:
-        UsageError: `config`: it is not a regular file, larger than 1 MiB, not UTF-8, no YAML, or unbounded.
-    """
+def _text(path: str | Path) -> str:
     path = expanded(path)
     if not path.is_file():
         raise _wrong(path, "not a regular file" if path.exists() else "no such file")
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _wrong(path, f"expected at most {MAX_BYTES:,} bytes")
     try:
-        text = data.decode("utf-8-sig")
-        require_bounded(text)
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _wrong(path, f"not UTF-8 (byte 0x{data[error.start]:02x})") from None
-    except yaml.YAMLError as error:
-        raise _wrong(path, error) from None
-    return text
 
 
 def line_of(path: str | Path, key: str) -> int | None:
-    """The line of a file, from 1, that gives the option `key`; None if none does. Raises as `read_yaml_text`."""
-    return _line(yaml.compose(read_yaml_text(path), Loader=LOADER), key)
+    """The line, from 1, at which a file that `read_options` has read gives the option `key`; None if none does."""
+    return _line(yaml.compose(_text(path), Loader=LOADER), key)
 
 
 def _line(node: Any, key: str) -> int | None:

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_pl.cli.checkpoint_defaults import early_value
+from lora_pl.cli.shared_options import early_value
 from lora_pl.data import json_values, parquet
 from lora_pl.data.examples import discover_labels
 from lora_pl.data.rows import read_rows

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
-from lora_pl.cli.checkpoint_defaults import checkpoint_defaults
 from lora_pl.cli.main import main
+from lora_pl.cli.shared_options import checkpoint_defaults
 from lora_pl.encoder.loading import load_config
 from lora_pl.encoder.source import local_path, require_own_package
 from lora_pl.errors import UserError

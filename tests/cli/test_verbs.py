@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lora_pl.cli import import_adapter
+from lora_pl.cli import import_adapter, predict_adapters
 from lora_pl.cli.main import VERBS, main
-from lora_pl.cli.predict import adapters_parser
 from lora_pl.data.texts import TextStream
 from lora_pl.errors import UserError
 from tests.cli.mistakes import error_of
@@ -270,7 +269,9 @@ def test_help_of_the_smaller_verbs(verb, own, capsys):
 def test_a_verb_takes_the_names_that_its_options_have_in_fit():
     found = import_adapter.make_parser().parse_args(["x", "--model.encoder=a=b", "--model.lora.lora_alpha", "8"])
     assert (found.source, found.encoder, found.lora_alpha) == ("x", "a=b", 8)
-    found = adapters_parser().parse_args(["--adapter", "a=b", "--data.text_column", "review", "--encoder", "c"])
+    found = predict_adapters.make_parser().parse_args(
+        ["--adapter", "a=b", "--data.text_column", "review", "--encoder", "c"]
+    )
     assert (found.text_column, found.encoder) == ("review", "c")
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_pl.cli.checkpoint_defaults import option_value
+from lora_pl.cli.shared_options import option_value
 from lora_pl.errors import UserError
 from lora_pl.training.run_folder import require_free, run_name
 
