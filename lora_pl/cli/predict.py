@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
+from lora_pl.cli import predict_adapters
+from lora_pl.cli.answers import digest, example_row, report, stoppable, stream_with
 from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
 from lora_pl.data.sentence_data import IF_TOO_LONG, SentenceData
-from lora_pl.data.task import Task
-from lora_pl.data.texts import Format, Text, TextStream, as_row, as_text, named, with_kept
+from lora_pl.data.texts import Text, TextStream, as_row, as_text, named, with_kept
 from lora_pl.encoder.dtype import resolve_dtype
 from lora_pl.errors import UserError, first_line
 from lora_pl.model.memory import is_out_of_memory
@@ -27,17 +23,13 @@ from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.precision import chosen_precision
 from lora_pl.model.stored import read_model
 from lora_pl.predictions.file import predict_file
-from lora_pl.predictions.output import STDOUT, require_output
+from lora_pl.predictions.output import require_output
 from lora_pl.predictions.writers import Rows
-from lora_pl.reporting import say
-from lora_pl.training.resume.stop_signals import RunStopped
 
 
 def run(args: list[str]) -> None:
     """Run `lora_pl predict ARGS`."""
     if any(arg.partition("=")[0] == "--adapter" for arg in args):
-        from lora_pl.cli import predict_adapters  # which imports from here
-
         predict_adapters.run(args)
     else:
         predict_checkpoint(args)
@@ -60,26 +52,6 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     made_from = {"checkpoint": digest(options.ckpt_path), "options": parser.dump(options, skip_unset=False)}
     # a function of the module and its arguments, which another process can be given
     fabric.launch(partial(_predict, model, data, stream, options, made_from))
-
-
-def stream_with(kept: Sequence[str], path: str, columns: Sequence[str], format: Format | None) -> TextStream:
-    """The texts in `columns`, with the columns that are kept; a UserError, `keep_columns`, for a file without any."""
-    stream = TextStream(path, [*columns, *kept], format)
-    if kept and not stream.ending:
-        raise UserError("keep_columns", f"{stream.path} has no columns; give a table, or its --input_format")
-    return stream
-
-
-def example_row(task: Task, kept: Sequence[str], **own: str) -> dict[str, Any]:
-    """The row of an empty text; a UserError, `keep_columns`, where two columns would have one name."""
-    row = {**named(("",) * len(task.columns)), **own, **task.predictions(torch.zeros(1, task.outputs))[0]}
-    whole = with_kept(row, dict.fromkeys(kept, ""))
-    if len(whole) < len(row) + len(kept):
-        raise UserError(
-            "keep_columns",
-            f"expected different names, got {', '.join(kept)} (a column that the answers have too becomes input_NAME)",
-        )
-    return whole
 
 
 def _processes(trainer: Any) -> Any:
@@ -134,34 +106,6 @@ def _predict(
     report(written, options.output, stream, asked, cut, [model.max_length])
 
 
-def report(written: int, output: str, stream: TextStream, asked: int, cut: int, lengths: Iterable[int]) -> None:
-    """Say what was written, cut and skipped."""
-    told = [
-        f"{written:,} predictions in {output}" * (output != STDOUT),
-        f"{cut:,} of {asked:,} texts cut at {' or '.join(map(str, sorted(set(lengths))))} tokens" * (cut > 0),
-        f"{stream.blank:,} empty row{'s' * (stream.blank > 1)} skipped" * (stream.blank > 0),
-    ]
-    if any(told):
-        say("; ".join(filter(None, told)))
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM stops at once, as Ctrl-C does; whole parts are kept."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise RunStopped(signum, "by SIGTERM")
-
-    if threading.current_thread() is not threading.main_thread():  # no other thread can set a handler
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @contextmanager
 def _memory() -> Iterator[None]:
     try:
@@ -170,8 +114,3 @@ def _memory() -> Iterator[None]:
         if is_out_of_memory(error):
             raise UserError("data.eval_batch_tokens", "out of memory; give fewer tokens per batch") from error
         raise
-
-
-def digest(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

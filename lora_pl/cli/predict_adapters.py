@@ -8,8 +8,8 @@ from typing import Literal
 
 import torch
 
+from lora_pl.cli.answers import digest, example_row, report, stoppable, stream_with
 from lora_pl.cli.parser import Parser, verb_parser
-from lora_pl.cli.predict import digest, example_row, report, stoppable, stream_with
 from lora_pl.cli.shared_options import option_value
 from lora_pl.cli.uncollected import uncollected
 from lora_pl.data.lines import STDIN
