@@ -74,6 +74,14 @@ def recover(path: Path) -> None:
             shutil.rmtree(folder)
 
 
+def remove_unfinished(path: Path) -> None:
+    """`recover`, and remove a checkpoint's temporary files of version 0.2.0, whose names end in a process's number."""
+    recover(path)
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if file.name.rpartition(".")[2].isdigit() and file.is_file():
+            file.unlink(missing_ok=True)
+
+
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A new, locked folder on the disk of `path`; afterwards it is removed, with what is still in it."""

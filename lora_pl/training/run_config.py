@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.model.versions import versions
 from lora_pl.storage.settings import FROM_DATA, FROM_MODEL
-from lora_pl.storage.write_whole import write_whole
+from lora_pl.storage.write_whole import remove_unfinished, write_whole
 
 CONFIG = "config.yaml"
 RUN_KEY = "lora_pl_run"
@@ -46,6 +46,7 @@ class RunConfig(Callback):
                 logger.experiment.add_text("config", f"```yaml\n{commented}\n```")
             if self.folder is not None:
                 path = self.folder / CONFIG
+                remove_unfinished(path)  # of a run that was killed
                 write_whole(path, lambda beside: beside.write_text(commented, encoding="utf-8"))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from lora_pl.errors import UserError
 from lora_pl.model.monitor import mode_of
 from lora_pl.storage.checkpoint import BEST, LAST, PREVIOUS, SUFFIX
 from lora_pl.storage.schema import require_values
-from lora_pl.storage.write_whole import recover
+from lora_pl.storage.write_whole import remove_unfinished
 from lora_pl.training.resume.stop_signals import RunStopped, StopSignals, requeue
 
 SAVE = 1  # below every signal that stops a run
@@ -93,7 +93,7 @@ class LastCheckpoint(Checkpoint):
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
         if trainer.is_global_zero:
             for name in (BEST, LAST, PREVIOUS):
-                recover(self.folder / f"{name}{SUFFIX}")
+                remove_unfinished(self.folder / f"{name}{SUFFIX}")
 
     def write(self, trainer: Trainer) -> None:
         """Save."""
