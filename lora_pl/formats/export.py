@@ -58,8 +58,6 @@ class Export(ABC):
     """Whether the adapters are merged into the base's weights."""
     has_int8: ClassVar[bool] = False
     """Whether it has the option `int8`."""
-    needs_encoder: ClassVar[bool] = False
-    """Whether the path of the base in the record is needed to load the folder."""
     relative_tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-5}
     """By dtype: the largest change of a logit, relative to the largest logit, that rounding explains."""
 

@@ -16,7 +16,6 @@ from lora_pl.encoder.source import PACKAGE_SCHEME, is_folder_name
 from lora_pl.formats.comparison import Comparison
 from lora_pl.formats.export import Export
 from lora_pl.lora import VARIANTS, lora_layers
-from lora_pl.model.plain import PlainClassifier
 from lora_pl.model.versions import versions
 from lora_pl.printable import printable
 from lora_pl.storage.checkpoint import DATA_KEY, SETTINGS_KEY, START_KEY
@@ -42,7 +41,7 @@ def write_record(folder: Path, export: Export, checkpoint: dict[str, Any], compa
     """Write `lora_pl.json`."""
     model, data = export.model, checkpoint.get(DATA_KEY, {})
     settings = {**model.hparams, "start_from": public(model.hparams["start_from"] or "", 2) or None}
-    if not export.needs_encoder:
+    if export.is_merged:  # else the base's own path is needed to load the folder
         settings["encoder"] = public(settings["encoder"])
     record = {
         "format": export.name,
@@ -61,7 +60,7 @@ def write_model_card(
 ) -> None:
     """Write `README.md` with the metadata that model hubs read."""
     sections = [
-        _metadata(export.model),
+        _metadata(export),
         f"# {plain(_title(export))}\n",
         "## Use\n",
         f"```python\n{export.usage.replace('{folder}', 'THIS_FOLDER')}\n```\n",
@@ -78,10 +77,10 @@ def write_model_card(
     (folder / "README.md").write_text("\n".join(sections), encoding="utf-8")
 
 
-def _metadata(model: PlainClassifier) -> str:
-    encoder = model.hparams["encoder"]
+def _metadata(export: Export) -> str:
+    encoder = export.model.hparams["encoder"]
     on_hub = not is_folder_name(encoder) and not encoder.startswith(PACKAGE_SCHEME)
-    lines = ["---", "pipeline_tag: text-classification", "library_name: transformers"]
+    lines = ["---", "pipeline_tag: text-classification", f"library_name: {export.program}"]
     lines += [f"base_model: {json.dumps(encoder)}"] if on_hub else []  # JSON is YAML
     return "\n".join([*lines, "tags: [lora, lora_pl]", "---", ""])
 

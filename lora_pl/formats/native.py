@@ -43,7 +43,6 @@ class AdapterExport(Export):
     name: ClassVar[str] = "adapter"
     program: ClassVar[str] = "lora_pl"
     is_merged: ClassVar[bool] = False
-    needs_encoder: ClassVar[bool] = True
 
     def require_representable(self) -> None:
         """Refuse full fine-tuning too, which has no adapter."""

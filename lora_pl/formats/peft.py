@@ -46,7 +46,6 @@ class PeftExport(Export):
     name: ClassVar[str] = "peft"
     program: ClassVar[str] = "peft"
     is_merged: ClassVar[bool] = False
-    needs_encoder: ClassVar[bool] = True  # by `lora_pl import`
 
     def require_representable(self) -> None:
         """Refuse a model without adapters, a variant that PEFT lacks and a head that the stock head can't be, too."""

@@ -150,14 +150,14 @@ def save_checkpoint(checkpoint: Mapping[str, Any], path: Path, keep: Path | None
     Raises:
         UserError: `checkpoint.unwritten`: the disk is full or read-only.
     """
-
-    def write(beside: Path) -> None:
-        with beside.open("wb") as file:
-            torch.save(checkpoint, file)
-
     try:
-        write_whole(path, write, keep=keep)
+        write_whole(path, lambda beside: _save(checkpoint, beside), keep=keep)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise UserError(
             "checkpoint.unwritten", f"{path}: could not be written ({error}); the previous file is intact"
         ) from error
+
+
+def _save(checkpoint: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)

@@ -25,7 +25,7 @@ def test_the_folder_says_what_it_is_and_how_it_was_made(checkpoint, tmp_path, gl
     ]
     for said in (*facts, "largest logit change", "torch 2."):
         assert said in card
-    assert card.startswith("---\npipeline_tag: text-classification\n")
+    assert card.startswith("---\npipeline_tag: text-classification\nlibrary_name: transformers\n")
     record = json.loads((tmp_path / "hf" / "lora_pl.json").read_text())
     assert record["comparisons"]["hf"] == asdict(found)
     base = torch.load(checkpoint, weights_only=True)["lora_pl_base"]

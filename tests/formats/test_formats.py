@@ -80,6 +80,7 @@ def test_logits_read_back_are_those_of_predict(format, variant, make_model, tmp_
     assert (record["format"], record["base"]) == (format, {**base, "encoder": Path(base["encoder"]).name})
     assert record["comparisons"][format]["flipped"] == 0
     assert f"--format {format}" in card
+    assert f"library_name: {export.program}\n" in card
     assert f"| variant | {variant} |\n| rank r | 2 (by layer: 2, 3) |" in card
     assert export.usage.replace("{folder}", "THIS_FOLDER") in card
     monkeypatch.chdir(Path(base["encoder"]).parent)  # where PEFT's base is found by its name
