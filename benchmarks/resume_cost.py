@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from benchmarks.device import CPU
 from lora_pl import LoRAClassifier, SentenceDataModule
 from lora_pl.encoder import EMBEDDED
+from lora_pl.model.precision import default_precision
 from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
 from lora_pl.training.resume.exact_resume import ExactResume
 from lora_pl.training.resume.saving import BestCheckpoint, LastCheckpoint, SavePoints
@@ -39,7 +40,7 @@ def run(
     clock = LambdaCallback(on_train_batch_end=lambda *given: ends.append(time.perf_counter()))
     saving = [ExactResume(), SavePoints(best, last, every_steps, None), best, last]
     trainer = Trainer(
-        accelerator="cpu", precision="bf16-mixed", max_steps=steps, limit_val_batches=0, logger=False,
+        accelerator="cpu", precision=default_precision("cpu"), max_steps=steps, limit_val_batches=0, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=resumable,
         plugins=[WholeFileCheckpointIO()], callbacks=[*(saving if resumable else []), clock],
     )  # fmt: skip
