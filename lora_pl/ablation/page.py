@@ -42,8 +42,9 @@ def make_page(
     summary: dict[str, Any],
     settings: dict[str, Any],
     figures: list[dict[str, str]],
+    against: str | None = None,
 ) -> str:
-    """`report.html.jinja`, filled in; each figure is `{"png": in base64, "caption"}`."""
+    """`report.html.jinja`, filled in; each figure is `{"png": in base64, "caption"}`; see `compare` for `against`."""
     from jinja2 import Environment
 
     by_rank = [one for one in series if one.axis == RANK]
@@ -57,7 +58,7 @@ def make_page(
             unit=unit_of(next((row["metric"] for row in summary["measured"]), "")),
             measured=[*map(_result, summary["measured"])],
             published=[*map(_result, summary["published"])],
-            series=[_compared(one) for one in series],
+            series=[_compared(one, against) for one in series],
             figures=figures,
             **_amplification(table.path.parent, by_rank),
         )
@@ -99,8 +100,9 @@ def _result(row: dict[str, Any]) -> list[object]:
     return [row["name"], *counts, *results, runs]
 
 
-def _compared(series: Series) -> dict[str, Any]:
-    comparisons = compare({group.name: group.results() for group in series.groups})
+def _compared(series: Series, against: str | None) -> dict[str, Any]:
+    groups = {group.name: group.results() for group in series.groups}
+    comparisons = compare(groups, against if against in groups else None)
     axis = "arms, each at its best point" if series.axis == ARM else series.axis
     return {
         "name": ": ".join(filter(None, (axis, series.name))),

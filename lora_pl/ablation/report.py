@@ -39,11 +39,14 @@ class Metrics(TypedDict):
     loss_curve: list[tuple[int, float]]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, against: str | None = None) -> Path:
     """Write `report.html`, `summary.json` and `figures/*.{png,svg}` of the study in `folder`; the page's path.
 
+    Where a series has a row of the name `against`, each other row is compared with it alone.
+
     Raises:
-        UserError: `report`, no trial in the folder is finished; `report.extra`, matplotlib or scipy is missing.
+        UserError: `report`, no trial in the folder is finished; `report.against`, nothing has that name;
+            `report.extra`, matplotlib or scipy is missing.
     """
     missing = [name for name in ("matplotlib", "scipy") if find_spec(name) is None]
     if missing:
@@ -58,6 +61,9 @@ def write_report(folder: Path) -> Path:
         raise UserError("report", f"{folder} holds no finished trial; expected the folder of `lora_pl ablate`")
     settings = stored_settings(folder) or {}
     series = [*arms_of(groups), *series_of(groups)]
+    names = dict.fromkeys(group.name for one in series for group in one.groups)
+    if against not in (None, *names):
+        raise UserError("report.against", f"expected one of {'; '.join(names)}; got {against}")
     figures = [
         {"png": _save(figure, folder / "figures" / name), "caption": caption}
         for name, (figure, caption) in _figures(folder, series).items()
@@ -67,7 +73,7 @@ def write_report(folder: Path) -> Path:
     summary = {"measured": measured, "published": list(PUBLISHED) if compares else []}
     text = json.dumps(summary, indent=2)
     write_whole(folder / "summary.json", lambda beside: beside.write_text(text, encoding="utf-8"))
-    page = make_page(table, series, summary, settings, figures)
+    page = make_page(table, series, summary, settings, figures, against)
     path = folder / "report.html"
     write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
     return path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -37,7 +37,7 @@ class Comparison:
     p: float
     """Of the two-sided paired t-test."""
     adjusted_p: float
-    """After Holm's correction over all pairs."""
+    """After Holm's correction over all pairs that are compared."""
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -51,18 +51,23 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(n, centre, deviation, float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n))
 
 
-def compare(groups: Mapping[str, Mapping[Any, float]]) -> list[Comparison]:
+def compare(groups: Mapping[str, Mapping[Any, float]], against: str | None = None) -> list[Comparison]:
     """Paired t-tests of every two groups with at least two keys in common and no NaN there, corrected by `holm`.
 
-    A group has its results by what pairs them: the seed, or seed and fold.
+    A group has its results by what pairs them: the seed, or seed and fold. With the group `against`, each other group
+    is compared with it alone, which leaves fewer comparisons to correct for.
     """
     pairs = []
-    for one, other in itertools.combinations(groups, 2):
+    for one, other in itertools.combinations(groups, 2) if against is None else _with(against, groups):
         differences = [result - groups[other][key] for key, result in groups[one].items() if key in groups[other]]
         if len(differences) > 1 and not any(map(math.isnan, differences)):
             pairs.append((one, other, summarize(differences), _p_value(differences)))
     adjusted = holm([pair[3] for pair in pairs])
     return [Comparison(*pair, adjusted_p=p) for pair, p in zip(pairs, adjusted, strict=True)]
+
+
+def _with(against: str, groups: Iterable[str]) -> list[tuple[str, str]]:
+    return [(one, against) for one in groups if one != against]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -58,7 +58,9 @@ def run(args: list[str]) -> None:
     if args[1:2] == ["report"]:
         parser = Parser(prog="lora_pl ablate report", description="Write the report of a study again.")
         parser.add_argument("folder", type=str, help="The study's folder, with its table.parquet.")
-        say(f"report {write_report(Path(parser.parse_args(args[2:]).folder))}")
+        parser.add_argument("--against", type=str, help="A row of the report: compare each other row with it alone.")
+        given = parser.parse_args(args[2:])
+        say(f"report {write_report(Path(given.folder), given.against)}")
     else:
         AblateCLI(["fit", *args[1:]])
 
