@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -57,17 +57,14 @@ def compare(groups: Mapping[str, Mapping[Any, float]], against: str | None = Non
     A group has its results by what pairs them: the seed, or seed and fold. With the group `against`, each other group
     is compared with it alone, which leaves fewer comparisons to correct for.
     """
+    every = [*itertools.combinations(groups, 2)]
     pairs = []
-    for one, other in itertools.combinations(groups, 2) if against is None else _with(against, groups):
+    for one, other in every if against is None else [(one, against) for one in groups if one != against]:
         differences = [result - groups[other][key] for key, result in groups[one].items() if key in groups[other]]
         if len(differences) > 1 and not any(map(math.isnan, differences)):
             pairs.append((one, other, summarize(differences), _p_value(differences)))
     adjusted = holm([pair[3] for pair in pairs])
     return [Comparison(*pair, adjusted_p=p) for pair, p in zip(pairs, adjusted, strict=True)]
-
-
-def _with(against: str, groups: Iterable[str]) -> list[tuple[str, str]]:
-    return [(one, against) for one in groups if one != against]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

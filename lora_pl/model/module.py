@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
@@ -26,6 +23,7 @@ from lora_pl.model.finite_steps import FiniteSteps
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.monitor import reported, require_monitor
 from lora_pl.model.precision import require_precision
+from lora_pl.model.random_stream import take_own_stream
 from lora_pl.model.schedule import make_schedule
 from lora_pl.reporting import say
 
@@ -120,7 +118,7 @@ class TaskModule(LightningModule):
 
         A resumed run goes on with its own learning rates and weight decay, where they differ from the checkpoint's.
         """
-        _take_own_stream(self.global_rank)
+        take_own_stream(self.global_rank)
         if self.trainer.ckpt_path:
             self._take_rates()
 
@@ -178,20 +176,6 @@ class TaskModule(LightningModule):
         # at the start: tensors that a reset in inference mode has made can't be updated outside of it
         for metrics in self.stage_metrics():
             metrics.reset(stage)
-
-
-def _take_own_stream(rank: int) -> None:
-    """Seed the generators of Python, NumPy and torch by a hash of torch's state, which all processes share, and `rank`.
-
-    Process 0 keeps the shared stream, as a single process does.
-    """
-    if rank == 0:
-        return
-    shared = torch.get_rng_state().numpy().tobytes()
-    digest = hashlib.sha256(shared + str(rank).encode()).digest()
-    random.seed(digest)
-    np.random.seed(np.frombuffer(digest, np.uint32))
-    torch.manual_seed(int.from_bytes(digest[:8]))
 
 
 def _require_own_data(data: SentenceDataModule, settings: Mapping[str, Any]) -> None:
