@@ -18,9 +18,8 @@ from lora_pl.lora.transfer import transfer
 GROUP_COST = 60_000
 """The measured cost of a further group, in entries of the padded attention matrices of all heads."""
 COMMON = 16
-"""What the lengths of groups are multiples of where rows share the shapes of their attention."""
-TOGETHER = 2
-"""What the sentences of a group are multiples of there, but those of the shortest group."""
+"""What the lengths of groups are multiples of where rows share the shapes of their attention: on random batches of
+SST-2 half of the shapes that multiples of 8 have, and no slower."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ class Packing:
     Args:
         lengths: Tokens per sentence, in the row's order.
         device: Where the row is.
-        filler: Tokens at the row's end that are no sentence's, a segment of their own. With filler the sizes of groups
-            are multiples of `COMMON` and `TOGETHER`, so that other rows have groups of the same shapes.
+        filler: Tokens at the row's end that are no sentence's, a segment of their own. With filler the lengths of
+            groups are multiples of `COMMON`, which other rows' groups have too.
         pads: The tokens, by their place in the row, at which a sentence's own text says `<pad>`.
     """
 
@@ -99,7 +98,7 @@ class Packing:
         self.device = torch.device(device)
         self._own = self.lengths[: len(lengths)]
         self._pads = np.asarray(pads, np.int64)
-        self._units = (COMMON, TOGETHER) if filler else (1, 1)
+        self._unit = COMMON if filler else 1
         self._rectangles: dict[tuple[int | None, torch.dtype], Rectangle] = {}
         self._groupings: dict[tuple[int, int | None, torch.dtype], Grouping] = {}
 
@@ -171,9 +170,8 @@ class Packing:
         groups: list[Group] = []
         pads: list[NDArray[np.int64]] = []
         reals: list[NDArray[np.bool_]] = []
-        unit, together = self._units
-        padded = -(-lengths // unit) * unit
-        for first, end in itertools.pairwise(group_bounds(padded, heads, together)):
+        padded = -(-lengths // self._unit) * self._unit
+        for first, end in itertools.pairwise(group_bounds(padded, heads)):
             column = np.arange(padded[end - 1])
             real = column < lengths[first:end, None]  # (sentences, longest)
             token = starts[first:end, None] + np.minimum(column, lengths[first:end, None] - 1)
@@ -208,23 +206,23 @@ class Packing:
         return transfer(torch.from_numpy(array), self.device)
 
 
-def group_bounds(lengths: NDArray[np.int64], heads: int, together: int = 1) -> list[int]:
-    """Where to cut ascending lengths into groups, of which all but the first have a multiple of `together` sentences.
+def group_bounds(lengths: NDArray[np.int64], heads: int) -> list[int]:
+    """Where to cut ascending lengths into groups: `[0, ..., len(lengths)]`.
 
-    Minimizes the sum over groups of sentences x longest^2 x heads + GROUP_COST, by dynamic programming over the places
-    where the length changes, each moved to the next multiple before it: `[0, ..., len(lengths)]`.
+    Minimizes the sum over groups of sentences x longest^2 x heads + GROUP_COST, by dynamic programming over the
+    lengths that occur.
     """
-    behind = len(lengths) - np.r_[0, np.flatnonzero(np.diff(lengths)) + 1, len(lengths)]  # how many sentences are
-    cuts = np.unique(np.maximum(len(lengths) + -behind // together * together, 0))
-    best = np.zeros(len(cuts))  # best[j]: the cost of the sentences before cuts[j]
-    previous = np.zeros(len(cuts), np.int64)
-    for j in range(1, len(cuts)):
-        longest = lengths[cuts[j] - 1]
-        costs = best[:j] + (cuts[j] - cuts[:j]) * (heads * longest**2) + GROUP_COST
-        previous[j] = np.argmin(costs)
-        best[j] = costs[previous[j]]
-    bounds, j = [len(lengths)], len(cuts) - 1
+    values, counts = np.unique(lengths, return_counts=True)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    best = np.zeros(len(values) + 1)  # best[j]: the cost of the first j lengths
+    cut = np.zeros(len(values) + 1, np.int64)
+    for j, longest in enumerate(values, 1):
+        costs = best[:j] + (ends[j - 1] - starts[:j]) * (heads * longest**2) + GROUP_COST
+        cut[j] = np.argmin(costs)
+        best[j] = costs[cut[j]]
+    bounds, j = [len(lengths)], len(values)
     while j:
-        j = int(previous[j])
-        bounds.append(int(cuts[j]))
+        j = int(cut[j])
+        bounds.append(int(starts[j]))
     return bounds[::-1]

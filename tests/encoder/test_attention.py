@@ -1,11 +1,13 @@
 """Attention over a packed row."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from lora_pl.encoder import attention
-from lora_pl.encoder.attention import packed_attention
+from lora_pl.encoder.attention import packed_attention, register_packed_attention
 from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.loading import load_config, load_encoder
 from lora_pl.encoder.packing import Packing
@@ -85,3 +87,12 @@ def test_real_sentences_on_pretrained_encoders(name, shared):
     features = FirstTokenFeatures(encoder)
     with torch.no_grad():
         assert_equal_to_rounding(packed(features, ids), padded(features, ids), 6 * 4 * 384)
+
+
+def test_pytorch_keeps_few_descriptions_of_products_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    register_packed_attention()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "64"
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "1024")
+    register_packed_attention()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "1024"
