@@ -24,8 +24,8 @@ def register_packed_attention() -> None:
     """Let Transformers find the attention by `NAME`, in this process.
 
     An encoder that uses it takes a packed row by `encoder(..., packing=Packing(lengths))`; without `packing` nothing
-    changes. Packed rows have many shapes, and on a CPU PyTorch would keep a description of 0.3 MiB of each product's,
-    1,024 in all, that oneDNN keeps too: the environment's LRU_CACHE_CAPACITY becomes 64 where it is not set.
+    changes. Packed rows have many shapes, and on a CPU PyTorch would keep 1,024 descriptions of products beside
+    oneDNN's own: the environment's LRU_CACHE_CAPACITY becomes 64 where it is not set.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

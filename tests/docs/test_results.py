@@ -1,22 +1,61 @@
 """The figures of docs/results.md are those of the tables that are published beside it."""
 
+import itertools
+
 from lora_pl.ablation.groups import arms_of, groups_of
-from lora_pl.ablation.statistics import compare
+from lora_pl.ablation.statistics import Summary, compare, summarize
 from lora_pl.ablation.table import ResultTable
 from tests.docs.pages import PAGES, ROOT
 
+STUDIES = {"SICK": "minilm-sick", "STS-B": "minilm-stsb", "MRPC": "minilm-mrpc", "RTE": "minilm-rte"}
+
+
+def results_of(study):
+    """Each arm's results after the last epoch, by seed."""
+    (arms,) = arms_of(groups_of(ResultTable(ROOT / "docs/studies" / study).rows))
+    return {group.name: group.results() for group in arms.groups}
+
+
+def rows_behind(heading):
+    """The rows of the first table behind a heading, its header first."""
+    behind = PAGES["docs/results.md"].split(f"{heading}\n")[1].splitlines()
+    lines = itertools.takewhile(
+        lambda line: line.startswith("|"), itertools.dropwhile(lambda line: not line.startswith("|"), behind)
+    )
+    header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    return header, rows
+
+
+def interval(difference: Summary):
+    """As the page writes it, in points."""
+    points, half = 100 * difference.mean, 100 * difference.half_width
+    return f"{points:+.1f} ({points - half:+.1f} to {points + half:+.1f})"
+
+
+def test_the_recipe_and_full_fine_tuning_with_roberta_minilm():
+    header, (query_value, recipe, full, minus_full, minus_query_value) = rows_behind("#### Smaller tasks")
+    assert [name.partition(",")[0] for name in header[2:]] == [*STUDIES]
+    for column, (name, study) in enumerate(STUDIES.items(), 2):
+        results = results_of(study)
+        arms = [results[arm] for arm in ("LoRA, r = 4 on query and value", "recipe", "full fine-tuning")]
+        seeds = set.intersection(*map(set, arms))
+        of_arms = [{seed: own[seed] for seed in seeds} for own in arms]
+        assert header[column].endswith(f"{len(seeds)} seeds")
+        for row, own in zip((query_value, recipe, full), of_arms, strict=True):
+            of_arm = summarize([100 * result for result in own.values()])
+            assert row[column] == f"{of_arm.mean:.1f} ± {of_arm.std:.1f}", name
+        for row, other in ((minus_query_value, of_arms[0]), (minus_full, of_arms[2])):
+            differences = [result - other[key] for key, result in of_arms[1].items()]
+            assert row[column] == interval(summarize(differences)), name
+
 
 def test_what_each_part_of_the_recipe_is_worth():
-    (arms,) = arms_of(groups_of(ResultTable(ROOT / "docs/studies/mini-stsb-recipe-fp32").rows))
-    results = {group.name: group.results() for group in arms.groups}
+    results = results_of("mini-stsb-recipe-fp32")
     found = {each.one: each for each in compare(results, "recipe")}
-    page = PAGES["docs/results.md"].split("## What each part of the recipe is worth")[1]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
-    first, *others = rows[2 : 2 + len(results)]
+    _, (first, *others) = rows_behind("## What each part of the recipe is worth")
     assert (first[0], {row[0] for row in others}) == ("nothing", found.keys())
     for name, _, by_seed, difference, p, _ in [["recipe", *first[1:]], *others]:
         assert by_seed == ", ".join(f"{100 * results[name][seed]:.1f}" for seed in sorted(results[name]))
         if name != "recipe":
-            points, half = 100 * found[name].difference.mean, 100 * found[name].difference.half_width
-            assert difference == f"{points:+.1f} ({points - half:+.1f} to {points + half:+.1f})"
+            assert difference == interval(found[name].difference)
             assert p == f"{found[name].adjusted_p:.2f}"
