@@ -1,6 +1,6 @@
 """The figures of docs/results.md are those of the tables that are published beside it."""
 
-import itertools
+import re
 
 from lora_pl.ablation.groups import arms_of, groups_of
 from lora_pl.ablation.statistics import Summary, compare, summarize
@@ -8,6 +8,7 @@ from lora_pl.ablation.table import ResultTable
 from tests.docs.pages import PAGES, ROOT
 
 STUDIES = {"SICK": "minilm-sick", "STS-B": "minilm-stsb", "MRPC": "minilm-mrpc", "RTE": "minilm-rte"}
+ARMS = ("recipe", "LoRA, r = 4 on query and value", "full fine-tuning")
 
 
 def results_of(study):
@@ -18,10 +19,7 @@ def results_of(study):
 
 def rows_behind(heading):
     """The rows of the first table behind a heading, its header first."""
-    behind = PAGES["docs/results.md"].split(f"{heading}\n")[1].splitlines()
-    lines = itertools.takewhile(
-        lambda line: line.startswith("|"), itertools.dropwhile(lambda line: not line.startswith("|"), behind)
-    )
+    lines = re.findall(r"(?:^\|.*\n)+", PAGES["docs/results.md"].split(f"{heading}\n")[1], re.MULTILINE)[0].splitlines()
     header, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
     return header, rows
 
@@ -37,16 +35,14 @@ def test_the_recipe_and_full_fine_tuning_with_roberta_minilm():
     assert [name.partition(",")[0] for name in header[2:]] == [*STUDIES]
     for column, (name, study) in enumerate(STUDIES.items(), 2):
         results = results_of(study)
-        arms = [results[arm] for arm in ("LoRA, r = 4 on query and value", "recipe", "full fine-tuning")]
-        seeds = set.intersection(*map(set, arms))
-        of_arms = [{seed: own[seed] for seed in seeds} for own in arms]
+        seeds = set.intersection(*(set(results[arm]) for arm in ARMS))
+        of_arms = {arm: {seed: results[arm][seed] for seed in seeds} for arm in ARMS}
         assert header[column].endswith(f"{len(seeds)} seeds")
-        for row, own in zip((query_value, recipe, full), of_arms, strict=True):
-            of_arm = summarize([100 * result for result in own.values()])
+        for row, arm in zip((recipe, query_value, full), ARMS, strict=True):
+            of_arm = summarize([100 * result for result in of_arms[arm].values()])
             assert row[column] == f"{of_arm.mean:.1f} ± {of_arm.std:.1f}", name
-        for row, other in ((minus_query_value, of_arms[0]), (minus_full, of_arms[2])):
-            differences = [result - other[key] for key, result in of_arms[1].items()]
-            assert row[column] == interval(summarize(differences)), name
+        minus = {each.other: each.difference for each in compare(of_arms) if each.one == "recipe"}
+        assert [minus_query_value[column], minus_full[column]] == [interval(minus[arm]) for arm in ARMS[1:]], name
 
 
 def test_what_each_part_of_the_recipe_is_worth():
