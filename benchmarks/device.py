@@ -26,7 +26,9 @@ class Device:
         return torch.cuda.get_device_name() if self.is_gpu else "CPU"
 
     def can_run(self, peer: str) -> bool:
-        """Whether it has the products that a peer needs: an int8 base needs a CPU with AVX512_VNNI."""
+        """Whether it has what a peer needs: an int8 base a CPU with AVX512_VNNI, CUDA graphs a GPU."""
+        if "graphs" in peer:
+            return self.is_gpu
         return "int8" not in peer or (not self.is_gpu and int8_is_fast())
 
     def seconds(self, call: Callable[[], object]) -> float:

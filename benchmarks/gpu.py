@@ -10,8 +10,9 @@ import argparse
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +24,7 @@ from benchmarks import ablation, prediction, training
 from benchmarks.device import CPU, Device
 from benchmarks.peers import lora_pl_step, random_encoder
 from benchmarks.table import print_table
-from benchmarks.training import DTYPES, OURS, shape, training_tokens
+from benchmarks.training import DTYPES, GRAPHS, OURS, shape, training_tokens
 from lora_pl.data.tokens import Tokens
 
 TRAINED = (OURS, "lora_pl, padded", "PEFT, bf16 weights", "PEFT, fp32 weights, autocast", "full fine-tuning")
@@ -39,11 +40,11 @@ START = "spawn"
 """How the processes start: a fork can't use a GPU that its parent has looked at."""
 
 
-def training_rows(options: Options, device: Device) -> Iterator[list[str]]:
-    """A training step beside peers, by precision and batch size."""
+def training_rows(peers: Collection[str], options: Options, device: Device) -> Iterator[list[str]]:
+    """A training step of several peers, lora_pl among them, by precision and batch size."""
     folder = shape(options.encoder)
     for size, precision in itertools.product(options.batch_sizes, options.precisions):
-        rows = training.measure(folder, precision, size, options.rounds, device, TRAINED, memory=True)
+        rows = training.measure(folder, precision, size, options.rounds, device, peers, memory=True)
         yield [row.line(folder.name, precision, size) for row in rows]
 
 
@@ -66,15 +67,19 @@ def loss_rows(options: Options, device: Device) -> Iterator[list[str]]:
     encoder = random_encoder(shape(options.encoder))
     tokens, draw = training_tokens(encoder), np.random.default_rng(0)
     batches = [draw.choice(len(tokens), 8, replace=False).tolist() for _ in range(options.steps)]
-    for precision in ("fp32", "bf16"):
-        there, here = (_losses(encoder, DTYPES[precision], tokens, batches, place) for place in (device, CPU))
+    for name, precision in itertools.product(filter(device.can_run, (OURS, GRAPHS)), ("fp32", "bf16")):
+        losses = partial(_losses, encoder, DTYPES[precision], tokens, batches)
+        here, there = losses(CPU), losses(device, graphs=name == GRAPHS)
         largest = ((there - here).abs() / here).max().item()
-        yield [f"| {precision} | {options.steps} | {here.mean():.4f} | {there.mean():.4f} | {largest:.1e} |"]
+        cells = precision, name, options.steps, f"{here.mean():.4f}", f"{there.mean():.4f}", f"{largest:.1e}"
+        yield [f"| {' | '.join(map(str, cells))} |"]
 
 
-def _losses(encoder: str, dtype: str, tokens: Tokens, batches: Sequence[Sequence[int]], device: Device) -> torch.Tensor:
+def _losses(
+    encoder: str, dtype: str, tokens: Tokens, batches: Sequence[Sequence[int]], device: Device, graphs: bool = False
+) -> torch.Tensor:
     torch.manual_seed(0)
-    step = lora_pl_step(encoder, dtype, dropout=0.0, device=device)
+    step = lora_pl_step(encoder, dtype, dropout=0.0, graphs=graphs, device=device)
     return torch.stack([step(tokens, indices) for indices in batches]).double().cpu()
 
 
@@ -89,25 +94,22 @@ class Section:
     """Of the whole time."""
 
 
-SECTIONS = {
-    "training": Section(
-        "A training step",
-        """\
+STEPS = """\
 | encoder | precision | batch | what | sentences/s | speed-up | of peak speed | peak MiB |
-| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |""",
-        training_rows,
-        0.45,
-    ),
+| --- | --- | ---: | --- | ---: | ---: | ---: | ---: |"""
+SECTIONS = {
+    "training": Section("A training step", STEPS, partial(training_rows, TRAINED), 0.35),
     "losses": Section(
         "Losses against the CPU's, without dropout, at batch 8",
         """\
-| precision | steps | mean loss, CPU | mean loss, device | largest relative difference of a step's |
-| --- | ---: | ---: | ---: | ---: |""",
+| precision | what | steps | mean loss, CPU | mean loss, device | largest relative difference of a step's |
+| --- | --- | ---: | ---: | ---: | ---: |""",
         loss_rows,
         0.15,
     ),
+    "graphs": Section("CUDA graphs", STEPS, partial(training_rows, (OURS, GRAPHS)), 0.15),
     "joint": Section("Joint trials", ablation.HEADER, joint_rows, 0.2),
-    "prediction": Section("Prediction", prediction.HEADER, prediction_rows, 0.2),
+    "prediction": Section("Prediction", prediction.HEADER, prediction_rows, 0.15),
 }
 
 

@@ -43,6 +43,7 @@ def lora_pl_step(
     batching: str = "packed",
     dropout: float | None = None,
     quantized: bool = False,
+    graphs: bool = False,
     device: Device = CPU,
 ) -> Step:
     """This package: the classifier's own forward and loss; `quantized` has the base's linear layers in int8."""
@@ -51,6 +52,8 @@ def lora_pl_step(
     if quantized:
         quantize_frozen(model.encoder, getattr(torch, dtype))
     update = _update(model.to(device.name), 1e-4, dtype, device, fused=True)
+    if graphs:
+        model.base.use_graphs()
 
     def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
         pad = model.tokenizer.pad_token_id

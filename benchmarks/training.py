@@ -30,12 +30,14 @@ from lora_pl.model.classifier import LoRAClassifier
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 """The developers' material: SST-2 and the shapes of encoders."""
 OURS = "lora_pl"
+GRAPHS = "lora_pl, CUDA graphs"
 STEPS = 10
 """Steps between two looks at a GPU's clock, so that it never waits for the next one's launches."""
 DTYPES = {"bf16": "bfloat16", "16-bit": "float16", "fp32": "float32"}
 PEERS: dict[str, dict[str, Callable[..., Step]]] = {
     "bf16": {
         OURS: partial(lora_pl_step, dtype="bfloat16"),
+        GRAPHS: partial(lora_pl_step, dtype="bfloat16", graphs=True),
         "lora_pl, int8 base": partial(lora_pl_step, dtype="bfloat16", quantized=True),
         "lora_pl, padded": partial(lora_pl_step, dtype="bfloat16", batching="padded"),
         "PEFT, bf16 weights": partial(peft_step, dtype="bfloat16", weights=torch.bfloat16),
@@ -46,12 +48,14 @@ PEERS: dict[str, dict[str, Callable[..., Step]]] = {
     },
     "16-bit": {
         OURS: partial(lora_pl_step, dtype="float16"),
+        GRAPHS: partial(lora_pl_step, dtype="float16", graphs=True),
         "lora_pl, padded": partial(lora_pl_step, dtype="float16", batching="padded"),
         "PEFT, fp32 weights, autocast": partial(peft_step, dtype="float16"),
         "full fine-tuning": partial(full_step, dtype="float16"),
     },
     "fp32": {
         OURS: partial(lora_pl_step, dtype="float32"),
+        GRAPHS: partial(lora_pl_step, dtype="float32", graphs=True),
         "lora_pl, int8 base": partial(lora_pl_step, dtype="float32", quantized=True),
         "PEFT": partial(peft_step, dtype="float32"),
         "the original recipe": partial(original_step, dtype="float32"),
@@ -138,6 +142,8 @@ def measure(
             step, peaks[name] = step_and_peak(make, tokens, batches[:3], device)
         else:
             step = make()
+        if name == GRAPHS:
+            _run(step, tokens, batches)  # captures every shape
         steps[name] = partial(_run, step, tokens)
     blocks = [batches[start : start + together] for start in range(0, len(batches), together)]
     seconds = {name: value / together for name, value in interleaved(steps, blocks, 2, device).items()}

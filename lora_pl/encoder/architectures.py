@@ -91,6 +91,8 @@ class Architecture:
     """The configuration's settings of all dropout in the encoder."""
     packed: bool = False
     """Whether sentences may lie in one row without padding."""
+    reads_back: bool = False
+    """Whether its forward pass reads numbers back from the device, which no CUDA graph can."""
     last_block: LastBlock | None = None
     """None if every row must go through the last block."""
     head: StockHead | None = None
@@ -138,7 +140,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "xlm-roberta-xl": ROBERTA,
     "camembert": ROBERTA,
     "data2vec-text": ROBERTA,
-    "xmod": ROBERTA,
+    "xmod": replace(ROBERTA, reads_back=True),
     "bert": BERT,
     "electra": replace(BERT, head=replace(IN_CLASSIFIER, activation="gelu")),
     "distilbert": Architecture(

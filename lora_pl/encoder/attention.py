@@ -79,7 +79,7 @@ def packed_attention(
     _, heads, tokens, size = query.shape
     scale = size**-0.5 if scaling is None else scaling
     q, k, v = (x.transpose(1, 2).reshape(tokens * heads, size) for x in (query, key, value))
-    if _has_kernel(query, dropout):
+    if not packing.static and _has_kernel(query, dropout):
         q, k, v = (x.view(tokens, heads, size) for x in (q, k, v))
         return _by_kernel(q, k, v, packing, scale, sliding_window)[None], None
     if _in_rectangle(packing):
@@ -104,7 +104,7 @@ def _has_kernel(query: Tensor, dropout: float) -> bool:
 
 def _in_rectangle(packing: Packing) -> bool:
     """Whether attention is one launch over padded sentences: on a GPU, where launches cost more than padding."""
-    return packing.device.type == "cuda" and packing.short
+    return packing.static or (packing.device.type == "cuda" and packing.short)
 
 
 def _by_kernel(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lora_pl.encoder.rectangle import SHORT, Rectangle
+from lora_pl.encoder.rectangle import SHORT, Rectangle, rectangle_width
 from lora_pl.lora.transfer import transfer
 
 GROUP_COST = 60_000
@@ -96,9 +96,12 @@ class Packing:
         self.lengths = np.asarray([*lengths, filler] if filler else lengths, np.int64)
         """Tokens per segment: the sentences, then the filler if there is any."""
         self.device = torch.device(device)
+        self.static = False
+        """Whether attention is in the `rectangle` whatever else is there for it; the row must be `short`."""
         self._own = self.lengths[: len(lengths)]
         self._pads = np.asarray(pads, np.int64)
         self._unit = COMMON if filler else 1
+        self._positions: dict[int | None, Tensor] = {}
         self._rectangles: dict[tuple[int | None, torch.dtype], Rectangle] = {}
         self._groupings: dict[tuple[int, int | None, torch.dtype], Grouping] = {}
 
@@ -124,22 +127,40 @@ class Packing:
     def positions(self, padding: int | None = None) -> Tensor:
         """(1, tokens), int64: 0, 1, 2, ... in each sentence; 0 in the filler, which may be longer than any sentence.
 
+        Computed once per `padding`.
+
         Args:
             padding: Padding's own position, where the encoder counts from the one after it: that of filler, and of
                 each `<pad>` in a text, which is not counted.
         """
+        if padding not in self._positions:
+            self._positions[padding] = self._tensor(self._places(padding))[None]
+        return self._positions[padding]
+
+    def _places(self, padding: int | None) -> NDArray[np.int64]:
         counted = (np.arange(self.lengths.sum()) < self._own.sum()).astype(np.int64)
         if padding is not None:
             counted[self._pads] = 0
         counts = np.cumsum(counted)
         before = (counts - counted)[self._ends - self.lengths]  # (segments,)
         places = (counts - np.repeat(before, self.lengths)) * counted  # 1, 2, ..., and 0 at what is not counted
-        return self._tensor(np.maximum(places - 1, 0) if padding is None else places + padding)[None]
+        return np.asarray(np.maximum(places - 1, 0) if padding is None else places + padding, np.int64)
 
     @property
     def short(self) -> bool:
         """Whether no sentence is too long for a `rectangle`."""
         return int(self._own.max()) <= SHORT
+
+    @property
+    def width(self) -> int:
+        """That of a `rectangle`."""
+        return rectangle_width(self._own)
+
+    def tensors(self, like: Packing) -> list[Tensor]:
+        """What `like` has computed by now, of this row: the same shapes where tokens, segments and `width` are."""
+        positions = [self.positions(padding) for padding in like._positions]
+        rectangles = [self.rectangle(*key) for key in like._rectangles]
+        return [self.starts, *positions, *(tensor for own in rectangles for tensor in (own.pad, own.unpad, own.bias))]
 
     def rectangle(self, window: int | None, dtype: torch.dtype) -> Rectangle:
         """The sentences of a `short` row in one rectangle, computed once per window and dtype."""

@@ -40,7 +40,7 @@ class Rectangle:
     def __init__(
         self, lengths: NDArray[np.int64], tokens: int, window: int | None, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.lines, self.width = len(lengths) + 1, -(-int(lengths.max()) // UNIT) * UNIT
+        self.lines, self.width = len(lengths) + 1, rectangle_width(lengths)
         column = np.arange(self.width)
         real = column < np.append(lengths, 0)[:, None]  # (lines, width)
         pad = np.full(real.size, tokens - 1)
@@ -64,6 +64,11 @@ class Rectangle:
         y = F.scaled_dot_product_attention(q, k, v, self.bias, dropout, scale=scale)  # (lines, heads, width, size)
         places = y.transpose(1, 2).reshape(self.lines * self.width, -1)
         return _gather(places, self.unpad, self.pad).view(-1, size)
+
+
+def rectangle_width(lengths: NDArray[np.int64]) -> int:
+    """The longest sentence, rounded up to a multiple of `UNIT`."""
+    return -(-int(lengths.max()) // UNIT) * UNIT
 
 
 def _bias(real: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -16,9 +16,11 @@ from lora_pl.encoder.dropout import use_bulk_dropout
 from lora_pl.encoder.dtype import cast_frozen, quantize_frozen
 from lora_pl.encoder.features import FirstTokenFeatures
 from lora_pl.encoder.fingerprint import base_fingerprints
+from lora_pl.encoder.graphs import GraphedRows, cuda_graphs
 from lora_pl.encoder.head import ArchitectureHead, HeadKind, LinearHead, new_head
 from lora_pl.encoder.loading import load_encoder, load_tokenizer, max_tokens, pretrained_head_layers
 from lora_pl.encoder.packing import Packing
+from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig, factors_cast_to, inject_lora, lora_layers
 from lora_pl.model.precision import cpu_has_bf16
 
@@ -53,6 +55,8 @@ class Base:
         """packed, or padded if the encoder can't be packed"""
         self.weights = self.dtype = torch.float32
         """The dtype of the frozen weights, and the one computed in; they differ for int8. Norms are fp32."""
+        self.graphs: GraphedRows | None = None
+        """What computes short packed rows in training, after `use_graphs`."""
 
     @classmethod
     def load(cls, name: str, dropout: float | None = None, head: HeadKind = "linear") -> Base:
@@ -123,12 +127,32 @@ class Base:
 
     def features(self, batch: Batch) -> Tensor:
         """The feature of each sentence's first token, (batch, hidden), fp32."""
+        ids, types = batch.input_ids, batch.token_type_ids
+        if batch.attention_mask is not None:
+            with self.autocast(), self._factors_cast():
+                return self.reader.of_padded(ids, types, batch.attention_mask).float()
+        packing = Packing(batch.lengths, ids.device, batch.filler, batch.pads)
+        if self.graphs and batch.filler and packing.short and self.encoder.training and torch.is_grad_enabled():
+            features = self.graphs(ids, types, packing)
+        else:
+            features = self._of_packed(ids, types, packing)
+        return features[: len(batch)].float()
+
+    def _of_packed(self, input_ids: Tensor, token_type_ids: Tensor, packing: Packing) -> Tensor:
         with self.autocast(), self._factors_cast():
-            if batch.attention_mask is not None:
-                return self.reader.of_padded(batch.input_ids, batch.token_type_ids, batch.attention_mask).float()
-            packing = Packing(batch.lengths, batch.input_ids.device, batch.filler, batch.pads)
-            features = self.reader.of_packed(batch.input_ids, batch.token_type_ids, packing)
-            return features[: len(batch)].float()
+            return self.reader.of_packed(input_ids, token_type_ids, packing)
+
+    def use_graphs(self) -> None:
+        """Train by CUDA graphs, captured from now on, with the encoder where it is; see `GraphedRows`.
+
+        Raises:
+            UserError: `model.graphs`: the encoder is not on a GPU, can't be captured, or is all frozen.
+        """
+        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            raise UserError("model.graphs", "graphs are for training the encoder, and it is frozen; leave it out")
+        if architecture_of(self.config).reads_back:
+            raise UserError("model.graphs", f"{self.config.model_type} reads back from the GPU; leave it out")
+        self.graphs = GraphedRows(self.encoder, self._of_packed, cuda_graphs(self.device))
 
     def tokenize(self, columns: Sequence[Sequence[str]], max_length: int) -> Tokens:
         """One text column, or two for pairs, cut to `max_length` tokens."""

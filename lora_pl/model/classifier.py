@@ -47,6 +47,8 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
         base_dtype: The frozen weights' dtype; auto is the dtype of the trainer's precision (bfloat16 for bf16-mixed),
             or float32 without a trainer; int8 quantizes linear layers, on a CPU with AVX512_VNNI. Adapters, head, norms
             and optimizer are always fp32.
+        graphs: Whether the encoder is trained by CUDA graphs, on a GPU: packed rows of sentences of at most 128 tokens,
+            in up to 64 shapes. Other rows, and all evaluation, are computed without.
         nonfinite_loss: Whether a loss or gradients that are inf or NaN stop the run, at the next log at the latest, or
             skip the batch or step.
         class_weights: Weights of the classes in the training loss: a number for each, in the order of their ids, or
@@ -156,6 +158,23 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
         self.awaits_data = False
         ranks = [len(matrix) for matrix in matrices.values()]
         say(f"eva: A from {max(moments.rows.values()):,} tokens; ranks {min(ranks)} to {max(ranks)}")
+
+    def on_train_start(self) -> None:
+        """As `TaskModule.on_train_start`, and from here on by CUDA graphs if there are to be any.
+
+        Raises:
+            UserError: `model.graphs`: this is no GPU, or batches are padded.
+        """
+        super().on_train_start()
+        if self.hparams["graphs"]:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            if isinstance(data, SentenceDataModule) and data.batching == "padded":
+                raise UserError("model.graphs", "graphs are for packed rows, and data.batching is padded; leave it out")
+            self.base.use_graphs()
+
+    def on_train_end(self) -> None:
+        """Give the graphs' memory back."""
+        self.base.graphs = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch; None if it is inf or NaN and such batches are skipped."""

@@ -52,6 +52,7 @@ class Network(nn.Module):
         head: HeadKind = "linear",
         dropout: float | None = None,
         base_dtype: BaseDtype = "auto",
+        graphs: bool = False,
         nonfinite_loss: Literal["stop", "skip"] = "stop",
         class_weights: ClassWeights | None = None,
         label_smoothing: float = 0.0,

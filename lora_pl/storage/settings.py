@@ -22,7 +22,7 @@ EQUAL = (
 SAID = ("max_length",)
 """Those that may differ and that change some answers."""
 FREE = (
-    *("encoder", "base_dtype"),  # compared by fingerprints; how numbers are rounded
+    *("encoder", "base_dtype", "graphs"),  # compared by fingerprints; how numbers are rounded; how they are computed
     "start_from",  # overwritten by what was trained since
     *("lora.lora_dropout", "lora.init", "lora.eva_rho", "lora.eva_batches", "lora.lr_ratio"),
     *("dropout", "nonfinite_loss", "class_weights", "label_smoothing", "monitor"),

@@ -58,7 +58,7 @@ def test_its_gradient_under_dropout_by_finite_differences(on_gpu):
 
 def test_it_is_for_short_rows_on_a_gpu():
     class Row:
-        device, short = torch.device("cuda"), True
+        device, short, static = torch.device("cuda"), True, False
 
     assert attention._in_rectangle(Row)
     Row.short = False

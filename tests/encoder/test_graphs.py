@@ -1,0 +1,236 @@
+"""Packed rows by CUDA graphs. On a CPU a stand-in captures, with what makes graphs hard: memory that is reused."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
+from lora_pl.data.batches import TokenDataset
+from lora_pl.encoder import EMBEDDED, attention, graphs
+from lora_pl.encoder.architectures import ARCHITECTURES
+from lora_pl.encoder.packing import Packing
+from lora_pl.errors import UserError
+from lora_pl.model import base
+from tests.data.test_batches import make_tokens
+
+CAPTURED = [kind for kind, row in ARCHITECTURES.items() if row.packed and not row.reads_back]
+
+
+class Captures:
+    """In place of `torch.cuda.make_graphed_callables`: reads where the samples lie, overwrites what it gave before."""
+
+    def __init__(self):
+        self.count, self.replays = 0, 0
+
+    def __call__(self, function, sample):
+        self.count += 1
+        captures, trained = self, sample[0]
+        output = function(*sample).detach().clone()
+        gradient = torch.zeros_like(trained)
+
+        class Replay(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, *given):
+                captures.replays += 1
+                for place, tensor in zip(sample, given, strict=True):
+                    assert (place.shape, place.dtype) == (tensor.shape, tensor.dtype)
+                    place.copy_(tensor)
+                with torch.enable_grad():
+                    ctx.output = function(*sample)
+                return output.copy_(ctx.output.detach()).detach()
+
+            @staticmethod
+            def backward(ctx, grad):
+                gradient.copy_(torch.autograd.grad(ctx.output, trained, grad)[0])
+                return gradient.detach(), *[None] * (len(sample) - 1)
+
+        return lambda *given: Replay.apply(*given)
+
+
+def batches(*rows, lengths=(5, 9, 31, 3, 7, 8, 8, 8, 8, 22)):
+    tokens = make_tokens(list(lengths))
+    tokens.ids[:], tokens.labels[:] = tokens.ids % 56 + 4, tokens.labels % 2
+    data = TokenDataset(tokens, "packed", 1)
+    return [data[list(row)] for row in rows]
+
+
+SAME = ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [4, 9, 8, 5, 1])
+"""Rows of one shape."""
+
+
+@pytest.fixture
+def captures(monkeypatch) -> Captures:
+    found = Captures()
+    monkeypatch.setattr(base, "cuda_graphs", lambda device: found)
+    return found
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """A GPU's way of attention, on the CPU."""
+    monkeypatch.setattr(attention, "_in_rectangle", lambda packing: packing.short)
+
+
+def made(encoder=EMBEDDED, **settings) -> LoRAClassifier:
+    torch.manual_seed(0)
+    model = LoRAClassifier(encoder=encoder, **settings).train()
+    for name, parameter in model.encoder.named_parameters():
+        if "lora_B" in name:  # else A has no gradient yet
+            nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def accumulated(model, rows) -> dict[str, torch.Tensor]:
+    """The gradients of several batches."""
+    torch.manual_seed(1)
+    for batch in rows:
+        model.loss(model(batch), batch.labels).backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.zero_grad()
+    return found
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+TRAINED = {
+    "LoRA": {"lora": LoRAConfig(r=2, target_modules="all-linear", lora_dropout=0.1)},
+    "DoRA": {"lora": LoRAConfig(r=2, variant="dora")},
+    "biases and norms": {"train_biases": "all", "train_norms": True},
+    "bf16": {"base_dtype": "bfloat16"},
+    "everything": {"method": "full"},
+}
+
+
+@pytest.mark.parametrize("what", TRAINED)
+def test_gradients_are_those_without_graphs(what, without, captures):
+    """To the last bit, dropout's draws included, and accumulated over batches as a user may."""
+    model, rows = made(**TRAINED[what]), batches(*SAME)
+    expected = accumulated(model, rows)
+    assert all(gradient.any() for gradient in expected.values())
+    model.base.use_graphs()
+    assert_same(accumulated(model, rows), expected)
+    assert (captures.count, captures.replays) == (1, 3)
+
+
+@pytest.mark.parametrize("kind", CAPTURED)
+def test_every_encoder_can_be_captured(kind, tiny_encoder, without, captures):
+    """Windows and token types included; a graph that has seen other rows gives what it gave at first."""
+    model, rows = made(tiny_encoder(kind)), batches(*SAME)
+    expected = accumulated(model, rows)
+    model.base.use_graphs()
+    assert_same(accumulated(model, rows), expected)
+    assert_same(accumulated(model, rows), expected)
+    assert (captures.count, captures.replays) == (1, 6)
+
+
+class OfHost(TorchDispatchMode):
+    """Notes operations on tensors in the CPU's memory, which a capture forbids."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        tensors = (x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+        if any(x.device.type == "cpu" for x in tensors):
+            self.found.append(str(operation))
+        return result
+
+
+@pytest.mark.parametrize("kind", CAPTURED)
+def test_a_capture_touches_nothing_of_the_host(kind, tiny_encoder, monkeypatch):
+    """On the device `meta`: once the packing is on the device, everything a row needs is."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # meta knows no autocast
+    model = LoRAClassifier(encoder=tiny_encoder(kind)).to("meta").train()
+    batch = batches(*SAME)[0].to("meta")
+    packing = Packing(batch.lengths, "meta", batch.filler)
+    packing.static = True
+    found = []
+    for _ in range(2):
+        with OfHost() as host:
+            model.base._of_packed(batch.input_ids, batch.token_type_ids, packing).sum().backward()
+        found.append(host.found)
+    assert found[0], "the packing's tensors are copied to the device"
+    assert not found[1]
+
+
+def test_each_shape_has_its_graph_up_to_a_number(captures, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST", 2)
+    model = made()
+    model.base.use_graphs()
+    for rows, count, replays in (
+        ([0, 1, 3], 1, 1),  # 17 tokens
+        ([0, 1, 2], 2, 2),  # 45
+        ([1, 0, 3], 2, 3),
+        ([5, 6], 2, 3),  # a third shape
+    ):
+        accumulated(model, batches(rows))
+        assert (captures.count, captures.replays) == (count, replays)
+
+
+def test_other_rows_and_evaluation_are_computed_without(captures, monkeypatch):
+    monkeypatch.setattr("lora_pl.encoder.packing.SHORT", 40)
+    model = made()
+    model.base.use_graphs()
+    short, single, padded, long = (
+        *batches([0, 1, 2], [3]),
+        batches([0, 1])[0].padded(1),
+        batches([0, 1], lengths=[41, 5])[0],
+    )
+    for batch in (single, padded, long):
+        accumulated(model, [batch])
+    with torch.no_grad():
+        model(short)
+    model.eval()
+    model(short)
+    assert captures.count == 0
+    model.train()
+    model(short)
+    assert captures.count == 1
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_ends_with_the_weights_of_one_without_graphs(
+    accumulated, tiny_encoder, glue_folder, tmp_path, without, captures
+):
+    def trained(**settings):
+        data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+        model = LoRAClassifier.for_data(data, learning_rate=1e-2, **settings)
+        run_of(tmp_path, accumulated).fit(model, data)
+        assert model.base.graphs is None
+        return model.state_dict()
+
+    expected = trained()
+    assert captures.count == 0
+    assert_same(trained(graphs=True), expected)
+    assert 0 < captures.count < captures.replays == 12
+
+
+def run_of(folder, accumulated=1) -> Trainer:
+    return Trainer(
+        default_root_dir=folder, accelerator="cpu", precision="32-true", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, max_epochs=2, accumulate_grad_batches=accumulated,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("batching", "why"), [("packed", "need a GPU, and this run is on cpu"), ("padded", "padded")])
+def test_a_run_that_has_no_use_for_them_says_so(batching, why, tiny_encoder, glue_folder, tmp_path):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching)
+    with pytest.raises(UserError, match=f"^model.graphs: .*{why}"):
+        run_of(tmp_path).fit(LoRAClassifier.for_data(data, graphs=True), data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"), [({"kind": "xmod"}, "xmod reads back from the GPU"), ({"method": "head"}, ".* it is frozen")]
+)
+def test_an_encoder_that_cant_be_captured_or_trained_has_none(settings, why, tiny_encoder, captures):
+    model = LoRAClassifier(encoder=tiny_encoder(settings.pop("kind", "roberta")), **settings)
+    with pytest.raises(UserError, match=f"^model.graphs: {why}"):
+        model.base.use_graphs()
