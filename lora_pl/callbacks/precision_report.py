@@ -10,6 +10,7 @@ from lora_pl.encoder.biases_and_norms import is_norm
 from lora_pl.errors import UserError
 from lora_pl.lora import lora_layers
 from lora_pl.lora.int8 import Int8Weight
+from lora_pl.model.precision import cpu_has_bf16
 from lora_pl.reporting import say
 
 
@@ -36,6 +37,8 @@ class PrecisionReport(Callback):
             f"  adapters, head, norms and optimizer fp32, frozen weights {_frozen_types(pl_module)}, "
             f"loss {'scaled' if scaled else 'not scaled'}"
         )
+        if pl_module.device.type == "cpu" and computed == torch.bfloat16 and not cpu_has_bf16():
+            say("  this CPU has no bf16 arithmetic, so that a step takes many times as long as with 32-true")
 
     def on_before_zero_grad(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer

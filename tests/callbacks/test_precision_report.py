@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from lora_pl import LoRAClassifier, SentenceDataModule
+from lora_pl.callbacks import precision_report
 from lora_pl.callbacks.precision_report import PrecisionReport, check_loss_scaling, check_optimizer_state, computed_type
 from lora_pl.errors import UserError
 from lora_pl.lora import VARIANTS
@@ -22,6 +23,18 @@ def test_says_what_is_computed_in_which_type(precision, computed, tiny_encoder, 
     model = fit(precision, tiny_encoder, glue_folder, tmp_path)
     assert f"matrix products in {computed}" in capsys.readouterr().err
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "slow"),
+    [("bf16-mixed", False, True), ("bf16-mixed", True, False), ("32-true", False, False)],
+)
+def test_says_that_bf16_is_slow_where_it_is(
+    precision, has_bf16, slow, tiny_encoder, glue_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(precision_report, "cpu_has_bf16", lambda: has_bf16)
+    fit(precision, tiny_encoder, glue_folder, tmp_path)
+    assert ("this CPU has no bf16 arithmetic" in capsys.readouterr().err) == slow
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
