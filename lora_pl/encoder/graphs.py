@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -69,10 +68,9 @@ class GraphedRows:
             return graph(trained, input_ids, token_type_ids, *packing.tensors(sample))
 
     def _captured(self, *row: Any) -> tuple[Callable[..., Tensor], Packing]:
-        """The graphs for rows such as this one, and the packing whose tensors they read."""
+        """The graphs for rows such as this one, and its packing, whose tensors they read."""
         *tensors, packing = row
         trained, *own = (tensor.detach().clone() for tensor in tensors)
-        packing = copy.deepcopy(packing)
         gpus = [trained.device] if trained.is_cuda else []
         with torch.random.fork_rng(gpus):  # what is drawn here is no step's
             with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Packed rows by CUDA graphs. On a CPU a stand-in captures, with what makes graphs hard: memory that is reused."""
+"""Packed rows by CUDA graphs: PyTorch's own capture, over graphs that run on the CPU."""
+
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
 from lora_pl.data.batches import TokenDataset
-from lora_pl.encoder import EMBEDDED, attention, graphs
+from lora_pl.encoder import EMBEDDED, attention, dropout, graphs
 from lora_pl.encoder.architectures import ARCHITECTURES
 from lora_pl.encoder.packing import Packing
 from lora_pl.errors import UserError
@@ -19,35 +21,38 @@ from tests.data.test_batches import make_tokens
 CAPTURED = [kind for kind, row in ARCHITECTURES.items() if row.packed and not row.reads_back]
 
 
-class Captures:
-    """In place of `torch.cuda.make_graphed_callables`: reads where the samples lie, overwrites what it gave before."""
+class Graph(TorchDispatchMode):
+    """A CUDA graph on the CPU: notes what is computed, and on which memory; a replay does it again on the same."""
+
+    count = replays = 0
 
     def __init__(self):
-        self.count, self.replays = 0, 0
+        super().__init__()
+        self.noted = []
 
-    def __call__(self, function, sample):
-        self.count += 1
-        captures, trained = self, sample[0]
-        output = function(*sample).detach().clone()
-        gradient = torch.zeros_like(trained)
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.noted.append((operation, args, kwargs or {}, result))
+        return result
 
-        class Replay(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, *given):
-                captures.replays += 1
-                for place, tensor in zip(sample, given, strict=True):
-                    assert (place.shape, place.dtype) == (tensor.shape, tensor.dtype)
-                    place.copy_(tensor)
-                with torch.enable_grad():
-                    ctx.output = function(*sample)
-                return output.copy_(ctx.output.detach()).detach()
+    def replay(self):
+        Graph.replays += 1
+        for operation, args, kwargs, result in self.noted:
+            for place, new in zip(tree_leaves(result), tree_leaves(operation(*args, **kwargs)), strict=True):
+                if isinstance(place, torch.Tensor) and place.data_ptr() != new.data_ptr():  # no view, not in place
+                    place.copy_(new)
 
-            @staticmethod
-            def backward(ctx, grad):
-                gradient.copy_(torch.autograd.grad(ctx.output, trained, grad)[0])
-                return gradient.detach(), *[None] * (len(sample) - 1)
 
-        return lambda *given: Replay.apply(*given)
+@contextmanager
+def captured(graph, pool):
+    Graph.count += 1
+    assert pool == POOL
+    assert not torch.is_autocast_cache_enabled(), "a graph would not cast again what was cast before"
+    with graph:
+        yield
+
+
+POOL = object()
 
 
 def batches(*rows, lengths=(5, 9, 31, 3, 7, 8, 8, 8, 8, 22)):
@@ -61,11 +66,19 @@ SAME = ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [4, 9, 8, 5, 1])
 """Rows of one shape."""
 
 
-@pytest.fixture
-def captures(monkeypatch) -> Captures:
-    found = Captures()
-    monkeypatch.setattr(base, "cuda_graphs", lambda device: found)
-    return found
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    """What `torch.cuda.make_graphed_callables` asks of a GPU."""
+    monkeypatch.setattr(Graph, "count", 0)
+    monkeypatch.setattr(Graph, "replays", 0)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", captured)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: POOL)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", type("Stream", (), {}))
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(dropout, "draws_in_bulk", lambda x: False)
+    monkeypatch.setattr(base, "cuda_graphs", lambda device: graphs.cuda_graphs(torch.device("cuda")))
 
 
 @pytest.fixture
@@ -108,25 +121,25 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("what", TRAINED)
-def test_gradients_are_those_without_graphs(what, without, captures):
+def test_gradients_are_those_without_graphs(what, without):
     """To the last bit, dropout's draws included, and accumulated over batches as a user may."""
     model, rows = made(**TRAINED[what]), batches(*SAME)
     expected = accumulated(model, rows)
     assert all(gradient.any() for gradient in expected.values())
     model.base.use_graphs()
     assert_same(accumulated(model, rows), expected)
-    assert (captures.count, captures.replays) == (1, 3)
+    assert (Graph.count, Graph.replays) == (2, 6)
 
 
 @pytest.mark.parametrize("kind", CAPTURED)
-def test_every_encoder_can_be_captured(kind, tiny_encoder, without, captures):
+def test_every_encoder_can_be_captured(kind, tiny_encoder, without):
     """Windows and token types included; a graph that has seen other rows gives what it gave at first."""
     model, rows = made(tiny_encoder(kind)), batches(*SAME)
     expected = accumulated(model, rows)
     model.base.use_graphs()
     assert_same(accumulated(model, rows), expected)
     assert_same(accumulated(model, rows), expected)
-    assert (captures.count, captures.replays) == (1, 6)
+    assert (Graph.count, Graph.replays) == (2, 12)
 
 
 class OfHost(TorchDispatchMode):
@@ -161,7 +174,7 @@ def test_a_capture_touches_nothing_of_the_host(kind, tiny_encoder, monkeypatch):
     assert not found[1]
 
 
-def test_each_shape_has_its_graph_up_to_a_number(captures, monkeypatch):
+def test_each_shape_has_its_graph_up_to_a_number(monkeypatch):
     monkeypatch.setattr(graphs, "MOST", 2)
     model = made()
     model.base.use_graphs()
@@ -172,10 +185,10 @@ def test_each_shape_has_its_graph_up_to_a_number(captures, monkeypatch):
         ([5, 6], 2, 3),  # a third shape
     ):
         accumulated(model, batches(rows))
-        assert (captures.count, captures.replays) == (count, replays)
+        assert (Graph.count, Graph.replays) == (2 * count, 2 * replays)
 
 
-def test_other_rows_and_evaluation_are_computed_without(captures, monkeypatch):
+def test_other_rows_and_evaluation_are_computed_without(monkeypatch):
     monkeypatch.setattr("lora_pl.encoder.packing.SHORT", 40)
     model = made()
     model.base.use_graphs()
@@ -190,15 +203,19 @@ def test_other_rows_and_evaluation_are_computed_without(captures, monkeypatch):
         model(short)
     model.eval()
     model(short)
-    assert captures.count == 0
+    assert Graph.count == 0
     model.train()
     model(short)
-    assert captures.count == 1
+    assert Graph.count == 2
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_run_ends_with_the_weights_of_one_without_graphs(
-    accumulated, tiny_encoder, glue_folder, tmp_path, without, captures
+    accumulated,
+    tiny_encoder,
+    glue_folder,
+    tmp_path,
+    without,
 ):
     def trained(**settings):
         data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
@@ -208,9 +225,9 @@ def test_a_run_ends_with_the_weights_of_one_without_graphs(
         return model.state_dict()
 
     expected = trained()
-    assert captures.count == 0
+    assert Graph.count == 0
     assert_same(trained(graphs=True), expected)
-    assert 0 < captures.count < captures.replays == 12
+    assert 0 < Graph.count < Graph.replays == 24
 
 
 def run_of(folder, accumulated=1) -> Trainer:
@@ -221,7 +238,8 @@ def run_of(folder, accumulated=1) -> Trainer:
 
 
 @pytest.mark.parametrize(("batching", "why"), [("packed", "need a GPU, and this run is on cpu"), ("padded", "padded")])
-def test_a_run_that_has_no_use_for_them_says_so(batching, why, tiny_encoder, glue_folder, tmp_path):
+def test_a_run_that_has_no_use_for_them_says_so(batching, why, tiny_encoder, glue_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "cuda_graphs", graphs.cuda_graphs)
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batching=batching)
     with pytest.raises(UserError, match=f"^model.graphs: .*{why}"):
         run_of(tmp_path).fit(LoRAClassifier.for_data(data, graphs=True), data)
@@ -230,7 +248,7 @@ def test_a_run_that_has_no_use_for_them_says_so(batching, why, tiny_encoder, glu
 @pytest.mark.parametrize(
     ("settings", "why"), [({"kind": "xmod"}, "xmod reads back from the GPU"), ({"method": "head"}, ".* it is frozen")]
 )
-def test_an_encoder_that_cant_be_captured_or_trained_has_none(settings, why, tiny_encoder, captures):
+def test_an_encoder_that_cant_be_captured_or_trained_has_none(settings, why, tiny_encoder):
     model = LoRAClassifier(encoder=tiny_encoder(settings.pop("kind", "roberta")), **settings)
     with pytest.raises(UserError, match=f"^model.graphs: {why}"):
         model.base.use_graphs()
