@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from lora_pl import LoRAClassifier, LoRAConfig, SentenceDataModule
@@ -17,6 +17,7 @@ from lora_pl.encoder.packing import Packing
 from lora_pl.errors import UserError
 from lora_pl.model import base
 from tests.data.test_batches import make_tokens
+from tests.training.test_operations import Operations
 
 CAPTURED = [kind for kind, row in ARCHITECTURES.items() if row.packed and not row.reads_back]
 
@@ -37,6 +38,10 @@ class Graph(TorchDispatchMode):
 
     def replay(self):
         Graph.replays += 1
+        with _disable_current_modes():  # a launch is no operation
+            self._replay()
+
+    def _replay(self):
         for operation, args, kwargs, result in self.noted:
             for place, new in zip(tree_leaves(result), tree_leaves(operation(*args, **kwargs)), strict=True):
                 if isinstance(place, torch.Tensor) and place.data_ptr() != new.data_ptr():  # no view, not in place
@@ -172,6 +177,20 @@ def test_a_capture_touches_nothing_of_the_host(kind, tiny_encoder, monkeypatch):
         found.append(host.found)
     assert found[0], "the packing's tensors are copied to the device"
     assert not found[1]
+
+
+def test_few_operations_are_left_beside_the_graphs():
+    """The row's tensors and its gradient copied, head, loss and optimizer: as many for any encoder."""
+    model, rows = made(), batches(*SAME)
+    model.base.use_graphs()
+    optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True)
+    for batch in rows:
+        with Operations() as operations:
+            model.loss(model(batch), batch.labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert Graph.replays == 6
+    assert operations.counts.total() <= 45, operations.counts
 
 
 def test_each_shape_has_its_graph_up_to_a_number(monkeypatch):
