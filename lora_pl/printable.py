@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 CONTROLS = re.compile(
@@ -16,6 +17,11 @@ bidirectional text, invisible characters that no script needs, halves of surroga
 def printable(text: str, kept: str = "") -> str:
     """`text` with the characters of `CONTROLS` escaped, except those in `kept`; text of any language stays as it is."""
     return CONTROLS.sub(lambda at: at[0] if at[0] in kept else at[0].encode("unicode_escape").decode(), text)
+
+
+def first_of(names: Sequence[object], most: int) -> str:
+    """The first names of a list, for a line to read."""
+    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
 
 
 def json_line(value: Any) -> str:

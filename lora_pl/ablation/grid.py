@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lora_pl.data.tasks import get_task
+from lora_pl.data.hub import PREFIX
+from lora_pl.data.tasks import get_task, task_name
 from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig
@@ -150,7 +151,7 @@ class Grid:
 
     def _options(self, arm: Arm, axes: Options) -> Options:
         own = {**arm.options, **axes}
-        task = get_task(own.get("data.task") or self.shared.get("data.task") or "sst2")
+        task = get_task(meant_task({**self.shared, **own}))
         before = {**self.of_task.get(task.name, {}), **arm.options}
         options = {**before, **axes, "model.method": self._method(own)}
         if source := options.get("data.source") or self.shared.get("data.source"):
@@ -162,6 +163,12 @@ class Grid:
     def _method(self, options: Options) -> Method:
         method: Method = options.get("model.method", self.shared.get("model.method", "lora"))
         return method
+
+
+def meant_task(options: Options) -> str:
+    """The task of trials with these options, which need not name it."""
+    own = options.get("data.train_file") or str(options.get("data.source")).startswith(PREFIX)
+    return task_name(options.get("data.task"), bool(own))
 
 
 def lora_of(options: Options) -> LoRAConfig:

@@ -19,6 +19,7 @@ from lora_pl.ablation.joint_data import JointData
 from lora_pl.ablation.table import Row
 from lora_pl.callbacks.hparams_record import write_hparams
 from lora_pl.model.classifier import LoRAClassifier
+from lora_pl.model.logged import loss_of
 from lora_pl.model.parameters import count_parameters
 from lora_pl.storage.checkpoint import LAST, SUFFIX, save_checkpoint
 
@@ -93,8 +94,7 @@ class EpochRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop the step's clock, and keep the losses."""
-        self._step_seconds += time.perf_counter() - self._step_started
+        """Keep the losses, for which a GPU is waited for now and then, and stop the step's clock."""
         for index, (sentences, loss) in enumerate(self.of_step(pl_module, outputs, batch)):
             self._sentences[index] += sentences
             if loss is not None:
@@ -102,6 +102,7 @@ class EpochRecord(Callback):
             if len(recent := self._recent[index]) == CURVE_STEPS:
                 self.results[index].curve.append((trainer.global_step, float(torch.stack(recent).mean())))
                 recent.clear()
+        self._step_seconds += time.perf_counter() - self._step_started
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the figures: a run that stops before its epoch ends has them no more when it resumes."""
@@ -126,7 +127,7 @@ class TrialRecord(EpochRecord):
 
     def of_step(self, pl_module: LightningModule, outputs: Any, batch: Any) -> list[tuple[int, Tensor | None]]:
         """Lightning's own outputs."""
-        return [(len(batch), None if outputs is None else outputs["loss"].detach())]
+        return [(len(batch), loss_of(pl_module.trainer, outputs))]
 
     def of_validation(self, trainer: Trainer, pl_module: LightningModule, index: int) -> dict[str, float]:
         """What the model has logged."""

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict
 
 from lora_pl.ablation.figures import along_axis, loss_curves, parameters_by_rank
-from lora_pl.ablation.grid import RANK, file_name
+from lora_pl.ablation.grid import RANK, file_name, meant_task
 from lora_pl.ablation.groups import ARM, FOLD, SENTENCES, Group, Series, apart, arms_of, groups_of, series_of
 from lora_pl.ablation.page import PUBLISHED, make_page
 from lora_pl.ablation.section7 import section7_figures
 from lora_pl.ablation.statistics import summarize
 from lora_pl.ablation.study import stored_settings
 from lora_pl.ablation.table import ResultTable, axes_of, options_of
-from lora_pl.data.hub import PREFIX
-from lora_pl.data.tasks import task_name
 from lora_pl.errors import UserError
 from lora_pl.storage.schema import parse_json, require_json
 from lora_pl.storage.write_whole import write_whole
@@ -83,11 +81,10 @@ def _summary(group: Group, settings: dict[str, Any]) -> dict[str, Any]:
     """A row of `summary.json`: a setting with its options, parameters, and mean and deviation over its runs."""
     best, last = (summarize(list(group.results(which).values())) for which in ("best", "last"))
     options = {**settings, **options_of(group.first)}
-    own = options.get("data.train_file") or str(options.get("data.source")).startswith(PREFIX)
     return {
         "name": group.name,
         "encoder": options.get("model.encoder"),
-        "task": task_name(options.get("data.task"), bool(own)),
+        "task": meant_task(options),
         "train_sentences": options.get("data.train_sentences"),
         **{key: group.first[key] for key in ("arm", "method", "trainable_lora", "trainable_head", "trainable")},
         "options": {key: group.first[key] for key in axes_of([group.first])},

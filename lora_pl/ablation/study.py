@@ -105,7 +105,7 @@ def run_study(
     if done:
         say(f"{done} of {total} trials are already in {table.path}")
     started, first = time.monotonic(), done
-    for outcomes in launch(left, run):
+    for outcomes in launch(left, run) if left else ():
         for outcome in outcomes:
             _write_metrics(folder / "trials" / outcome.trial.name, outcome, settings)
         table.add(row for outcome in outcomes for row in outcome.rows())
@@ -114,7 +114,8 @@ def run_study(
         about = f"{rest / 60:.0f} min" if rest >= 90 else f"{rest:.0f} s"
         for outcome in outcomes:
             say(f"{done}/{total}  {_told(outcome)}  about {about} left")
-    return [trial.name for unit in units for trial in unit if trial.name in table.trials(FAILED)]
+    failed = table.trials(FAILED)
+    return [trial.name for unit in units for trial in unit if trial.name in failed]
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lora_pl.callbacks.best import best_keeper
 from lora_pl.callbacks.confusion_image import Pixels, confusion_image
 from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.model.class_scores import MOST_SHOWN, ConfusionScores
@@ -25,14 +26,14 @@ class ConfusionFigure(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove partial files of a killed run."""
-        best = _best(trainer, pl_module)
+        best = best_keeper(trainer, pl_module)
         if best is not None and trainer.is_global_zero:
             for number, split in enumerate(pl_module.task.validation):  # type: ignore[union-attr,arg-type]
                 recover(_path(best, number, split))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw it if it is due, by the first process alone."""
-        best = _best(trainer, pl_module)
+        best = best_keeper(trainer, pl_module)
         if trainer.sanity_checking or best is None:
             return
         is_best = best.check_monitor_top_k(trainer, trainer.callback_metrics.get(str(best.monitor)))  # collective
@@ -58,12 +59,6 @@ def _show(trainer: Trainer, image: Pixels, path: Path) -> None:
     for logger in tensorboard_loggers(trainer):
         logger.experiment.add_image(f"val/{path.stem}", image, step, dataformats="HWC")
     write_whole(path, lambda beside: imsave(beside, image, format="png"))
-
-
-def _best(trainer: Trainer, pl_module: LightningModule) -> ModelCheckpoint | None:
-    """The callback that keeps the best checkpoint by the model's monitor."""
-    followers = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
-    return next((callback for callback in followers if callback.monitor == pl_module.monitor), None)
 
 
 def _path(best: ModelCheckpoint, number: int, split: str) -> Path:

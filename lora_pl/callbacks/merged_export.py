@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lora_pl.callbacks.best import best_keeper
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.errors import UserError
 from lora_pl.formats import FORMATS
@@ -52,7 +53,9 @@ class MergedExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export, by the first process alone."""
-        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), "")
+        others = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
+        keeper = best_keeper(trainer, pl_module) or next(others, None)
+        best = keeper.best_model_path if keeper else ""
         if not trainer.is_global_zero:
             return
         if not best:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
 from lora_pl.callbacks.epoch_lines import epoch_line, epoch_name
+from lora_pl.model.logged import is_logged, loss_of
 from lora_pl.reporting import say
 
 
@@ -28,10 +29,8 @@ class ProgressBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the loss if it is logged."""
-        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        loss = (outputs or {}).get("loss")
-        if loss is not None and interval and trainer.global_step % interval == 0:
-            self.logged_loss = float(loss) * trainer.accumulate_grad_batches
+        if is_logged(trainer) and (loss := loss_of(trainer, outputs)) is not None:
+            self.logged_loss = float(loss)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:

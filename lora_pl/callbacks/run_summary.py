@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import time
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from rich.rule import Rule
 from torch import Tensor
 
+from lora_pl.callbacks.best import best_keeper
 from lora_pl.callbacks.merged_export import MergedExport
 from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.data.datamodule import SentenceDataModule
@@ -41,10 +43,10 @@ class RunSummary(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
                 say(f"stopped early: {callback.stopping_reason_message}")
-        kept = trainer.checkpoint_callbacks
-        best = next((c for c in kept if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
-        last = next((path for c in kept if (path := getattr(c, "last_model_path", ""))), "")
-        checkpoint = best.best_model_path if best else last
+        best = best_keeper(trainer, pl_module)
+        names = itertools.product(("last_model_path", "best_model_path"), trainer.checkpoint_callbacks)
+        others = (getattr(callback, name, "") for name, callback in names)
+        checkpoint = (best and best.best_model_path) or next(filter(None, others), "")
         if not checkpoint:
             return
         say(Rule("Done", align="left"))

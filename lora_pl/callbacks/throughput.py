@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lora_pl.model.logged import is_logged
+
 
 class Throughput(Callback):
     """Logs `throughput/sentences_per_second` and `.../tokens_per_second` over the steps between two logs.
@@ -18,15 +20,7 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self._seconds = self._started = 0.0
-        self._sentences = self._tokens = self._batches = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The count of batches, so that a resumed run logs at the same steps."""
-        return {"batches": self._batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a `state_dict`."""
-        self._batches = state_dict["batches"]
+        self._sentences = self._tokens = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the step's clock."""
@@ -35,12 +29,10 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop it, and log at the trainer's interval."""
+        """Stop it, and log where Lightning does."""
         self._sentences += len(batch)
         self._tokens += batch.tokens
-        self._batches += 1
-        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        logs = interval > 0 and self._batches % interval == 0
+        logs = is_logged(trainer)
         if logs and pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # kernels may still be running
         self._seconds += time.perf_counter() - self._started

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lora_pl.ablation.grid import Grid, Trial, scales_loss
+from lora_pl.ablation.grid import Grid, Trial, meant_task, scales_loss
 from lora_pl.ablation.groups import apart
 from lora_pl.ablation.joint_data import require_packed
 from lora_pl.ablation.ray_launcher import RayLauncher
@@ -40,6 +40,7 @@ from lora_pl.model.base import Base
 from lora_pl.model.monitor import reported, require_monitor
 from lora_pl.model.start import read_start
 from lora_pl.model.training_loss import TrainingLoss
+from lora_pl.printable import first_of
 from lora_pl.reporting import say, silence
 from lora_pl.storage.flat import flatten, with_options
 from lora_pl.storage.write_whole import write_whole
@@ -134,8 +135,9 @@ class AblateCLI(ClassifierCLI):
         config, shared = self.config["fit"], flatten(self._of_fit())
         read = StudyOptions(cast(Parser, self._parser("fit")), config, self.given)
         axes, arms = read.axes(), read.arms(shared["model.method"])
-        tasks = {task for each in (shared, *(arm.options for arm in arms)) if (task := each.get("data.task"))}
-        return Grid(shared, arms, axes, config.seeds, read.of_tasks([*axes.get("data.task", []), *tasks])).trials()
+        alike = (arm for arm in arms if "data.task" not in {**axes, **arm.axes} or "data.task" in arm.options)
+        tasks = {*axes.get("data.task", []), *(meant_task({**shared, **arm.options}) for arm in alike)}
+        return Grid(shared, arms, axes, config.seeds, read.of_tasks(sorted(tasks))).trials()
 
     def _run_trials(self, trials: list[Trial], folder: Path) -> None:
         config, shared = self.config["fit"], self._of_fit()
@@ -159,11 +161,10 @@ class AblateCLI(ClassifierCLI):
         except UserError as error:  # the table is there
             say(str(error))
         if failed:
-            some = ", ".join(failed[:5]) + (", ..." if failed[5:] else "")
             raise UserError(
                 "ablate.failed",
-                f"{len(failed)} of {len(trials)} trials failed: {some}; {folder / 'table.csv'} says why; rerun "
-                "the same command to try them again",
+                f"{len(failed)} of {len(trials)} trials failed: {first_of(failed, 5)}; {folder / 'table.csv'} says "
+                "why; rerun the same command to try them again",
             )
 
     def _joint_trials(self, folder: Path, trials: list[Trial], runner: TrialRunner) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lora_pl.cli import predict_adapters
-from lora_pl.cli.answers import digest, example_row, report, stoppable, stream_with
+from lora_pl.cli.answers import example_row, report, stoppable, stream_with
 from lora_pl.cli.predict_options import make_parser, parsed
 from lora_pl.cli.uncollected import uncollected
 from lora_pl.data.sentence_data import IF_TOO_LONG, SentenceData
@@ -25,6 +25,7 @@ from lora_pl.model.stored import read_model
 from lora_pl.predictions.file import predict_file
 from lora_pl.predictions.output import require_output
 from lora_pl.predictions.writers import Rows
+from lora_pl.storage.digest import sha256_of
 
 
 def run(args: list[str]) -> None:
@@ -49,7 +50,7 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     stored = read_model(options.ckpt_path)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
-    made_from = {"checkpoint": digest(options.ckpt_path), "options": parser.dump(options, skip_unset=False)}
+    made_from = {"checkpoint": sha256_of(options.ckpt_path), "options": parser.dump(options, skip_unset=False)}
     # a function of the module and its arguments, which another process can be given
     fabric.launch(partial(_predict, model, data, stream, options, made_from))
 

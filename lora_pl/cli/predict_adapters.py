@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from lora_pl.cli.answers import digest, example_row, report, stoppable, stream_with
+from lora_pl.cli.answers import example_row, report, stoppable, stream_with
 from lora_pl.cli.parser import Parser, verb_parser
 from lora_pl.cli.shared_options import option_value
 from lora_pl.cli.uncollected import uncollected
@@ -20,6 +20,7 @@ from lora_pl.model.one_process import OneProcess
 from lora_pl.predictions.file import predict_file
 from lora_pl.predictions.output import STDOUT, require_output
 from lora_pl.predictions.writers import Rows
+from lora_pl.storage.digest import sha256_of
 
 
 def run(args: Sequence[str]) -> None:
@@ -104,7 +105,7 @@ def predict_adapters(
         ]
 
     made_from = {
-        "checkpoints": {name: digest(path) for name, path in checkpoints.items()},
+        "checkpoints": {name: sha256_of(path) for name, path in checkpoints.items()},
         "options": [input_format, adapter_column, encoder, base_dtype],
     }
     with stoppable():

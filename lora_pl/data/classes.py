@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lora_pl.data.json_values import parse_json
 from lora_pl.data.task import Label, Prediction, Task
 from lora_pl.errors import UserError
+from lora_pl.printable import first_of
 
 WHOLE = re.compile(r"([+-]?\d+)\.0*")
 MAX_DIGITS = 10  # of a class id
@@ -28,11 +29,6 @@ def label_text(cell: object) -> str:
     text = str(cell).strip()
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text
-
-
-def first_of(names: Sequence[str]) -> str:
-    """A list of classes for a line to read."""
-    return ", ".join(names[:MAX_SHOWN]) + ", ..." * (len(names) > MAX_SHOWN)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,9 @@ class Classes(Task):
     def distribution(self, labels: NDArray[np.float32]) -> str:
         """How many sentences each class has."""
         named = (f'"{name}"' if "," in name else name for name in self.labels)
-        shown = first_of([f"{name}: {count:,}" for name, count in zip(named, self.counts(labels), strict=True)])
+        shown = first_of(
+            [f"{name}: {count:,}" for name, count in zip(named, self.counts(labels), strict=True)], MAX_SHOWN
+        )
         return f"{shown} ({self.outputs:,} classes)" if self.outputs > MAX_SHOWN else shown
 
     def targets(self, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_pl.data.batches import BATCH_TOKENS, Batching
-from lora_pl.data.classes import first_of
+from lora_pl.data.classes import MAX_SHOWN
 from lora_pl.data.drawing import drawn
 from lora_pl.data.examples import Examples
 from lora_pl.data.held_out import HeldOut
@@ -25,6 +25,7 @@ from lora_pl.encoder import EMBEDDED
 from lora_pl.encoder.architectures import architecture_of
 from lora_pl.encoder.loading import load_config, load_tokenizer, max_tokens
 from lora_pl.errors import UserError
+from lora_pl.printable import first_of
 from lora_pl.reporting import say
 from lora_pl.storage.flat import primitive
 from lora_pl.storage.schema import arguments, require_json
@@ -239,7 +240,7 @@ class SentenceData:
         say(said)
         say(f"  {self._named_task.distribution(tokens.labels)}")
         if absent := self._named_task.absent(tokens.labels):
-            say(f"  no sentence of {first_of(absent)}")
+            say(f"  no sentence of {first_of(absent, MAX_SHOWN)}")
 
     def _of(self, split: str) -> str:
         """Where a split is from, if that is another one."""

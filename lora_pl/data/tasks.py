@@ -1,7 +1,9 @@
 """The GLUE tasks (Wang et al., 2019), a row each, and the rows for a user's own files."""
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from lora_pl.data.classes import Classes, Classification, MultiLabel
 from lora_pl.data.regression import Regression
@@ -55,6 +57,11 @@ CUSTOM_TASK = OWN_TASKS[CUSTOM]
 def task_name(given: str | None, own_files: bool) -> str:
     """The task that is meant, where none may be given."""
     return given or (CUSTOM if own_files else "sst2")
+
+
+def task_of(settings: Mapping[str, Any]) -> Task:
+    """The task that a model with these settings has."""
+    return get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
 
 
 def get_task(name: str) -> Task:

@@ -13,6 +13,7 @@ from lora_pl.encoder.biases_and_norms import TrainBiases
 from lora_pl.errors import UserError, first_line
 from lora_pl.lora import Adapter, LoRAConfig
 from lora_pl.lora.config import DIVISORS, Scaling
+from lora_pl.printable import first_of
 from lora_pl.storage.archive import read_archive, require_finite
 
 
@@ -97,7 +98,7 @@ def split_layers(
     found = sorted({name.removesuffix(end) for name in tensors for end in endings.values() if name.endswith(end)})
     missing = [name + end for name in found for end in endings.values() if name + end not in tensors]
     if missing or not found:
-        raise UserError("adapter.missing", f"{source}: missing tensors: {some(missing) or 'all of an adapter'}")
+        raise UserError("adapter.missing", f"{source}: missing tensors: {first_of(missing, 4) or 'all of an adapter'}")
     layers = {}
     for name in found:
         own = {own: tensors[name + end].float() for own, end in endings.items()}
@@ -137,8 +138,3 @@ def ending_in(name: str, known: Collection[str]) -> str | None:
     """The one of `known` that `name` is, or ends in below a prefix of the file's (`module.`, `model.`)."""
     parts = name.split(".")
     return next((end for start in range(len(parts)) if (end := ".".join(parts[start:])) in known), None)
-
-
-def some(names: list[str], shown: int = 4) -> str:
-    """The first names, for messages."""
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

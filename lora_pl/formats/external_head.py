@@ -12,8 +12,9 @@ from torch import Tensor
 from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.head import HeadKind, new_head
 from lora_pl.errors import UserError
-from lora_pl.formats.external import ExternalAdapter, ending_in, some
+from lora_pl.formats.external import ExternalAdapter, ending_in
 from lora_pl.formats.stock_head import linear_head_of, require_first_token
+from lora_pl.printable import first_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -74,7 +75,7 @@ def _problems(
     if missing:
         yield f"no tensors of the head: {', '.join(missing)}"
     if unknown:
-        yield f"unknown tensors: {some(unknown)}"
+        yield f"unknown tensors: {first_of(unknown, 4)}"
     for name, shape in shapes.items():
         # the first size of the last layer is the number of classes, of the others it follows from the second
         got = tensors[name].shape if name in tensors else shape

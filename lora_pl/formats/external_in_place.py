@@ -12,7 +12,8 @@ from lora_pl.encoder.architectures import architecture_of
 from lora_pl.encoder.biases_and_norms import TrainBiases, biases, biases_and_norms, norms
 from lora_pl.encoder.fused import split_state
 from lora_pl.errors import UserError
-from lora_pl.formats.external import ExternalAdapter, ending_in, some
+from lora_pl.formats.external import ExternalAdapter, ending_in
+from lora_pl.printable import first_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +55,8 @@ def in_place_settings(adapter: ExternalAdapter, names: Collection[str], encoder:
     missing = [name for name in trained[nearest] if name not in names]
     unknown = [name for name in names if name not in trained[nearest]]
     if missing or unknown:
-        said = [f"{what} {some(found)}" for what, found in (("missing", missing), ("unexpected", unknown)) if found]
+        said = [
+            f"{what} {first_of(found, 4)}" for what, found in (("missing", missing), ("unexpected", unknown)) if found
+        ]
         raise UserError("adapter.missing", f"{adapter.source}: trained biases and norms: {'; '.join(said)}")
     return choices[nearest] if names else {}

@@ -12,10 +12,11 @@ from torch import nn
 
 from lora_pl.encoder.architectures import architecture_of, stock_head
 from lora_pl.errors import UserError
-from lora_pl.formats.external import ExternalAdapter, ExternalLayer, ending_in, some
+from lora_pl.formats.external import ExternalAdapter, ExternalLayer, ending_in
 from lora_pl.formats.fused_projections import split_parts
 from lora_pl.formats.peft_folder import targeted
 from lora_pl.lora import VARIANTS, LoRAConfig
+from lora_pl.printable import first_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +44,7 @@ def place_layers(
         layers[name] = _with_alpha(source, layer, lora_alpha)
     expected = [] if adapter.expected_layers is None else targeted(adapter.expected_layers, linear)
     if missing := [name for name in expected if name not in layers]:
-        raise UserError("adapter.missing", f"{source}: no tensors for the layers {some(missing)}")
+        raise UserError("adapter.missing", f"{source}: no tensors for the layers {first_of(missing, 4)}")
     on_head = layers.pop(stock_head(stock.config).dense, None)
     prefix = f"{stock.base_model_prefix}."
     if outside := ", ".join(name for name in layers if not name.startswith(prefix)):

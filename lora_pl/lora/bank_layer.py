@@ -35,19 +35,19 @@ class BankLinear(nn.Linear):
 
     def add(self, name: str, config: LoRAConfig) -> None:
         """Add an adapter, drawn as `LoRALinear` draws it."""
-        self.adapters[_key(name)] = VARIANTS[config.variant](self, config).train(self.training)
+        self.adapters[module_key(name)] = VARIANTS[config.variant](self, config).train(self.training)
 
     def remove(self, name: str) -> None:
         """Remove an adapter if it is here."""
         if name in self:
-            del self.adapters[_key(name)]
+            del self.adapters[module_key(name)]
 
     def __contains__(self, name: str) -> bool:
-        return _key(name) in self.adapters
+        return module_key(name) in self.adapters
 
     def adapter(self, name: str) -> Adapter:
         """An adapter of this layer."""
-        return cast(Adapter, self.adapters[_key(name)])
+        return cast(Adapter, self.adapters[module_key(name)])
 
     def _refresh(self, incompatible_keys: object) -> None:
         for adapter in self.adapters.values():
@@ -126,6 +126,6 @@ def _contained(factors: Factors, dtype: torch.dtype) -> Factors:
     )
 
 
-def _key(name: str) -> str:
-    """The name as a ModuleDict takes it: without dots, and unlike any attribute (`half`)."""
+def module_key(name: str) -> str:
+    """A name as a ModuleDict takes it: without dots, and unlike any attribute (`half`)."""
     return "@" + name.replace("%", "%25").replace(".", "%2E")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig, LoRAError, eva_init, eva_matrices, lora_layers, mark_only_lora_as_trainable
 from lora_pl.model.eva import input_moments
 from lora_pl.model.finite_steps import Loss
+from lora_pl.model.graphed_training import GraphedTraining
 from lora_pl.model.metrics import StageMetrics
 from lora_pl.model.module import TaskModule
 from lora_pl.model.optimizer import parameter_groups
@@ -102,6 +103,10 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
         beside = [part for part in self.trained_beside if isinstance(part, nn.Module) and part is not self.encoder]
         return parameter_groups(self.encoder, nn.ModuleList(beside), self.hparams)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """As `TaskModule.configure_callbacks`, and `GraphedTraining` if there are to be graphs."""
+        return [*super().configure_callbacks(), *([GraphedTraining()] if self.hparams["graphs"] else [])]
+
     def unfreeze(self) -> LoRAClassifier:
         """Let adapters and head be trained again, after `freeze`."""
         mark_only_lora_as_trainable(self, also=self.trained_beside)
@@ -158,23 +163,6 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
         self.awaits_data = False
         ranks = [len(matrix) for matrix in matrices.values()]
         say(f"eva: A from {max(moments.rows.values()):,} tokens; ranks {min(ranks)} to {max(ranks)}")
-
-    def on_train_start(self) -> None:
-        """As `TaskModule.on_train_start`, and from here on by CUDA graphs if there are to be any.
-
-        Raises:
-            UserError: `model.graphs`: this is no GPU, or batches are padded.
-        """
-        super().on_train_start()
-        if self.hparams["graphs"]:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            if isinstance(data, SentenceDataModule) and data.batching == "padded":
-                raise UserError("model.graphs", "graphs are for packed rows, and data.batching is padded; leave it out")
-            self.base.use_graphs()
-
-    def on_train_end(self) -> None:
-        """Give the graphs' memory back."""
-        self.base.graphs = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch; None if it is inf or NaN and such batches are skipped."""

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lora_pl.errors import UserError
+from lora_pl.model.logged import is_logged
 from lora_pl.reporting import say
 
 
@@ -103,8 +104,8 @@ class FiniteSteps(Callback):
         loss = (outputs or {}).get("loss")  # a skipped batch has none
         if loss is not None and not _skips(pl_module):
             self._noted.append(Loss(self._step, trainer.current_epoch, batch_idx, loss))
-        interval: int = trainer.log_every_n_steps or 1000  # type: ignore[attr-defined]  # 0: a run without logs
-        if trainer.global_step > self._step and trainer.global_step % interval == 0:
+        logs = trainer.log_every_n_steps > 0  # type: ignore[attr-defined]
+        if is_logged(trainer) if logs else batch_idx % 1000 == 999:
             self._look(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

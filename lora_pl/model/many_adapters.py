@@ -15,19 +15,21 @@ from torch import Tensor, nn
 
 from lora_pl.data.batches import BATCH_TOKENS, Batch
 from lora_pl.data.task import Prediction, Task
-from lora_pl.data.tasks import get_task
+from lora_pl.data.tasks import task_of
 from lora_pl.data.texts import Text, as_columns, require_list
 from lora_pl.data.tokens import Tokens, concatenate
 from lora_pl.encoder.architectures import require_shared_batches
 from lora_pl.encoder.biases_and_norms import trains_biases_or_norms
-from lora_pl.encoder.dtype import DTYPES
+from lora_pl.encoder.dtype import BaseDtype, resolve_dtype
 from lora_pl.encoder.source import require_own_package
 from lora_pl.errors import UserError
 from lora_pl.lora import AdapterBank, LoRAConfig
+from lora_pl.lora.bank_layer import module_key
 from lora_pl.lora.state import below, copy_state
 from lora_pl.model.base import Base
 from lora_pl.model.stored import read_model
 from lora_pl.storage.checkpoint import DATA_KEY, SETTINGS_KEY, check_base
+from lora_pl.storage.schema import arguments, require_json
 
 _LOADING = threading.Lock()
 
@@ -56,25 +58,29 @@ class ManyAdapters(nn.Module):
     Args:
         checkpoints: A checkpoint per name.
         encoder: The base, if it has moved; by default the first checkpoint's.
-        base_dtype: float32, bfloat16, float16 or int8: of the base's weights and its computation.
+        base_dtype: Of the base's weights and its computation; auto is float32.
 
     Raises:
-        UserError: `checkpoint...`: see `read_model`; `adapter`: a checkpoint has another base, or was trained
-            with `method: full`, or with biases or norms of its own.
+        UserError: `model`: there is no such type; `checkpoint...`: see `read_model`; `adapter`: a checkpoint
+            has another base, or was trained with `method: full`, or with biases or norms of its own.
     """
 
     def __init__(
-        self, checkpoints: Mapping[str, str | Path], encoder: str | Path | None = None, base_dtype: str = "float32"
+        self,
+        checkpoints: Mapping[str, str | Path],
+        encoder: str | Path | None = None,
+        base_dtype: BaseDtype = "float32",
     ) -> None:
         super().__init__()
         if not checkpoints:
             raise UserError("adapter", "expected at least one name with a checkpoint, got none")
+        require_json({"base_dtype": base_dtype}, arguments(ManyAdapters.__init__), "model", "")
         settings = read_model(next(iter(checkpoints.values())))[SETTINGS_KEY]
         if encoder is None:
             require_own_package(settings["encoder"])
         self.base = Base.load(os.fspath(encoder or settings["encoder"]))
         require_shared_batches(self.base.config)
-        self.base.cast(DTYPES[base_dtype])
+        self.base.cast(resolve_dtype(base_dtype, ""))
         self.encoder = self.base.encoder
         self.bank = AdapterBank(self.encoder)
         self.heads = nn.ModuleDict()
@@ -94,7 +100,7 @@ class ManyAdapters(nn.Module):
         Other threads may predict meanwhile.
 
         Raises:
-            UserError: see `ManyAdapters`; `adapter`: the name is taken, empty or has a dot.
+            UserError: see `ManyAdapters`; `adapter`: the name is taken or empty.
         """
         with _LOADING:
             self._load_adapter(name, path)
@@ -103,7 +109,7 @@ class ManyAdapters(nn.Module):
         checkpoint = read_model(path)
         settings = checkpoint[SETTINGS_KEY]
         self._require_fitting(name, path, checkpoint)
-        task = get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])
+        task = task_of(settings)
         columns = (checkpoint.get(DATA_KEY, {}).get(name) for name in ("text_column", "text_pair_column"))
         max_length = min(settings["max_length"], self.base.max_tokens)
         member = Member(task, max_length, settings["method"] == "lora", *columns)
@@ -113,7 +119,7 @@ class ManyAdapters(nn.Module):
         if member.has_adapter:
             lora = self.base.resolve(LoRAConfig.of(settings["lora"]))
             self.bank.add(name, lora, below("encoder.", checkpoint["state_dict"]))
-        self.heads[name] = head
+        self.heads[module_key(name)] = head
         self.members[name] = member
 
     def set_adapter(self, name: str) -> None:
@@ -175,7 +181,7 @@ class ManyAdapters(nn.Module):
         answers: dict[int, Prediction] = {}
         for name in dict.fromkeys(names):
             rows = [row for row, other in enumerate(names) if other == name]
-            logits: Tensor = self.heads[name](features[rows])
+            logits: Tensor = self.heads[module_key(name)](features[rows])
             own = [places[row] for row in rows]
             answers |= zip(own, self.members[name].task.predictions(logits, own), strict=True)
         return answers
@@ -187,8 +193,8 @@ class ManyAdapters(nn.Module):
 
     def _require_fitting(self, name: str, path: str | Path, checkpoint: Mapping[str, Any]) -> None:
         settings = checkpoint[SETTINGS_KEY]
-        if name in self.members or not name or "." in name:
-            raise UserError("adapter", f"expected a new name without dots for {path}, got {name!r}")
+        if name in self.members or not name:
+            raise UserError("adapter", f"expected a new name for {path}, got {name!r}")
         whole = "a whole encoder" if settings["method"] == "full" else "biases or norms of its own"
         if settings["method"] == "full" or trains_biases_or_norms(settings):
             raise UserError(

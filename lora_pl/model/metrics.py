@@ -14,6 +14,7 @@ from lora_pl.lora.transfer import transfer
 from lora_pl.model.class_scores import ClassScores, Confusion, LabelCounts
 from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
 from lora_pl.model.monitor import suffix
+from lora_pl.printable import first_of
 
 METRICS: dict[MetricName, Callable[[int], Metric]] = {
     "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
@@ -195,7 +196,9 @@ class StageMetrics(nn.ModuleDict):
     def broken_places(self, stage: str) -> str:
         """The first of them by their numbers, from 1: `no. 3, 17 of validation`; empty if none is known."""
         found = {name: metrics.broken_rows for name, metrics in self._by_split(stage).items()}
-        return "; ".join(f"no. {_first_five(rows)} of {name}" for name, rows in found.items() if rows)
+        return "; ".join(
+            f"no. {first_of([row + 1 for row in rows], 5)} of {name}" for name, rows in found.items() if rows
+        )
 
     def compute(self, stage: str) -> dict[str, Tensor]:
         """A stage's losses and metrics by their logged names: `val/accuracy`, `val/accuracy_mismatched`."""
@@ -209,10 +212,6 @@ class StageMetrics(nn.ModuleDict):
     def evaluated(self, stage: str) -> dict[str, SplitMetrics]:
         """The metrics of the stage's splits by name, of those that had batches."""
         return {split: metrics for split, metrics in self._by_split(stage).items() if metrics.seen}
-
-
-def _first_five(rows: list[int]) -> str:
-    return ", ".join(str(row + 1) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
 
 
 def _on(state: Tensor | list[Tensor], device: Any) -> Tensor | list[Tensor]:

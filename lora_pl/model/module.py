@@ -83,14 +83,19 @@ class TaskModule(LightningModule):
         """AdamW on the trained parameters, and the schedule per optimizer step.
 
         Raises:
-            UserError: `model.schedule`: linear, in a run without an end.
+            UserError: `model.schedule`, `model.warmup_ratio`: linear, or a warm-up, in a run without an end.
         """
         # the scaler of 16-mixed leaves gradients to a fused step as they are, which is too late to clip them
         clips_scaled = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision) == "16-mixed"
         optimizer = torch.optim.AdamW(self.parameter_groups(), fused=not clips_scaled)
         steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps) and self.hparams["schedule"] == "linear":
-            raise UserError("model.schedule", "linear needs an end; give --trainer.max_epochs or --trainer.max_steps")
+        for name, depends in (
+            ("schedule", self.hparams["schedule"] == "linear"),
+            ("warmup_ratio", self.hparams["warmup_ratio"] > 0),
+        ):
+            if math.isinf(steps) and depends:
+                said = f"{self.hparams[name]} needs an end; give --trainer.max_epochs or --trainer.max_steps"
+                raise UserError(f"model.{name}", said)
         total = 0 if math.isinf(steps) else int(steps)
         warmup = round(self.hparams["warmup_ratio"] * total)
         schedule = make_schedule(optimizer, self.hparams["schedule"], warmup, total)

@@ -173,10 +173,14 @@ class PlainClassifier(Network):
         self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
     ) -> Tensor:
         """(texts, outputs), fp32, on the CPU: the logits behind `predict`; adapters stay merged or unmerged."""
+        require_list(texts)
+        if not texts:
+            return torch.empty(0, self.task.outputs)
         return self.logits_of(self.tokenize(texts), batch_tokens, batching)
 
     def tokenize(self, texts: Sequence[Text]) -> Tokens:
         """The texts' tokens, cut to `max_length`; a UserError, `predict.texts`, if the model reads others."""
+        require_list(texts)
         return self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
 
     @torch.inference_mode()

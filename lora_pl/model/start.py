@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lora_pl.data.task import Task
-from lora_pl.data.tasks import get_task
+from lora_pl.data.tasks import task_of
 from lora_pl.errors import UserError
 from lora_pl.lora import LoRAConfig, LoRAError
 from lora_pl.model.base import Base
 from lora_pl.model.stored import read_model
 from lora_pl.storage.checkpoint import SETTINGS_KEY, Started, check_base
+from lora_pl.storage.digest import sha256_of
 from lora_pl.storage.flat import flatten
 from lora_pl.storage.settings import unequal
 
@@ -40,8 +38,8 @@ class Start:
         check_base(checkpoint, base.fingerprints)
         self.path, self.base = path, base
         self.settings, self.state = self._resolved(checkpoint[SETTINGS_KEY]), checkpoint["state_dict"]
-        self.task = _task(self.settings)
-        self.record = Started(checkpoint=path, sha256=hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        self.task = task_of(self.settings)
+        self.record = Started(checkpoint=path, sha256=sha256_of(path))
 
     def tensors(self, settings: Mapping[str, Any]) -> dict[str, Tensor]:
         """What a model of these settings takes, by the names in its state: all, or all but the head.
@@ -61,7 +59,7 @@ class Start:
 
     def takes_head(self, settings: Mapping[str, Any]) -> bool:
         """Whether the heads are of one kind and their outputs mean the same: scores, or the same classes in order."""
-        now = _task(settings)
+        now = task_of(settings)
         same_outputs = (self.task.problem_type, self.task.labels) == (now.problem_type, now.labels)
         return same_outputs and self.settings["head"] == settings["head"]
 
@@ -96,7 +94,3 @@ def read_start(path: str, base: Base) -> Start:
         return Start(path, read_model(path), base)
     except (UserError, LoRAError, OSError) as error:
         raise UserError("model.start_from", getattr(error, "message", str(error))) from error
-
-
-def _task(settings: Mapping[str, Any]) -> Task:
-    return get_task(settings["task"]).customized(settings["label_names"], settings["pairs"])

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lora_pl.data.classes import MAX_SHOWN, Classes, first_of
+from lora_pl.data.classes import MAX_SHOWN, Classes
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.sources import TRAIN
 from lora_pl.data.task import Task
 from lora_pl.errors import UserError
+from lora_pl.printable import first_of
 from lora_pl.reporting import say
 
 BALANCED = "balanced"
@@ -74,7 +75,7 @@ class TrainingLoss(nn.Module):
             raise UserError("model.class_weights", "balanced needs the labels of a SentenceDataModule; give numbers")
         self.weights = torch.tensor(_balanced(data.labels(TRAIN), self.task), dtype=torch.float32)
         shown = [f"{name}: {weight:.4g}" for name, weight in zip(self.task.labels, self.weights.tolist(), strict=True)]
-        say(f"class weights: {first_of(shown)}")
+        say(f"class weights: {first_of(shown, MAX_SHOWN)}")
 
 
 def _balanced(labels: NDArray[np.float32], task: Classes) -> NDArray[np.float64]:
@@ -91,7 +92,7 @@ def _balanced(labels: NDArray[np.float32], task: Classes) -> NDArray[np.float64]
 
 def _weights(given: list[float], task: Task) -> Tensor:
     weights = torch.tensor(given, dtype=torch.float32)
-    of = f"for {first_of(task.labels)}"
+    of = f"for {first_of(task.labels, MAX_SHOWN)}"
     if len(given) != task.outputs:
         raise UserError("model.class_weights", f"expected {task.outputs} numbers, {of}, got {len(given)}")
     if not (torch.isfinite(weights) & (weights > 0)).all():

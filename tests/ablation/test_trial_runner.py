@@ -79,6 +79,17 @@ def config(tiny_encoder, glue_folder):
     }
 
 
+def test_the_curve_of_accumulated_batches_is_of_whole_losses(config, tmp_path, monkeypatch):
+    """As that of joint trials; Lightning's own losses are shares of a step's."""
+    monkeypatch.setattr("lora_pl.ablation.record.CURVE_STEPS", 1)
+    config["model"]["dropout"] = 0.0
+    curves = []
+    for number in (1, 2):
+        config["trainer"] |= {"accumulate_grad_batches": number, "max_steps": 1}
+        curves.append(TrialRunner(config, tmp_path / str(number)).train(TRIALS[0]).curve)
+    assert curves[1][0][1] == pytest.approx(curves[0][0][1])
+
+
 @pytest.fixture
 def stop_at(monkeypatch):
     """Sends SIGTERM at the given of the steps that it counts."""

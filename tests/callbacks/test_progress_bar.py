@@ -69,6 +69,14 @@ def test_the_bar_shows_the_loss_that_was_logged_last(monkeypatch, tiny_encoder, 
     assert seen.shown == [None, None, second, second, fourth]
 
 
+def test_it_reads_the_loss_of_no_other_batch_of_an_accumulated_step(monkeypatch, tiny_encoder, glue_folder):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    model, seen = LoRAClassifier.for_data(data), Seen()
+    options = {"accelerator": "cpu", "precision": "32-true", "log_every_n_steps": 2, "callbacks": [seen]}
+    on_a_terminal(monkeypatch, lambda: Run("bar").fit(model, data, max_steps=3, accumulate_grad_batches=2, **options))
+    assert seen.shown == [None] * 4 + [pytest.approx(2 * seen.losses[3])] * 2, "Lightning divides the losses by 2"
+
+
 def test_each_epoch_leaves_a_line_above_the_bar(monkeypatch, tiny_encoder, glue_folder):
     data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder())
     model, options = LoRAClassifier.for_data(data), {"accelerator": "cpu", "precision": "32-true"}

@@ -3,6 +3,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lora_pl.callbacks.run_summary import RunSummary, _lines, _say_if_nothing_was_learned
 from lora_pl.data.datamodule import SentenceDataModule
@@ -35,6 +37,24 @@ def test_a_run_that_learned_nothing_says_so(monitor, best, said, capsys):
     _say_if_nothing_was_learned(SimpleNamespace(datamodule=data), monitor, best)
     assert bool(said) == bool(found := " ".join(capsys.readouterr().err.split()))
     assert said in found
+
+
+def test_another_metrics_best_is_not_the_monitors(tmp_path, capsys):
+    keeper = ModelCheckpoint(tmp_path, monitor="train/loss")
+    keeper.best_model_path, keeper.best_model_score = str(tmp_path / "own.ckpt"), torch.tensor(0.31)
+    module = SimpleNamespace(monitor="val/accuracy", task=get_task("sst2"))
+    trainer = SimpleNamespace(
+        callbacks=[keeper], checkpoint_callbacks=[keeper], loggers=[], datamodule=None, lightning_module=module,
+        callback_metrics={}, global_step=30,
+    )  # fmt: skip
+    summary = RunSummary()
+    summary.on_fit_start(trainer, module)
+    summary.on_train_start(trainer, module)
+    summary.on_fit_end(trainer, module)
+    said = capsys.readouterr().err
+    assert "own.ckpt" in said
+    assert "30 steps without validation" in said
+    assert "0.31" not in said
 
 
 def test_a_run_without_a_step_says_so(capsys):

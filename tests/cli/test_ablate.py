@@ -113,6 +113,13 @@ def test_arms_and_tasks_of_a_configuration(planned, flags, glue_folder, tmp_path
     assert {trial.options["model.learning_rate"] for trial in planned if trial.arm == "seed"} == {1e-3, 1e-2}
 
 
+def test_a_task_that_is_not_named_has_its_file(planned, flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("sst2.yaml").write_text("model: {weight_decay: 0.5}")
+    assert main([*flags, "--task_config", "{task}.yaml", "--ranks", "1"]) == 0
+    assert {trial.options.get("model.weight_decay") for trial in planned} == {0.5}
+
+
 def test_the_studys_trainer_options_come_before_those_of_an_arms_file(planned, flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text("model: {learning_rate: 5e-4}\ntrainer: {max_epochs: 5, gradient_clip_val: 1.0}")

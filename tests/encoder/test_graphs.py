@@ -256,6 +256,16 @@ def run_of(folder, accumulated=1) -> Trainer:
     )  # fmt: skip
 
 
+def test_a_run_that_fails_frees_them(tiny_encoder, glue_folder, tmp_path):
+    data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
+    model = LoRAClassifier.for_data(data, graphs=True)
+    model.head.register_forward_hook(lambda *given: given[-1] * float("nan") if Graph.replays else None)
+    with pytest.raises(UserError, match=r"^model.nonfinite_loss: "):
+        run_of(tmp_path).fit(model, data)
+    assert Graph.replays
+    assert model.base.graphs is None
+
+
 @pytest.mark.parametrize(("batching", "why"), [("packed", "need a GPU, and this run is on cpu"), ("padded", "padded")])
 def test_a_run_that_has_no_use_for_them_says_so(batching, why, tiny_encoder, glue_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(base, "cuda_graphs", graphs.cuda_graphs)

@@ -203,10 +203,11 @@ def test_accumulated_batches_are_one_step_of_the_schedule(tiny_encoder, glue_fol
     assert runner.optimizers[0].param_groups[0]["lr"] == pytest.approx(0)
 
 
-def test_a_linear_schedule_needs_an_end(tiny_encoder, tmp_path):
-    model = LoRAClassifier(encoder=tiny_encoder(), schedule="linear")
+@pytest.mark.parametrize(("name", "value"), [("schedule", "linear"), ("warmup_ratio", 0.1)])
+def test_what_goes_by_the_share_of_all_steps_needs_an_end(name, value, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder(), **{name: value})
     model.trainer = type("Endless", (), {"estimated_stepping_batches": math.inf, "gradient_clip_val": None})()
-    with pytest.raises(UserError, match="^model.schedule: "):
+    with pytest.raises(UserError, match=f"^model.{name}: {value} needs an end"):
         model.configure_optimizers()
 
 
@@ -235,6 +236,7 @@ def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
         assert sum(one["probabilities"].values()) == pytest.approx(1)
         assert one["probabilities"][one["label"]] == one["score"] == max(one["probabilities"].values())
     assert model.predict([]) == []
+    assert model.logits([]).shape == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +252,10 @@ def test_predict_keeps_the_order_and_the_mode(tiny_encoder):
     ],
 )
 def test_predict_refuses_what_is_no_list_of_its_texts(task, texts, tiny_encoder):
-    with pytest.raises(UserError, match="^predict.texts: "):
-        LoRAClassifier(encoder=tiny_encoder(), task=task).predict(texts)
+    model = LoRAClassifier(encoder=tiny_encoder(), task=task)
+    for asked in (model.predict, model.logits, model.tokenize):
+        with pytest.raises(UserError, match="^predict.texts: "):
+            asked(texts)
 
 
 def test_a_trainer_predicts_from_a_loader_and_not_from_texts(data, tmp_path):

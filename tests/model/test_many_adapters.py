@@ -84,6 +84,13 @@ def test_bfloat16_stays_near(write):
         assert one["probabilities"]["positive"] == pytest.approx(other["probabilities"]["positive"], abs=near)
 
 
+@pytest.mark.parametrize("name", ["train", "values", "a.b"])
+def test_a_name_may_be_that_of_an_attribute(name, write):
+    path = write("a")
+    models = ManyAdapters({name: path})
+    assert_same(models.predict(SENTENCES, name), SINGLE[path].predict(SENTENCES))
+
+
 @pytest.fixture(scope="module")
 def one(write):
     return ManyAdapters({"a": write("a")})
@@ -103,6 +110,7 @@ def one(write):
         (lambda models, write: ManyAdapters({"a": write("a", train_norms=True)}), "adapter"),
         (lambda models, write: models.load_adapter("b", write("b", "electra")), "adapter"),
         (lambda models, write: ManyAdapters({}), "adapter"),
+        (lambda models, write: ManyAdapters({"a": write("a")}, base_dtype="bf16"), "model"),
     ],
 )
 def test_mistakes(ask, key, one, write):
