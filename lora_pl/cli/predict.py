@@ -26,6 +26,7 @@ from lora_pl.predictions.file import predict_file
 from lora_pl.predictions.output import require_output
 from lora_pl.predictions.writers import Rows
 from lora_pl.storage.digest import sha256_of
+from lora_pl.storage.paths import expanded
 
 
 def run(args: list[str]) -> None:
@@ -40,6 +41,8 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     """Write the predictions of one checkpoint, by as many processes as `--trainer.devices` says."""
     parser = make_parser()
     options = parsed(parser, args)
+    for name in ("input", "output", "ckpt_path"):
+        options[name] = str(expanded(options[name]))
     require_output(options.output, options.input, options.ckpt_path)
     fabric = _processes(options.trainer)
     with uncollected():  # Transformers comes with the first encoder

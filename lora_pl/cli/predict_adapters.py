@@ -21,6 +21,7 @@ from lora_pl.predictions.file import predict_file
 from lora_pl.predictions.output import STDOUT, require_output
 from lora_pl.predictions.writers import Rows
 from lora_pl.storage.digest import sha256_of
+from lora_pl.storage.paths import expanded
 
 
 def run(args: Sequence[str]) -> None:
@@ -69,6 +70,7 @@ def predict_adapters(
     if Path(output).suffix.lower() in (".parquet", ".csv"):
         raise UserError("output", "adapters differ in their labels, so rows are JSON lines; give another ending")
     checkpoints = _by_name(adapter)
+    input, output = str(expanded(input)), str(expanded(output))
     require_output(output, input, *checkpoints.values())
     with uncollected():
         models = ManyAdapters(checkpoints, encoder, base_dtype)
@@ -124,5 +126,5 @@ def _by_name(given: Sequence[str]) -> dict[str, str]:
         name, equals, path = item.partition("=")
         if not (name and equals and path) or name in checkpoints:
             raise UsageError("adapter", f"expected NAME=CHECKPOINT, every name once, got {item!r}")
-        checkpoints[name] = path
+        checkpoints[name] = str(expanded(path))
     return checkpoints

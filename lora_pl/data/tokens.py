@@ -83,7 +83,11 @@ def tokenize(
     """Tokenize one text column, or two for pairs, truncated to `max_length` tokens, the longer text first.
 
     A text without tokens, which is an empty one if there are no special tokens, is one unknown token.
+
+    Raises:
+        UserError: `data.max_length`: special tokens leave no room for text.
     """
+    _require_room(tokenizer, len(texts), max_length)
     ids: list[NDArray[np.int32]] = []
     second: list[int] = []
     cut = 0
@@ -115,6 +119,7 @@ def tokenize_cached(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_
 
     A damaged file is written again; a folder that can't be written to means no cache.
     """
+    _require_room(tokenizer, len(examples.texts), max_length)
     path = cache / f"{_key(tokenizer, examples, max_length)}.safetensors"
     tokens = _load(path)
     if tokens is None:
@@ -122,6 +127,16 @@ def tokenize_cached(tokenizer: PreTrainedTokenizerBase, examples: Examples, max_
         tokens = replace(tokens, labels=np.asarray(examples.labels, np.float32))
         _save(tokens, path)
     return tokens
+
+
+def _require_room(tokenizer: PreTrainedTokenizerBase, columns: int, max_length: int) -> None:
+    special = tokenizer.num_special_tokens_to_add(pair=columns > 1)
+    if max_length <= special:
+        what = "a pair" if columns > 1 else "a text"
+        raise UserError(
+            "data.max_length",
+            f"expected at least {special + 1}, since {what} has {special} special tokens, got {max_length}",
+        )
 
 
 def default_cache() -> Path:

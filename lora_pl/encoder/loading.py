@@ -51,10 +51,20 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The encoder's tokenizer."""
+    """The encoder's tokenizer.
+
+    Raises:
+        UserError: model.encoder: it can't be loaded, or is not one of the library `tokenizers`.
+    """
     from transformers import AutoTokenizer
 
-    return _from_pretrained(AutoTokenizer.from_pretrained, name)
+    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, name)
+    if not tokenizer.is_fast:
+        kind = type(tokenizer).__name__
+        raise UserError(
+            "model.encoder", f"{name}: expected a tokenizer.json, got {kind}, a tokenizer written in Python"
+        )
+    return tokenizer
 
 
 def load_encoder(name: str, dropout: float | None = None) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from lora_pl.errors import UserError
 from lora_pl.storage.paths import expanded
 
 PACKAGE_SCHEME = "package://"
-GIVEN_BY = "--model.encoder (export, import and predict --adapter: --encoder; in Python encoder=)"
+GIVEN_BY = "--model.encoder (import and predict --adapter: --encoder; in Python encoder=)"
 """How a user names the encoder for a file that names another."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_pl.data.hub import PREFIX, HubDataset
 from lora_pl.data.sentence_data import SentenceData
 from lora_pl.data.sources import HUB, SAMPLE, read_split
 from lora_pl.data.task import Label
@@ -57,12 +58,16 @@ def sentences_for(checkpoint: Mapping[str, Any], count: int) -> Sentences:
     settings = {key: value for key, value in checkpoint.get(DATA_KEY, {}).items() if key in EVALUATED}
     settings |= {"label_names": checkpoint["hyper_parameters"]["label_names"]}
     places = [settings.get(key) for key in ("source", "train_file", "validation_file")]
-    if any(place is not None and not place.startswith(HUB) for place in places):
+    if any(place is not None and _is_local(place) for place in places):
         try:
             return sentences_of(SentenceData(**settings), count)
         except UserError:  # moved or deleted since
             pass
     return embedded_sentences(bool(checkpoint["hyper_parameters"]["pairs"]), count)
+
+
+def _is_local(place: str) -> bool:
+    return HubDataset(place).folder is not None if place.startswith(PREFIX) else place != HUB
 
 
 def embedded_sentences(pairs: bool, count: int) -> Sentences:

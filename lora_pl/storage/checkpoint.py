@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from lora_pl.errors import UserError
 from lora_pl.storage.archive import NUMBERS, read_archive, require_finite
+from lora_pl.storage.paths import expanded
 from lora_pl.storage.schema import require_values
 from lora_pl.storage.write_whole import write_whole
 
@@ -96,7 +97,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: `checkpoint.missing`, `checkpoint.damaged` (inf and NaN too), `checkpoint.refused` (it holds more
             than tensors and plain values), or `checkpoint.format` (lora_pl did not write it).
     """
-    checkpoint = read_archive(Path(path))
+    checkpoint = read_archive(expanded(path))
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in REQUIRED):
         raise UserError(
             "checkpoint.format",

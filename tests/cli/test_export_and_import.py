@@ -81,3 +81,7 @@ def test_files(capsys, checkpoint, monkeypatch):
     assert main(["import", "film-v0.1", "--output=~/film.ckpt"]) == 0
     assert Path("checkpoints/film-v0.1/best.ckpt").is_file()
     assert Path("home/film.ckpt").is_file()
+    Path("home/films.txt").write_text("fine\n")
+    for asked in ("--ckpt_path=~/film.ckpt", "--adapter=a=~/film.ckpt"):
+        assert main(["predict", asked, "--input=~/films.txt", "--output=~/answers.jsonl"]) == 0
+        assert Path("home/answers.jsonl").read_text().count("fine") == 1

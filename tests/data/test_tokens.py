@@ -37,6 +37,17 @@ def test_an_empty_text_without_special_tokens_is_one_unknown_token(tokenizer):
     assert [sentence(tokens, i) for i in range(2)] == [[tokenizer.unk_token_id], tokenizer("fine").input_ids]
 
 
+@pytest.mark.parametrize(("columns", "least"), [([TEXTS], 3), ([TEXTS, TEXTS], 5)])
+def test_special_tokens_leave_room_for_text(columns, least, tokenizer, tmp_path):
+    """`tokenizers` would cut nothing."""
+    assert max(tokenize(tokenizer, columns, least).lengths) == least
+    examples = Examples(tuple(columns), [0.0] * len(TEXTS))
+    for refused in (lambda: tokenize(tokenizer, columns, least - 1),
+                    lambda: tokenize_cached(tokenizer, examples, least - 1, tmp_path)):  # fmt: skip
+        with pytest.raises(UserError, match=f"^data.max_length: expected at least {least}, .* got {least - 1}"):
+            refused()
+
+
 def test_long_sentences_are_cut_and_counted(tokenizer):
     tokens = tokenize(tokenizer, [TEXTS], 6)
     assert tokens.cut == 1

@@ -84,6 +84,15 @@ def test_what_a_name_that_leads_nowhere_is_told():
     assert refused(load_config, "/moved/since").endswith(f"if a checkpoint's encoder has moved, give it: {GIVEN_BY}")
 
 
+def test_a_tokenizer_that_is_written_in_python(tmp_path):
+    """BERTweet's, for example."""
+    from transformers import CanineTokenizer
+
+    CanineTokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "canine"}')
+    assert "CanineTokenizer, a tokenizer written in Python" in refused(load_tokenizer, tmp_path)
+
+
 def test_a_folder_without_weights_or_with_damaged_ones(tiny_encoder, tmp_path):
     folder = tmp_path / "damaged"
     copytree(tiny_encoder(), folder)

@@ -97,6 +97,16 @@ def test_the_embedded_sentences_stand_in_for_data_on_the_hub_or_gone(checkpoint,
     assert all(len(pair) == 2 for pair in pairs.texts)
 
 
+def test_a_local_folder_in_the_hubs_layout_is_read(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.csv").write_text("text,label\nthe film is good,positive\ndull,negative\n")
+    stored = torch.load(checkpoint, weights_only=True)
+    settings = {**stored["datamodule_hyper_parameters"], "source": f"hub:{tmp_path}", "task": None}
+    found = sentences_for({**stored, "datamodule_hyper_parameters": settings}, 256)
+    assert found.texts == ("the film is good", "dull")
+
+
 def test_the_training_model_is_never_touched(checkpoint, tmp_path):
     before = checkpoint.read_bytes(), os.stat(checkpoint).st_mtime_ns
     export_checkpoint(checkpoint, tmp_path / "hf", options=ExportOptions(merge_dtype="float64"))
