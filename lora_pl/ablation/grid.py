@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -102,8 +102,8 @@ class Grid:
     arms: Sequence[Arm]
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeds: int = 1
-    of_task: Mapping[str, Options] = field(default_factory=dict)
-    """Options by task, which arms and axes override."""
+    of_task: Callable[[str], Options] = lambda task: {}
+    """A task's own options, which arms and axes override."""
 
     def trials(self) -> list[Trial]:
         """All trials, seed by seed, so that a study that is stopped early compares all arms.
@@ -152,7 +152,7 @@ class Grid:
     def _options(self, arm: Arm, axes: Options) -> Options:
         own = {**arm.options, **axes}
         task = get_task(meant_task({**self.shared, **own}))
-        before = {**self.of_task.get(task.name, {}), **arm.options}
+        before = {**self.of_task(task.name), **arm.options}
         options = {**before, **axes, "model.method": self._method(own)}
         if source := options.get("data.source") or self.shared.get("data.source"):
             options["data.source"] = source.replace("{folder}", task.folder)

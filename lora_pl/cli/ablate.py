@@ -12,7 +12,7 @@ import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
-from lora_pl.ablation.grid import Grid, Trial, meant_task, scales_loss
+from lora_pl.ablation.grid import Grid, Trial, scales_loss
 from lora_pl.ablation.groups import apart
 from lora_pl.ablation.joint_data import require_packed
 from lora_pl.ablation.ray_launcher import RayLauncher
@@ -135,9 +135,7 @@ class AblateCLI(ClassifierCLI):
         config, shared = self.config["fit"], flatten(self._of_fit())
         read = StudyOptions(cast(Parser, self._parser("fit")), config, self.given)
         axes, arms = read.axes(), read.arms(shared["model.method"])
-        alike = (arm for arm in arms if "data.task" not in {**axes, **arm.axes} or "data.task" in arm.options)
-        tasks = {*axes.get("data.task", []), *(meant_task({**shared, **arm.options}) for arm in alike)}
-        return Grid(shared, arms, axes, config.seeds, read.of_tasks(sorted(tasks))).trials()
+        return Grid(shared, arms, axes, config.seeds, cache(read.of_task)).trials()
 
     def _run_trials(self, trials: list[Trial], folder: Path) -> None:
         config, shared = self.config["fit"], self._of_fit()

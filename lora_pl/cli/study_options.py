@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -106,16 +106,11 @@ class StudyOptions:
                 arms.append(Arm(ARM_NAMES[reference], {"model.method": reference}, axes, self.config.reference_seeds))
         return arms
 
-    def of_tasks(self, tasks: Iterable[str]) -> dict[str, Options]:
-        """The options that the files of `--task_config` give each task and the user does not."""
+    def of_task(self, task: str) -> Options:
+        """The options that the task's file of `--task_config` gives and the user does not."""
         pattern = self.config.task_config
-        if pattern is None:
-            return {}
-        files = {task: self.options(read_options(pattern.replace("{task}", task))) for task in tasks}
-        return {
-            task: {key: value for key, value in options.items() if key not in self.given}
-            for task, options in files.items()
-        }
+        options = self.options(read_options(pattern.replace("{task}", task))) if pattern is not None else {}
+        return {key: value for key, value in options.items() if key not in self.given}
 
     def options(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Options of `fit` by full name, each as `fit` parses it, from the layout of a configuration or full names.

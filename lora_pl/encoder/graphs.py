@@ -61,15 +61,14 @@ class GraphedRows:
         shape = input_ids.shape[1], len(packing.lengths), packing.width
         with _no_cached_casts(input_ids.device.type):
             if shape not in self._graphs and len(self._graphs) < MOST:
-                self._graphs[shape] = self._captured(trained, input_ids, token_type_ids, packing)
+                self._graphs[shape] = self._captured(packing, trained, input_ids, token_type_ids)
             if shape not in self._graphs:
                 return self._compute(packing, trained, input_ids, token_type_ids)
             graph, sample = self._graphs[shape]
             return graph(trained, input_ids, token_type_ids, *packing.tensors(sample))
 
-    def _captured(self, *row: Any) -> tuple[Callable[..., Tensor], Packing]:
+    def _captured(self, packing: Packing, *tensors: Tensor) -> tuple[Callable[..., Tensor], Packing]:
         """The graphs for rows such as this one, and its packing, whose tensors they read."""
-        *tensors, packing = row
         trained, *own = (tensor.detach().clone() for tensor in tensors)
         gpus = [trained.device] if trained.is_cuda else []
         with torch.random.fork_rng(gpus):  # what is drawn here is no step's

@@ -89,11 +89,8 @@ class TaskModule(LightningModule):
         clips_scaled = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision) == "16-mixed"
         optimizer = torch.optim.AdamW(self.parameter_groups(), fused=not clips_scaled)
         steps = self.trainer.estimated_stepping_batches
-        for name, depends in (
-            ("schedule", self.hparams["schedule"] == "linear"),
-            ("warmup_ratio", self.hparams["warmup_ratio"] > 0),
-        ):
-            if math.isinf(steps) and depends:
+        for name, endless in (("schedule", "constant"), ("warmup_ratio", 0)):
+            if math.isinf(steps) and self.hparams[name] != endless:
                 said = f"{self.hparams[name]} needs an end; give --trainer.max_epochs or --trainer.max_steps"
                 raise UserError(f"model.{name}", said)
         total = 0 if math.isinf(steps) else int(steps)

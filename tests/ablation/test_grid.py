@@ -32,7 +32,7 @@ def test_proportional_is_the_scale_of_the_arm_or_task():
     arms = [Arm("plain"), Arm("strong", {ALPHA: 64.0}), Arm("recipe", {ALPHA: 48.0, RANK: 12})]
     of_task = {"rte": {ALPHA: 32.0}}
     axes = {"data.task": ["sst2", "rte"], RULE: ["proportional"], RANK: [1, 4]}
-    found = grid(arms=arms, axes=axes, of_task=of_task, seeds=1)
+    found = grid(arms=arms, axes=axes, of_task=lambda task: of_task.get(task, {}), seeds=1)
     assert scales(found) == [4, 4, 8, 8, *[16] * 4, *[4] * 2]
 
 
@@ -90,10 +90,15 @@ def test_what_validates_or_ends_by_itself_is_trained_alone(given):
 
 def test_a_task_brings_its_folder_and_its_own_options():
     of_task = {"rte": {RATE: 5e-4, "trainer.max_epochs": 80}}
-    found = grid(axes={"data.task": ["rte", "stsb"]}, of_task=of_task, seeds=1).trials()
+    found = grid(axes={"data.task": ["rte", "stsb"]}, of_task=lambda task: of_task.get(task, {}), seeds=1).trials()
     assert [trial.options["data.source"] for trial in found] == ["glue/RTE", "glue/STS-B"]
     assert [trial.options.get("trainer.max_epochs") for trial in found] == [80, None]
-    over = grid(arms=[Arm("other", {RATE: 1.0})], axes={"data.task": ["rte"]}, of_task=of_task, seeds=1).trials()
+    over = grid(
+        arms=[Arm("other", {RATE: 1.0})],
+        axes={"data.task": ["rte"]},
+        of_task=lambda task: of_task.get(task, {}),
+        seeds=1,
+    ).trials()
     assert over[0].options[RATE] == 1.0
 
 

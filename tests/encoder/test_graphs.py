@@ -17,6 +17,7 @@ from lora_pl.encoder.packing import Packing
 from lora_pl.errors import UserError
 from lora_pl.model import base
 from tests.data.test_batches import make_tokens
+from tests.encoder.test_rectangle import steps
 from tests.training.test_operations import Operations
 
 CAPTURED = [kind for kind, row in ARCHITECTURES.items() if row.packed and not row.reads_back]
@@ -183,12 +184,7 @@ def test_few_operations_are_left_beside_the_graphs():
     """The row's tensors and its gradient copied, head, loss and optimizer: as many for any encoder."""
     model, rows = made(), batches(*SAME)
     model.base.use_graphs()
-    optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True)
-    for batch in rows:
-        with Operations() as operations:
-            model.loss(model(batch), batch.labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    *_, operations = steps(model, rows, Operations)
     assert Graph.replays == 6
     assert operations.counts.total() <= 45, operations.counts
 
@@ -228,18 +224,12 @@ def test_other_rows_and_evaluation_are_computed_without(monkeypatch):
     assert Graph.count == 2
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_run_ends_with_the_weights_of_one_without_graphs(
-    accumulated,
-    tiny_encoder,
-    glue_folder,
-    tmp_path,
-    without,
-):
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_run_ends_with_the_weights_of_one_without_graphs(together, tiny_encoder, glue_folder, tmp_path, without):
     def trained(**settings):
         data = SentenceDataModule(source=str(glue_folder), encoder=tiny_encoder(), batch_size=8)
         model = LoRAClassifier.for_data(data, learning_rate=1e-2, **settings)
-        run_of(tmp_path, accumulated).fit(model, data)
+        run_of(tmp_path, together).fit(model, data)
         assert model.base.graphs is None
         return model.state_dict()
 
@@ -249,10 +239,10 @@ def test_a_run_ends_with_the_weights_of_one_without_graphs(
     assert 0 < Graph.count < Graph.replays == 24
 
 
-def run_of(folder, accumulated=1) -> Trainer:
+def run_of(folder, together=1) -> Trainer:
     return Trainer(
         default_root_dir=folder, accelerator="cpu", precision="32-true", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, max_epochs=2, accumulate_grad_batches=accumulated,
+        enable_model_summary=False, enable_checkpointing=False, max_epochs=2, accumulate_grad_batches=together,
     )  # fmt: skip
 
 
@@ -275,9 +265,10 @@ def test_a_run_that_has_no_use_for_them_says_so(batching, why, tiny_encoder, glu
 
 
 @pytest.mark.parametrize(
-    ("settings", "why"), [({"kind": "xmod"}, "xmod reads back from the GPU"), ({"method": "head"}, ".* it is frozen")]
+    ("kind", "method", "why"),
+    [("xmod", "lora", "xmod reads back from the GPU"), ("roberta", "head", ".* it is frozen")],
 )
-def test_an_encoder_that_cant_be_captured_or_trained_has_none(settings, why, tiny_encoder):
-    model = LoRAClassifier(encoder=tiny_encoder(settings.pop("kind", "roberta")), **settings)
+def test_an_encoder_that_cant_be_captured_or_trained_has_none(kind, method, why, tiny_encoder):
+    model = LoRAClassifier(encoder=tiny_encoder(kind), method=method)
     with pytest.raises(UserError, match=f"^model.graphs: {why}"):
         model.base.use_graphs()

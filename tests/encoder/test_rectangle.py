@@ -84,13 +84,16 @@ class Operations(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def steps(batches):
-    """A training step per batch, loss and optimizer included; the operations of each."""
+def fresh():
     torch.manual_seed(0)
-    model = LoRAClassifier(encoder=EMBEDDED).train()
+    return LoRAClassifier(encoder=EMBEDDED).train()
+
+
+def steps(model, batches, watch=Operations):
+    """A training step per batch, loss and optimizer included; the operations of each, as the class notes them."""
     optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True)
     for batch in batches:
-        with Operations() as operations:
+        with watch() as operations:
             model.loss(model(batch), batch.labels).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -104,7 +107,7 @@ def test_a_step_does_the_same_whatever_the_lengths_and_reads_nothing_back(on_gpu
     batches = [data[rows] for rows in ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [4, 9, 8, 5, 1])]
     assert {batch.input_ids.shape for batch in batches} == {(1, 56)}
     assert {batch.tokens for batch in batches} == {54, 55}
-    warm_up, *rest = steps([batches[0], *batches])  # the first step makes gradients and the optimizer's state
+    warm_up, *rest = steps(fresh(), [batches[0], *batches])  # the first step makes gradients and the optimizer's state
     assert len(warm_up.found) > 100
     first, *others = (step.found for step in rest)
     assert all(other == first for other in others)
@@ -116,7 +119,7 @@ def test_groups_depend_on_the_lengths():
     tokens = make_tokens([60, 2, 2, 2, 2, 14, 14, 13, 14, 13])
     tokens.labels[:] %= 2
     data = TokenDataset(tokens, "packed", 1)
-    _, one, other = steps([data[[0, 1, 2, 3, 4]]] * 2 + [data[[5, 6, 7, 8, 9]]])
+    _, one, other = steps(fresh(), [data[[0, 1, 2, 3, 4]]] * 2 + [data[[5, 6, 7, 8, 9]]])
     assert one.found != other.found
 
 
