@@ -11,7 +11,7 @@ from importlib import import_module
 
 from lora_pl import __version__
 from lora_pl.cli.first_page import PAGES, first_page
-from lora_pl.cli.uncollected import uncollected
+from lora_pl.cli.uncollected import end_uncollected, uncollected
 from lora_pl.cli.verbs import VERBS, main_page
 from lora_pl.errors import UserError
 from lora_pl.printable import printable
@@ -24,6 +24,7 @@ LOST = re.compile(r"(gloo|NCCL)[\s\S]*(closed by peer|reset by peer|remote proce
 def main(args: Sequence[str] | None = None) -> int:
     """Run `lora_pl ARGS`; the exit code is 0, 1 if it failed, 2 for a usage error, 128 + N if signal N stopped it."""
     _fill_standard_streams()
+    end_uncollected()
     try:
         code = _main(list(sys.argv[1:] if args is None else args))
         _flush()

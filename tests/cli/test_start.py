@@ -80,6 +80,24 @@ def test_a_verb_without_a_trainer_imports_no_lightning(verb, imported_by_light_v
     assert imported_by_light_verbs[verb] == []
 
 
+END = """
+import atexit, gc, sys
+atexit.register(lambda: print("frozen" if gc.get_freeze_count() else "collected"))
+if sys.argv[1:]:
+    from lora_pl.cli.main import main
+    main(["--version"])
+    main(["--version"])
+    assert not gc.get_freeze_count()  # what goes on after a command is collected
+"""
+
+
+@pytest.mark.parametrize(("arguments", "printed"), [([], ["collected"]), (["run"], ["frozen"])])
+def test_the_process_of_a_command_ends_without_a_last_collection(arguments, printed, tmp_path):
+    done = run_script(END, arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[-2:-1] == printed
+
+
 def test_the_trainers_options_that_predict_ignores_are_all_the_others():
     used = {field.name for field in fields(Processes)}
     assert used | set(OF_TRAINER) == set(signature(Trainer).parameters)
