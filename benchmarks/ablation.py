@@ -27,13 +27,14 @@ from lora_pl.data.tokens import Tokens
 RANKS = (1, 2, 4, 8)
 
 
-def packed_step(encoder: str, dtype: str, count: int, batch_size: int, device: Device = CPU) -> Step:
+def packed_step(encoder: str, base: str, count: int, batch_size: int, device: Device = CPU) -> Step:
     """`count` trials of the ranks 1, 2, 4, 8, 1, ..., each on `batch_size` sentences of its own; one as in `fit`."""
+    dtype, quantized = ("bfloat16", True) if base == "int8" else (base, False)
     if count == 1:
-        alone = lora_pl_step(encoder, dtype, device=device)
+        alone = lora_pl_step(encoder, dtype, quantized=quantized, device=device)
         return lambda tokens, indices: alone(tokens, indices[:batch_size])
     trials = [Trial("LoRA", seed, options={"model.lora.r": RANKS[seed % 4]}) for seed in range(count)]
-    model = JointTrials(LoRAClassifier(encoder=encoder, base_dtype=dtype), trials).to(device.name).train()
+    model = JointTrials(LoRAClassifier(encoder=encoder, base_dtype=base), trials).to(device.name).train()
     optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True)
 
     def step(tokens: Tokens, indices: Sequence[int]) -> Tensor:
@@ -49,52 +50,57 @@ def packed_step(encoder: str, dtype: str, count: int, batch_size: int, device: D
 
 
 def measure(
-    folder: Path, dtype: str, counts: Sequence[int], batch_size: int, rounds: int, device: Device | None = None
+    folder: Path,
+    bases: Sequence[str],
+    counts: Sequence[int],
+    batch_size: int,
+    rounds: int,
+    device: Device | None = None,
 ) -> list[str]:
-    """The rows of one encoder and type; without a device each peak is measured in a process of its own."""
+    """The rows of one encoder, beside a step of one trial with the first base.
+
+    Without a device each peak is measured in a process of its own.
+    """
     encoder = random_encoder(folder)
     tokens = training_tokens(encoder)
     draw = np.random.default_rng(0)
     most = batch_size * max(counts)
     batches = [draw.choice(len(tokens), most, replace=False).tolist() for _ in range(rounds + 2)]
     steps, peaks = {}, {}
-    for count in counts:
-        make, name = partial(packed_step, encoder, dtype, count, batch_size, device or CPU), str(count)
+    for base, count in itertools.product(bases, counts):
+        make, name = partial(packed_step, encoder, base, count, batch_size, device or CPU), f"{base} | {count}"
         if device:
             step, peaks[name] = step_and_peak(make, tokens, batches[:3], device)
         else:
             step, peaks[name] = make(), peak_memory(make, tokens, batches[:3])
         steps[name] = partial(step, tokens)
     seconds = interleaved(steps, batches, 2, device or CPU)
-    rows = []
+    alone, rows = seconds[f"{bases[0]} | 1"], []
     for name, value in seconds.items():
-        count = int(name)
+        count = int(name.split()[-1])
         rows.append(
-            f"| {folder.name} | {dtype} | {count} | {count * batch_size / value:.1f} | {value / seconds['1']:.2f} "
-            f"| {count * seconds['1'] / value:.2f} | {peaks[name]:,.0f} |"
+            f"| {folder.name} | {name} | {count * batch_size / value:.1f} | {value / alone:.2f} "
+            f"| {count * alone / value:.2f} | {peaks[name]:,.0f} |"
         )
     return rows
 
 
 HEADER = """\
-| encoder | base | K | sentences/s, all trials | time of a step / K = 1 | speed-up over one after another | peak MiB |
+| encoder | base | K | sentences/s, all trials | a step / the first row's | speed-up over one after another | peak MiB |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--encoders", nargs="+", default=["roberta-base", "roberta-minilm"])
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
+    parser.add_argument("--bases", nargs="+", default=["bfloat16"], help="float32, bfloat16, int8; the first is 1.00")
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
-    parts = (
-        measure(shape(name), dtype, args.counts, args.batch_size, args.rounds)
-        for name, dtype in itertools.product(args.encoders, args.dtypes)
-    )
+    parts = (measure(shape(name), args.bases, args.counts, args.batch_size, args.rounds) for name in args.encoders)
     print_table(HEADER, parts, args.output)
 
 

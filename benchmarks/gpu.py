@@ -51,7 +51,7 @@ def training_rows(peers: Collection[str], options: Options, device: Device) -> I
 def joint_rows(options: Options, device: Device) -> Iterator[list[str]]:
     """A step of joint trials beside a step of one."""
     yield ablation.measure(
-        shape(options.encoder), "bfloat16", options.counts, options.joint_batch_size, options.rounds, device
+        shape(options.encoder), ["bfloat16"], options.counts, options.joint_batch_size, options.rounds, device
     )
 
 

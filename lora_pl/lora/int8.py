@@ -120,17 +120,16 @@ class _Product:
 
 
 def _quantized(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x (rows, in) as uint8 codes and a scale per row (rows, 1): x = scale * (codes - ZERO) up to rounding."""
-    scale = (_largest(x) / LARGEST).clamp_min_(torch.finfo(x.dtype).tiny)
-    codes = (x / scale).round_().to(torch.int8).view(torch.uint8)
+    """x (rows, in) as uint8 codes and a scale per row (rows, 1): x = scale * (codes - ZERO) up to rounding.
+
+    A row with NaN has it as its scale.
+    """
+    room = x.abs()
+    # without a sign, bits are ordered as numbers are; integers' maxima take half the time
+    largest = room.view(_INTEGERS[x.element_size()]).amax(1, keepdim=True).view(x.dtype)
+    scale = (largest / LARGEST).clamp_min_(torch.finfo(x.dtype).tiny)
+    codes = torch.div(x, scale, out=room).round_().to(torch.int8).view(torch.uint8)
     return codes.bitwise_xor_(ZERO), scale
-
-
-def _largest(x: Tensor) -> Tensor:
-    """Each row's largest absolute value, (rows, 1); NaN where the row has one."""
-    if x.element_size() == 2:  # without the sign, bits are ordered as numbers are; integers' maxima take half the time
-        return x.view(torch.int16).bitwise_and(0x7FFF).amax(1, keepdim=True).view(x.dtype)
-    return x.abs().amax(1, keepdim=True)
 
 
 class _Linear(torch.autograd.Function):
@@ -164,5 +163,6 @@ def _matmul(dy: Tensor, weight: Int8Weight) -> Tensor:
 
 _PRODUCTS: Mapping[Any, Callable[..., Tensor]] = {F.linear: _linear, Tensor.matmul: _matmul, torch.matmul: _matmul}
 _COMPUTED_IN = (torch.float32, torch.bfloat16)
+_INTEGERS = {2: torch.int16, 4: torch.int32}
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _COPIES = {getattr(torch.ops.aten, name).default for name in ("detach", "clone", "alias", "_to_copy")}
