@@ -23,6 +23,8 @@ from lora_pl.encoder.source import local_path
 WORDS = ["a", "the", "film", "is", "was", "not", "good", "bad", "fine", "awful", "great", "dull", "bright", "slow",
          "plot", "cast", "and", "but", "very", "never", "ever"]  # fmt: skip
 
+TIMES = ("seconds", "sentences_per_second")
+"""The columns of a study's table that differ from run to run."""
 
 TINY_TERMS = 256
 """The lengths of the sums that follow one another from a tiny encoder's embeddings to its logits, added up."""

@@ -40,7 +40,7 @@ class JointTrials(TaskModule):
     def __init__(self, like: LoRAClassifier, trials: Sequence[Trial]) -> None:
         super().__init__()
         self.save_hyperparameters({**like.hparams, "nonfinite_loss": "stop"})  # a step is that of all trials
-        self.task, self.base, self.trials = like.task, like.base, list(trials)
+        self.task, self.base = like.task, like.base
         self.encoder = self.base.encoder.requires_grad_(False).train()
         remove_lora(self.encoder)
         self.bank = AdapterBank(self.encoder)
@@ -52,7 +52,7 @@ class JointTrials(TaskModule):
         """Each trial's hyper-parameters, as its own `LoRAClassifier` has them."""
         start_from = like.hparams["start_from"]
         self.start = read_start(start_from, self.base) if start_from else None
-        for trial, settings in zip(self.trials, self.settings, strict=True):
+        for trial, settings in zip(trials, self.settings, strict=True):
             self._draw(trial.seed, settings)
         use_bulk_dropout(self.encoder)  # the adapters' own
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,9 +155,8 @@ def _save(figure: Figure, path: Path) -> str:
     for suffix in ("png", "svg"):
         # no date and no random ids: the same study gives the same files
         with matplotlib.rc_context({"svg.hashsalt": path.name, "svg.fonttype": "none"}):
-            content = io.BytesIO()
-            figure.savefig(content, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-        write_whole(path.with_name(f"{path.name}.{suffix}"), lambda beside, c=content: beside.write_bytes(c.getvalue()))  # type: ignore[misc]
+            save = partial(figure.savefig, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            write_whole(path.with_name(f"{path.name}.{suffix}"), save)
     return base64.b64encode(path.with_name(f"{path.name}.png").read_bytes()).decode()
 
 

@@ -40,8 +40,6 @@ COLUMNS: dict[str, str] = {
     "options": "string",  # the trial's own, as JSON
 }
 """Those of every study; each axis has one more, of its values' texts."""
-TIMES = ("seconds", "sentences_per_second")
-"""The columns that differ from run to run."""
 FILLED = ("trial", "status", "arm", "method", "seed", "options")
 """The columns without nulls."""
 OK, FAILED = "ok", "failed"
@@ -64,18 +62,15 @@ class ResultTable:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Add all rows of some trials, in place of their earlier rows, and write the files."""
+        import pyarrow as pa
+        import pyarrow.csv
+        import pyarrow.parquet
+
         rows = list(rows)
         new = {row["trial"] for row in rows}
         kept = [row for row in self.rows if row["trial"] not in new]
         # in an order that does not depend on which trial was finished first
         self.rows = sorted([*kept, *rows], key=_place)
-        self._write()
-
-    def _write(self) -> None:
-        import pyarrow as pa
-        import pyarrow.csv
-        import pyarrow.parquet
-
         table = pa.Table.from_pylist(self.rows, schema=_schema(axes_of(self.rows)))
         write_whole(self.path, lambda beside: pyarrow.parquet.write_table(table, beside))
         write_whole(self.path.with_suffix(".csv"), lambda beside: pyarrow.csv.write_csv(table, beside))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
-from lora_pl.data.batches import Batch
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.data.examples import Examples
 from lora_pl.data.task import Prediction, Task
@@ -40,11 +39,11 @@ class ErrorList(Callback):
     """
 
     def __init__(self, path: str, data: SentenceDataModule) -> None:
+        path = os.path.expanduser(path)
         require_output(path, *data.places, key=KEY)
         if is_stream(path):
             raise UserError(KEY, f"{path}: expected a file")
         self.path, self.data = path, data
-        self._listening: RemovableHandle | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse several processes."""
@@ -53,19 +52,23 @@ class ErrorList(Callback):
             raise UserError(KEY, f"expected one process, got {trainer.world_size}; give --trainer.devices 1")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to the logits."""
+        """Start anew."""
         self._logits: dict[int, list[tuple[tuple[int, ...], Tensor]]] = defaultdict(list)
-        self._listening = pl_module.register_forward_hook(self._note)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Note the split."""
-        self._split = dataloader_idx
+        """Keep the step's logits."""
+        self._logits[dataloader_idx].append((batch.rows, outputs.float().cpu()))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
-        self._stop_listening()
         task: Task = pl_module.task  # type: ignore[assignment]
         rows = [row for split in self._logits for row in self._errors(task, split)]
         rows.sort(key=lambda row: -row["probability" if task.labels else "difference"])
@@ -74,18 +77,7 @@ class ErrorList(Callback):
         what = "misclassified" if task.labels else "largest difference first"
         say(f"{len(rows):,} of {total:,} sentences in {self.path}, {what}")
 
-    on_test_start, on_test_batch_start, on_test_end = on_validation_start, on_validation_batch_start, on_validation_end
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Listen no more."""
-        self._stop_listening()
-
-    def _stop_listening(self) -> None:
-        if self._listening is not None:
-            self._listening.remove()
-
-    def _note(self, module: LightningModule, inputs: tuple[Batch], logits: Tensor) -> None:
-        self._logits[self._split].append((inputs[0].rows, logits.float().cpu()))
+    on_test_start, on_test_batch_end, on_test_end = on_validation_start, on_validation_batch_end, on_validation_end
 
     def _errors(self, task: Task, number: int) -> Rows:
         """The rows of a split, in no order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +15,7 @@ from lora_pl.model.class_scores import MOST_SHOWN, ClassScores, ConfusionScores,
 from lora_pl.model.module import TaskModule
 from lora_pl.printable import printable
 from lora_pl.reporting import make_console
+from lora_pl.storage.paths import expanded
 from lora_pl.storage.write_whole import write_whole
 
 
@@ -30,7 +30,7 @@ class EvaluationReport(Callback):
     """
 
     def __init__(self, path: str | None = None) -> None:
-        self.path = Path(path) if path else None
+        self.path = expanded(path) if path else None
         if self.path is not None and self.path.is_dir():
             raise UserError("metrics", f"{path} is a folder; expected a file, such as {self.path / 'metrics.json'}")
 

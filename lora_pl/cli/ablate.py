@@ -43,6 +43,7 @@ from lora_pl.model.training_loss import TrainingLoss
 from lora_pl.printable import first_of
 from lora_pl.reporting import say, silence
 from lora_pl.storage.flat import flatten, with_options
+from lora_pl.storage.paths import expanded
 from lora_pl.storage.write_whole import write_whole
 from lora_pl.storage.yaml_file import read_options
 from lora_pl.training.resume.same_run import HARMLESS
@@ -61,7 +62,7 @@ def run(args: list[str]) -> None:
         parser.add_argument("folder", type=str, help="The study's folder, with its table.parquet.")
         parser.add_argument("--against", type=str, help="A row of the report: compare each other row with it alone.")
         given = parser.parse_args(args[2:])
-        say(f"report {write_report(Path(given.folder), given.against)}")
+        say(f"report {write_report(expanded(given.folder), given.against)}")
     else:
         AblateCLI(["fit", *args[1:]])
 
@@ -115,7 +116,8 @@ class AblateCLI(ClassifierCLI):
             raise UsageError("run_name", "trials are named by their settings; --output names the study's folder")
         super().parse_arguments(parser, given)
         self.given = {arg[2:].partition("=")[0] for arg in given if arg.startswith("--")}
-        self.given |= flatten(read_options(self.config_file)).keys() if self.config_file else set()
+        files = cast(Parser, self._parser("fit")).files().values()
+        self.given |= {key for path in files for key in flatten(read_options(path))}
 
     def instantiate_classes(self) -> None:
         """Nothing yet: each trial has its own objects."""
@@ -127,7 +129,7 @@ class AblateCLI(ClassifierCLI):
             said = f"a trial runs on one device, got {devices}; for several use --launcher ray"
             raise UserError("trainer.devices", said)
         trials = self._trials()
-        folder = Path(config.output or LOGS / "ablation" / Path(self.config_file or "grid.yaml").stem)
+        folder = expanded(config.output or LOGS / "ablation" / Path(self.config_file or "grid.yaml").stem)
         with run_lock(folder, "output"):
             self._run_trials(trials, folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +27,6 @@ from lora_pl.predictions.file import predict_file
 from lora_pl.predictions.output import require_output
 from lora_pl.predictions.writers import Rows
 from lora_pl.storage.digest import sha256_of
-from lora_pl.storage.paths import expanded
 
 
 def run(args: list[str]) -> None:
@@ -42,7 +42,7 @@ def predict_checkpoint(args: Sequence[str]) -> None:
     parser = make_parser()
     options = parsed(parser, args)
     for name in ("input", "output", "ckpt_path"):
-        options[name] = str(expanded(options[name]))
+        options[name] = os.path.expanduser(options[name])  # and no Path, which makes ./- standard input
     require_output(options.output, options.input, options.ckpt_path)
     fabric = _processes(options.trainer)
     with uncollected():  # Transformers comes with the first encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,6 @@ from lora_pl.predictions.file import predict_file
 from lora_pl.predictions.output import STDOUT, require_output
 from lora_pl.predictions.writers import Rows
 from lora_pl.storage.digest import sha256_of
-from lora_pl.storage.paths import expanded
 
 
 def run(args: Sequence[str]) -> None:
@@ -70,7 +70,7 @@ def predict_adapters(
     if Path(output).suffix.lower() in (".parquet", ".csv"):
         raise UserError("output", "adapters differ in their labels, so rows are JSON lines; give another ending")
     checkpoints = _by_name(adapter)
-    input, output = str(expanded(input)), str(expanded(output))
+    input, output = os.path.expanduser(input), os.path.expanduser(output)  # no Path, which makes ./- standard input
     require_output(output, input, *checkpoints.values())
     with uncollected():
         models = ManyAdapters(checkpoints, encoder, base_dtype)
@@ -126,5 +126,5 @@ def _by_name(given: Sequence[str]) -> dict[str, str]:
         name, equals, path = item.partition("=")
         if not (name and equals and path) or name in checkpoints:
             raise UsageError("adapter", f"expected NAME=CHECKPOINT, every name once, got {item!r}")
-        checkpoints[name] = str(expanded(path))
+        checkpoints[name] = os.path.expanduser(path)
     return checkpoints

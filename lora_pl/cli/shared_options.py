@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import SUPPRESS
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,26 +36,30 @@ STORED = r"model\..+|data\.(?!(eval_batch_tokens|cache_dir)$).+"
 """Options whose defaults are a checkpoint's, where a verb needs one."""
 
 
-def option_value(args: Sequence[str], *options: str) -> str | None:
-    """The value of `OPTION VALUE` or `OPTION=VALUE`, the last one where there are several."""
-    value = None
+def option_values(args: Sequence[str], *options: str) -> list[str | None]:
+    """The values of `OPTION VALUE` and `OPTION=VALUE`, in their order."""
+    found = []
     for argument, following in zip(args, [*args[1:], None], strict=True):
         name, equals, rest = argument.partition("=")
         if name in options:
-            value = rest if equals else following
-    return value
+            found.append(rest if equals else following)
+    return found
+
+
+def option_value(args: Sequence[str], *options: str) -> str | None:
+    """The last of `option_values`; None where there is none."""
+    return next(reversed(option_values(args, *options)), None)
 
 
 def early_value(args: Sequence[str], key: str) -> str | None:
-    """The value of `--KEY`, else of KEY in the file of `--config`, before they are parsed."""
-    given = option_value(args, f"--{key}")
-    config = option_value(args, "--config", "-c")
-    if given is not None or config is None:
+    """The value of `--KEY`, else of KEY in the files of `--config`, before they are parsed."""
+    if (given := option_value(args, f"--{key}")) is not None:
         return given
     try:
-        value = read_options(config).get(key)
+        files = [read_options(file) for file in option_values(args, "--config", "-c") if file]
     except (OSError, UserError):  # the parser will report it
         return None
+    value = ChainMap(*reversed(files)).get(key)
     return value if isinstance(value, str) else None
 
 

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from lora_pl.data.tokens import Tokens
@@ -79,13 +78,11 @@ class Batch:
         """The same sentences, one per row, padded to the longest."""
         if self.attention_mask is not None:
             return self
-        ids, types = self.input_ids[0, : self.tokens], self.token_type_ids[0, : self.tokens]
-        parts = (ids, types, torch.ones_like(ids))
-        ids, types, mask = (
-            pad_sequence(part.split(self.lengths), batch_first=True, padding_value=filler)  # type: ignore[no-untyped-call]
-            for part, filler in zip(parts, (pad_token_id, 0, 0), strict=True)
-        )
-        return replace(self, input_ids=ids, token_type_ids=types, attention_mask=mask)
+        lengths = torch.tensor(self.lengths, device=self.input_ids.device)[:, None]  # (batch, 1)
+        real = torch.arange(max(self.lengths), device=lengths.device) < lengths  # (batch, length)
+        ids, types = (torch.full(real.shape, filler, device=lengths.device) for filler in (pad_token_id, 0))
+        ids[real], types[real] = self.input_ids[0, : self.tokens], self.token_type_ids[0, : self.tokens]
+        return replace(self, input_ids=ids, token_type_ids=types, attention_mask=real.long(), pads=())
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`."""
@@ -108,20 +105,13 @@ def make_batch(tokens: Tokens, indices: Sequence[int], batching: Batching, pad_t
     """The sentences `indices`, packed into one row or padded to the longest of them."""
     chosen = np.asarray(indices, dtype=np.int64)
     own = tokens.take(chosen)
-    lengths = own.lengths[:, None]  # (batch, 1)
-    column = np.arange(lengths.max())  # (length,)
-    real = column < lengths  # (batch, length)
-    second = real & (column >= lengths - own.second[:, None])
-    if batching == "packed":
-        ids, types, mask = own.ids[None].astype(np.int64), second[real][None], None
-        pads = tuple(np.flatnonzero(ids == pad_token_id).tolist())
-    else:
-        ids, types = np.full(real.shape, pad_token_id), second
-        ids[real] = own.ids
-        mask, pads = torch.from_numpy(real.astype(np.int64)), ()
-    input_ids, token_type_ids = torch.from_numpy(ids), torch.from_numpy(types.astype(np.int64))
-    labels, rows = torch.from_numpy(own.labels), tuple(chosen.tolist())
-    return Batch(input_ids, token_type_ids, labels, tuple(own.lengths.tolist()), mask, rows, pads)
+    from_end = np.repeat(own.offsets[1:], own.lengths) - np.arange(len(own.ids))
+    second = from_end <= np.repeat(own.second, own.lengths)  # of a pair
+    ids, types = (torch.from_numpy(part[None].astype(np.int64)) for part in (own.ids, second))
+    pads = tuple(np.flatnonzero(own.ids == pad_token_id).tolist())
+    lengths, rows = tuple(own.lengths.tolist()), tuple(chosen.tolist())
+    packed = Batch(ids, types, torch.from_numpy(own.labels), lengths, rows=rows, pads=pads)
+    return packed if batching == "packed" else packed.padded(pad_token_id)
 
 
 def split_by_tokens(lengths: NDArray[np.int64], budget: int, batching: Batching) -> list[int]:

@@ -139,12 +139,8 @@ class Classification(Classes):
 
     def _answers(self, logits: Tensor) -> list[Prediction]:
         """The most probable label, its probability as `score`, and every label's."""
-        return [self._prediction(row) for row in logits.softmax(-1).tolist()]
-
-    def _prediction(self, probabilities: Sequence[float]) -> Prediction:
-        by_label = dict(zip(self.labels, probabilities, strict=True))
-        label = max(by_label, key=by_label.__getitem__)
-        return {"label": label, "score": by_label[label], "probabilities": by_label}
+        rows = [dict(zip(self.labels, row, strict=True)) for row in logits.softmax(-1).tolist()]
+        return [{"label": (best := max(p, key=p.__getitem__)), "score": p[best], "probabilities": p} for p in rows]
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,6 @@ class ClassScores:
         self, right: Tensor, predicted: Tensor, support: Tensor, right_examples: Tensor, examples: Tensor
     ) -> None:
         self.right, self.predicted, self.support = right, predicted, support
-        self.total = int(examples)
-        """The number of examples."""
         self.accuracy = float(right_examples / examples)
         """The share of them that are right; NaN without examples."""
         self.by_class = scores_of(right, predicted, support)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -166,7 +165,8 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The loss of a batch; None if it is inf or NaN and such batches are skipped."""
-        logits, loss = self._step(batch, self.loss)
+        logits = self(batch)
+        loss: Tensor = self.loss(logits, batch.labels)
         if self.hparams["nonfinite_loss"] == "skip" and not math.isfinite(loss.item()):
             found = Loss(self.global_step, self.current_epoch, batch_idx, loss)
             say(f"{found.told()}; the batch is skipped")
@@ -179,22 +179,19 @@ class LoRAClassifier(PlainClassifier, TaskModule):  # type: ignore[misc]  # its 
         )
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the split's loss and metrics."""
-        self._evaluate(batch, "val", dataloader_idx)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Add a batch to the split's loss and metrics; its logits, (batch, outputs)."""
+        return self._evaluate(batch, "val", dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """As `validation_step`."""
-        self._evaluate(batch, "test", dataloader_idx)
+        return self._evaluate(batch, "test", dataloader_idx)
 
-    def _evaluate(self, batch: Batch, stage: str, split: int) -> None:
-        logits, loss = self._step(batch, self.task.loss)
+    def _evaluate(self, batch: Batch, stage: str, split: int) -> Tensor:
+        logits: Tensor = self(batch)
+        loss = self.task.loss(logits, batch.labels)
         self.metrics.of(stage, split).update(logits, batch.labels, loss, batch.rows)
-
-    def _step(self, batch: Batch, loss_of: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """The logits and the mean loss of a batch."""
-        logits = self(batch)
-        return logits, loss_of(logits, batch.labels)
+        return logits
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training metrics."""

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
+
+from lora_pl.model.class_scores import Confusion
 
 PIECES = 1024
 """Tensors that a state is kept in: as many steps may follow each other without a copy."""
@@ -40,7 +41,7 @@ class Mean(Metric):
         return _rounded((values * counts).sum() / counts.sum(), self)
 
 
-class Matthews(MulticlassConfusionMatrix):
+class Matthews(Confusion):
     """The multiclass Matthews correlation (Gorodkin, 2004); 0 if predictions or labels are constant.
 
     (c s - p.t) / sqrt((s^2 - p.p) (s^2 - t.t)) with c right of s examples, and p and t examples by predicted and by
@@ -49,7 +50,7 @@ class Matthews(MulticlassConfusionMatrix):
 
     def compute(self) -> Tensor:
         """()."""
-        confusion = self.confmat.cpu().double()  # (true, predicted)
+        confusion = super().compute().double()  # (true, predicted)
         true, predicted = confusion.sum(1), confusion.sum(0)
         right, total = confusion.trace(), confusion.sum()
         spread = (total**2 - predicted @ predicted) * (total**2 - true @ true)

@@ -141,7 +141,8 @@ class ManyAdapters(nn.Module):
             UserError: `predict.texts`: one string; `adapter`: an unknown name, or texts that it does not read.
         """
         require_list(texts)
-        asked = [adapters or self.active] * len(texts) if adapters is None or isinstance(adapters, str) else adapters
+        one = self.active if adapters is None else adapters
+        asked = [one] * len(texts) if isinstance(one, str) else one
         if len(asked) != len(texts):
             raise UserError("adapter", f"expected a name per text, got {len(asked)} for {len(texts)}")
         if not asked:

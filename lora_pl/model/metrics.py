@@ -16,9 +16,9 @@ from lora_pl.model.exact_metrics import Correlation, Matthews, Mean
 from lora_pl.model.monitor import suffix
 from lora_pl.printable import first_of
 
-METRICS: dict[MetricName, Callable[[int], Metric]] = {
-    "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro"),
-    "f1": lambda classes: BinaryF1Score(),
+METRICS: dict[MetricName, Callable[[int], Metric]] = {  # arguments are not validated, which would wait for the device
+    "accuracy": lambda classes: MulticlassAccuracy(classes, average="micro", validate_args=False),
+    "f1": lambda classes: BinaryF1Score(validate_args=False),
     "matthews": Matthews,
     "pearson": lambda classes: Correlation(),
     "spearman": lambda classes: Correlation(ranks=True),

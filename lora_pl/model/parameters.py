@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -63,10 +62,8 @@ def _trained(parameters: Iterable[nn.Parameter]) -> int:
 
 def lora_by_module(encoder: nn.Module) -> dict[str, tuple[int, int]]:
     """Layers and LoRA parameters by module, layer numbers folded: `encoder.layer.*.attention.self.query`."""
-    layers: Counter[str] = Counter()
-    parameters: Counter[str] = Counter()
+    found: dict[str, tuple[int, int]] = {}
     for name, layer in lora_layers(encoder).items():
-        kind = folded(name)
-        layers[kind] += 1
-        parameters[kind] += sum(p.numel() for p in layer.adapter.parameters())
-    return {kind: (layers[kind], parameters[kind]) for kind in layers}
+        layers, parameters = found.get(folded(name), (0, 0))
+        found[folded(name)] = layers + 1, parameters + _size(layer.adapter.parameters())
+    return found

@@ -163,11 +163,9 @@ class PlainClassifier(Network):
             UserError: `predict.texts`: one string instead of a list, or pairs for single sentences.
         """
         require_list(texts)
-        if not texts:
-            return []
         merges = len(texts) >= MERGED_FROM and self.base.weights == torch.float32
         with merged_lora(self.encoder) if merges else nullcontext():
-            return self.task.predictions(self.logits_of(self._tokenized(texts), batch_tokens, batching))
+            return self.task.predictions(self.logits(texts, batch_tokens, batching))
 
     def logits(
         self, texts: Sequence[Text], batch_tokens: int = BATCH_TOKENS, batching: Batching | None = None
@@ -176,14 +174,11 @@ class PlainClassifier(Network):
         require_list(texts)
         if not texts:
             return torch.empty(0, self.task.outputs)
-        return self.logits_of(self._tokenized(texts), batch_tokens, batching)
+        return self.logits_of(self.tokenize(texts), batch_tokens, batching)
 
     def tokenize(self, texts: Sequence[Text]) -> Tokens:
         """The texts' tokens, cut to `max_length`; a UserError, `predict.texts`, if the model reads others."""
         require_list(texts)
-        return self._tokenized(texts)
-
-    def _tokenized(self, texts: Sequence[Text]) -> Tokens:
         return self.base.tokenize(as_columns(texts, self.pairs), self.max_length)
 
     @torch.inference_mode()

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.plugins import Precision
 
 from lora_pl.errors import UserError, first_line
 from lora_pl.model.precision import chosen_precision
@@ -79,13 +80,16 @@ def make_trainer(options: Mapping[str, Any]) -> Trainer:
 
     Raises:
         UserError: `trainer`, Lightning does not know an option or its value, or options contradict each other;
-            `trainer.callbacks`, one of `REFUSED`.
+            `trainer.callbacks`, one of `REFUSED`; `trainer.plugins`, a precision.
     """
     for callback in as_list(options.get("callbacks")):
         for kind, why in REFUSED.items():
             if isinstance(callback, kind):
                 raise UserError("trainer.callbacks", f"{type(callback).__name__} {why}")
     plugins = [*as_list(options.get("plugins")), WholeFileCheckpointIO()]
+    for plugin in plugins:
+        if isinstance(plugin, Precision):
+            raise UserError("trainer.plugins", f"expected no {type(plugin).__name__}; trainer.precision sets it")
     try:
         return Trainer(**{**options, "plugins": plugins})
     except (ValueError, TypeError, MisconfigurationException) as error:  # an unknown accelerator, strategy, ...

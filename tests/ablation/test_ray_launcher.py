@@ -13,7 +13,7 @@ from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.ray_launcher import RayLauncher
 from lora_pl.ablation.record import TrialResult
 from lora_pl.ablation.study import Outcome, Unit
-from lora_pl.ablation.table import TIMES
+from tests.support import TIMES
 
 pytestmark = pytest.mark.ray
 UNITS: list[Unit] = [(Trial("LoRA", seed),) for seed in range(3)]

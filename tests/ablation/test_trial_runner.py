@@ -13,12 +13,12 @@ from lora_pl.ablation.grid import Trial
 from lora_pl.ablation.joint import JointTrials
 from lora_pl.ablation.record import EpochRecord
 from lora_pl.ablation.study import auto_size, units_of
-from lora_pl.ablation.table import TIMES
 from lora_pl.ablation.trial_runner import TrialRunner, instantiated
 from lora_pl.data.datamodule import SentenceDataModule
 from lora_pl.lora.int8 import int8_is_fast
 from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.training.resume.stop_signals import RunStopped
+from tests.support import TIMES
 
 LR = "model.learning_rate"
 

@@ -18,14 +18,14 @@ import yaml
 from lora_pl import LoRAClassifier
 from lora_pl.ablation.grid import ALPHA_RULE, told
 from lora_pl.ablation.study import NOT_VALIDATED
-from lora_pl.ablation.table import COLUMNS, TIMES, ResultTable
+from lora_pl.ablation.table import COLUMNS, ResultTable
 from lora_pl.cli.main import main
 from lora_pl.cli.study_options import SHORT_NAMES, ShortName
 from lora_pl.storage.checkpoint import read_checkpoint
 from lora_pl.storage.flat import flatten
 from tests.cli.mistakes import error_of, fails
 from tests.processes import command, start
-from tests.support import run_in_process
+from tests.support import TIMES, run_in_process
 
 RANKS, SEEDS = (1, 4), 2
 ONE_STEP = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
@@ -111,6 +111,25 @@ def test_arms_and_tasks_of_a_configuration(planned, flags, glue_folder, tmp_path
     assert of["recipe", "mrpc"]["model.lora.target_modules"] == ["all-linear"]
     assert (of["recipe", "mrpc"]["model.lora.r"], of["seed", "mrpc"]["model.lora.r"]) == (16, 4)
     assert {trial.options["model.learning_rate"] for trial in planned if trial.arm == "seed"} == {1e-3, 1e-2}
+
+
+def test_every_configuration_counts(planned, flags, tmp_path, monkeypatch):
+    """What one of several files gives comes before a task's file, and `trainer` before an arm's."""
+    monkeypatch.chdir(tmp_path)
+    Path("first.yaml").write_text("model: {weight_decay: 0.1}\ntrainer: {gradient_clip_val: 2.0}")
+    Path("second.yaml").write_text("arms: {recipe: {config: arm.yaml}}")
+    Path("arm.yaml").write_text("trainer: {gradient_clip_val: 1.0}")
+    Path("sst2.yaml").write_text("model: {weight_decay: 0.5}")
+    files = ["--config", "first.yaml", "--config", "second.yaml", "--task_config", "{task}.yaml"]
+    assert main([*flags, *files, "--ranks", "1"]) == 0
+    assert not planned[0].options.keys() & {"model.weight_decay", "trainer.gradient_clip_val"}
+
+
+def test_the_folder_may_be_in_ones_home(planned, flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([*flags, "--output=~/mine/study"]) == 0
+    assert (tmp_path / "mine").is_dir()
+    assert not Path("~").exists()
 
 
 def test_a_task_that_is_not_named_has_its_file(planned, flags, tmp_path, monkeypatch):

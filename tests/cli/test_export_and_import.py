@@ -85,3 +85,6 @@ def test_files(capsys, checkpoint, monkeypatch):
     for asked in ("--ckpt_path=~/film.ckpt", "--adapter=a=~/film.ckpt"):
         assert main(["predict", asked, "--input=~/films.txt", "--output=~/answers.jsonl"]) == 0
         assert Path("home/answers.jsonl").read_text().count("fine") == 1
+    assert main(["validate", "--ckpt_path", str(checkpoint), "--metrics=~/m.json", "--errors=~/errors.csv"]) == 0
+    assert Path("home/m.json").is_file()
+    assert Path("home/errors.csv").is_file()

@@ -100,6 +100,7 @@ def one(write):
     ("ask", "key"),
     [
         (lambda models, write: models.predict(SENTENCES, "c"), "adapter"),
+        (lambda models, write: models.predict(SENTENCES, ""), "adapter"),
         (lambda models, write: models.set_adapter("c"), "adapter"),
         (lambda models, write: models.predict(SENTENCES, ["a"]), "adapter"),
         (lambda models, write: models.predict("dull", "a"), "predict.texts"),

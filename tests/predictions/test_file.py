@@ -185,3 +185,11 @@ def test_a_file_that_is_called_like_standard_input(format, monkeypatch):
     Path("-").write_text("text\nfine\n" if format else "fine\n")
     monkeypatch.setattr("sys.stdin", None)
     assert list(TextStream("./-", ["text"], format)) == [["fine"]]
+
+
+@pytest.mark.parametrize("asked", ["--ckpt_path={}", "--adapter=a={}"])
+def test_a_command_reads_that_file(asked, checkpoint, monkeypatch, capsys):
+    Path("-").write_text("fine\n")
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["predict", asked.format(checkpoint), "--input", "./-"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == "fine"

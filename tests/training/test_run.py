@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import HalfPrecision
 
 from lora_pl import LoRAClassifier, Run, SentenceDataModule
 from lora_pl.cli.main import main
@@ -232,6 +233,21 @@ def test_numbers_of_numpy_are_saved_as_pythons(made):
     run.fit(*made(learning_rate=numpy.float64(1e-3), warmup_ratio=numpy.float32(0.5)), max_epochs=1)
     settings = read_checkpoint(run.last_checkpoint)["hyper_parameters"]
     assert (type(settings["learning_rate"]), settings["warmup_ratio"]) == (float, 0.5)
+
+
+def test_the_trainers_options_are_saved_as_plain_values(made):
+    """Tuples and NumPy's numbers too: so saved, the same call resumes the run."""
+    options = {"max_epochs": numpy.int64(1), "gradient_clip_val": numpy.float64(1.0), "callbacks": ()}
+    for _ in range(2):
+        run = Run("mine", resume=True)
+        run.fit(*made(), **options)
+        saved = yaml.safe_load((run.checkpoints / "config.yaml").read_text())["trainer"]
+        assert {name: saved[name] for name in options} == {**options, "callbacks": []}
+
+
+def test_a_plugin_for_precision_is_refused(made):
+    with pytest.raises(UserError, match=r"trainer\.plugins.*HalfPrecision.*trainer\.precision"):
+        Run("mine").fit(*made(), plugins=[HalfPrecision("bf16-true")])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_pl.cli.shared_options import option_value
+from lora_pl.cli.shared_options import early_value, option_value
 from lora_pl.errors import UserError
 from lora_pl.training.run_folder import require_free, run_name
 
@@ -43,3 +43,20 @@ def test_a_resumed_run_keeps_its_name():
 )
 def test_an_options_value(args, value):
     assert option_value(args, "--config", "-c") == value
+
+
+@pytest.mark.parametrize(
+    ("args", "value"),
+    [
+        (["--config", "mine.yaml", "--config", "other.yaml"], "mine"),
+        (["-c", "other.yaml", "--config=mine.yaml"], "mine"),
+        (["--config", "mine.yaml", "-c", "last.yaml"], "last"),
+        (["--config", "mine.yaml", "--run_name", "given"], "given"),
+        (["--config", "mine.yaml", "--config", "absent.yaml"], None),
+    ],
+)
+def test_an_options_value_in_configurations(args, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"mine": "run_name: mine", "last": "run_name: last", "other": "model: {dropout: 0.5}"}.items():
+        Path(f"{name}.yaml").write_text(text)
+    assert early_value(args, "run_name") == value
