@@ -14,7 +14,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.model.versions import versions
-from lora_pl.storage.flat import primitive
 from lora_pl.storage.settings import FROM_DATA, FROM_MODEL
 from lora_pl.storage.write_whole import remove_unfinished, write_whole
 
@@ -63,11 +62,10 @@ def configuration_of(
     It leaves out those of the trainer's options that are objects, and data that are given as loaders.
     """
     defaults = {name: parameter.default for name, parameter in inspect.signature(Trainer).parameters.items()}
-    given = {name: primitive(value) for name, value in trainer_options.items()}
     of_data = data.hparams if data else {}
     return {
         "seed_everything": of_data.get("seed", 0),
-        "trainer": {name: _plain(value) for name, value in {**defaults, **given}.items() if _is_plain(value)},
+        "trainer": {name: _plain(value) for name, value in {**defaults, **trainer_options}.items() if _is_plain(value)},
         "model": {name: _plain(value) for name, value in model.hparams.items() if name not in FROM_DATA},
         "data": {name: _plain(value) for name, value in of_data.items() if name not in FROM_MODEL},
     }

@@ -24,6 +24,7 @@ from lightning.pytorch.plugins import Precision
 from lora_pl.errors import UserError, first_line
 from lora_pl.model.precision import chosen_precision
 from lora_pl.storage.checkpoint_io import WholeFileCheckpointIO
+from lora_pl.storage.flat import primitive
 
 TRAINER_DEFAULTS = {"max_epochs": 3, "enable_model_summary": False, "log_every_n_steps": 10}
 ADVICE = (
@@ -57,12 +58,12 @@ REFUSED: dict[type[Callback], str] = {
 
 
 def settled(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The Trainer's options with the project's defaults and a precision.
+    """The Trainer's options as `primitive` values, with the project's defaults and a precision.
 
     Raises:
         UserError: `trainer.strategy`, it shards the model over devices.
     """
-    found = {**TRAINER_DEFAULTS, **options}
+    found = {name: primitive(value) for name, value in {**TRAINER_DEFAULTS, **options}.items()}
     strategy = found.get("strategy")
     name = strategy if isinstance(strategy, str) else getattr(strategy, "class_path", type(strategy).__name__)
     if SHARDED.search(name):

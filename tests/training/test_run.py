@@ -241,7 +241,7 @@ def test_the_trainers_options_are_saved_as_plain_values(made):
     for _ in range(2):
         run = Run("mine", resume=True)
         run.fit(*made(), **options)
-        saved = yaml.safe_load((run.checkpoints / "config.yaml").read_text())["trainer"]
+        saved = yaml.safe_load(run.last_checkpoint.with_name("config.yaml").read_text())["trainer"]
         assert {name: saved[name] for name in options} == {**options, "callbacks": []}
 
 
