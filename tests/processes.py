@@ -18,7 +18,7 @@ def start(folder: Path, function: Callable[..., int | None], *arguments: object,
     The function is one of a module's; what it returns is the exit code.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lora_pl.cli.trainer", "lora_pl.predictions.file", "tests.processes"])
+    context.set_forkserver_preload(["tests.preloaded"])
     environment = {**os.environ, "COLUMNS": "100", **environment}
     process = context.Process(target=_inside, args=(str(folder), environment, function, arguments))
     process.start()

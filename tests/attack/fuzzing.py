@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import functools
 import io
 import signal
 import sys
@@ -90,6 +91,7 @@ def _limited(seconds: float) -> Iterator[None]:
     earlier = signal.signal(signal.SIGPROF, refuse)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)
+    _install_watch()
     _watch.on = True
     try:
         yield
@@ -117,7 +119,12 @@ class Watch:
 
 
 _watch = Watch()
-sys.addaudithook(_watch)
+
+
+@functools.cache
+def _install_watch() -> None:
+    """Once, and not before a test needs it: every `id()` then takes ten times as long."""
+    sys.addaudithook(_watch)
 
 
 def _peak(restart: bool = False) -> int:

@@ -27,6 +27,8 @@ def test_every_cell_runs(name, tiny_encoder, monkeypatch):
         'source="sample"': f'source="sample", encoder="{tiny_encoder()}"',
         "--data.source sample": f"--data.source sample --model.encoder {tiny_encoder()}",
         "--ranks 1 4 16 --seeds 3": "--ranks 1 4 --seeds 2 --trainer.limit_train_batches 2",
+        "train_sentences=1024": "train_sentences=256",
+        "train_sentences=512": "train_sentences=64",
     }
     names: dict = {}
     for cell in code_of(name):
