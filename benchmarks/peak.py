@@ -22,12 +22,11 @@ def step_products(model: LoRAClassifier, batch: Batch) -> int:
     Attention's products of queries and keys are left out: they are some 2% on SST-2's short sentences. In the last
     block what follows attention sees first tokens alone.
     """
-    total, last, after = _weights(model.encoder), architecture_of(model.base.config).last_block, 0
-    if last:
-        *_, block = model.encoder.get_submodule(last.layers).children()
-        output = block.get_submodule(last.output)
-        attention = block.get_submodule(last.output.rpartition(".")[0])
-        after = _weights(block) - _weights(attention) + _weights(output)
+    total, blocks, after = _weights(model.encoder), architecture_of(model.base.config).blocks, 0
+    if blocks:
+        *_, last = model.encoder.get_submodule(blocks).children()
+        attention = last.get_submodule("attention")
+        after = _weights(last) - _weights(attention) + _weights(attention.get_submodule("output"))
     forward = batch.tokens * (total - after) + len(batch) * after
     return FORWARD_AND_BACKWARD[model.hparams["method"]] * forward
 

@@ -62,16 +62,6 @@ class StockHead:
 
 
 @dataclass(frozen=True)
-class LastBlock:
-    """Where the last block can drop the rows that nothing reads: what follows attention works row by row."""
-
-    layers: str = "encoder.layer"
-    """The list of blocks."""
-    output: str = "attention.output"
-    """What takes (attention's output, residual), below a block."""
-
-
-@dataclass(frozen=True)
 class Architecture:
     """How an encoder is built.
 
@@ -93,8 +83,9 @@ class Architecture:
     """Whether sentences may lie in one row without padding."""
     reads_back: bool = False
     """Whether its forward pass reads numbers back from the device, which no CUDA graph can."""
-    last_block: LastBlock | None = None
-    """None if every row must go through the last block."""
+    blocks: str | None = None
+    """The list of blocks, if the last one can drop the rows that nothing reads: its `attention.output` takes
+    (attention's output, residual), and what follows works row by row. None if every row must go through it."""
     head: StockHead | None = None
     """None if Transformers' class for sentences has another kind of head; then it is linear."""
     shares_batches: bool = True
@@ -129,7 +120,7 @@ IN_CLASSIFIER = StockHead(input_dropout=("classifier_dropout", "hidden_dropout_p
 BERT = Architecture(
     roles=QUERY_KEY_VALUE | BLOCK_ROLES,
     packed=True,
-    last_block=LastBlock(),
+    blocks="encoder.layer",
     head=StockHead("bert.pooler.dense", "classifier", modules=("classifier", "pooler"), pretrained=("dense",)),
 )
 ROBERTA = replace(BERT, positions_after_padding=True, head=IN_CLASSIFIER)
@@ -222,7 +213,7 @@ def stock_head(config: PretrainedConfig) -> StockHead:
     if head is None:
         known = ", ".join(name for name, row in ARCHITECTURES.items() if row.head)
         raise UserError(
-            "model.head", f"architecture is known for {known}, not for {config.model_type}; use --model.head linear"
+            "model.head", f"architecture is known for {known}, not for {config.model_type}; to train take linear"
         )
     return head
 

@@ -36,9 +36,9 @@ class FirstTokenFeatures:
         if self._packed:
             register_packed_attention()
             encoder.set_attn_implementation(NAME)
-        if self._packed and architecture.last_block:  # what follows its attention works row by row
-            *_, layer = encoder.get_submodule(architecture.last_block.layers).children()
-            layer.get_submodule(architecture.last_block.output).register_forward_pre_hook(_first_tokens)
+        if self._packed and architecture.blocks:
+            *_, last = encoder.get_submodule(architecture.blocks).children()
+            last.get_submodule("attention.output").register_forward_pre_hook(_first_tokens)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,6 @@ class SplitLinear(nn.ModuleDict):
         weights = linear.weight.detach().chunk(len(names))
         biases = [None] * len(names) if linear.bias is None else linear.bias.detach().chunk(len(names))
         super().__init__({name: _linear(*part) for name, *part in zip(names, weights, biases, strict=True)})
-
-    @property
-    def rows(self) -> list[int]:
-        """How many outputs each part has."""
-        return [cast(nn.Linear, part).out_features for part in self.values()]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), all parts side by side."""

@@ -30,23 +30,18 @@ def join_parts(encoder: nn.Module, layers: Mapping[str, ExternalLayer]) -> dict[
 
 
 def _joined(parts: Sequence[ExternalLayer | None], split: SplitLinear) -> ExternalLayer:
-    given = [part for part in parts if part]
-    variant, scale, r = given[0].variant, given[0].scale, sum(part.r for part in given)
-    linears = [cast(nn.Linear, linear) for linear in split.values()]
-    sizes = {"r": r, "out": sum(split.rows), "in": linears[0].in_features}
-    tensors = {name: torch.zeros([sizes[axis] for axis in axes]) for name, axes in variant.axes.items()}
-    start = {"r": 0, "out": 0, "in": 0}
-    for part, linear in zip(parts, linears, strict=True):
-        end = {"r": start["r"] + (part.r if part else 0), "out": start["out"] + linear.out_features, "in": sizes["in"]}
+    first = next(part for part in parts if part)
+    tensors: dict[str, list[Tensor]] = {name: [] for name in first.variant.axes}
+    for part, linear in zip(parts, split.values(), strict=True):
         with torch.random.fork_rng(devices=[]):
-            own = part or ExternalLayer.of(variant(linear, LoRAConfig(r=1)))
-        for name, axes in variant.axes.items():
-            if part or "r" not in axes:
-                place = tuple(slice(start[axis], end[axis]) for axis in axes)
-                ratio = own.scale / scale if axes == ("out", "r") else 1.0
-                tensors[name][place] = own.tensors[name] * ratio
-        start = {**end, "in": 0}
-    return given[0].resized(tensors)
+            own = part or ExternalLayer.of(first.variant(cast(nn.Linear, linear), LoRAConfig(r=1)))
+        for name, axes in first.variant.axes.items():
+            tensor = own.tensors[name] if part or "r" not in axes else own.tensors[name].narrow(axes.index("r"), 0, 0)
+            tensors[name].append(tensor * (own.scale / first.scale) if axes == ("out", "r") else tensor)
+    updates = first.variant.b_names()
+    return first.resized(
+        {name: torch.block_diag(*own) if name in updates else torch.cat(own) for name, own in tensors.items()}  # type: ignore[no-untyped-call]
+    )
 
 
 def split_parts(fused: Mapping[str, Sequence[str]], layers: Mapping[str, ExternalLayer]) -> dict[str, ExternalLayer]:

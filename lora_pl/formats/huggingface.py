@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lora_pl.data.texts import Text, named
-from lora_pl.encoder.loading import load_config, quiet_transformers
+from lora_pl.encoder.loading import quiet_transformers
 from lora_pl.formats.export import Export
 from lora_pl.formats.merging import merged_state
 from lora_pl.formats.stock_head import head_notes, require_representable, stock_head_state
@@ -33,7 +33,7 @@ class HuggingFaceExport(Export):
     def require_representable(self) -> None:
         """Refuse a linear head too if the architecture's own head can't be linear."""
         super().require_representable()
-        require_representable(self.model.head, load_config(self.model.hparams["encoder"]))
+        require_representable(self.model.head, self.model.base.config)
 
     @property
     def usage(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -50,7 +49,7 @@ class OnnxExport(Export):
         free = {name: {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")} for name in inputs}
         with _silence():
             program = torch.onnx.export(
-                model, kwargs=inputs, dynamo=True, opset_version=OPSET,
+                model, kwargs=inputs, dynamo=True, opset_version=OPSET, verbose=False,
                 input_names=list(inputs), output_names=["logits"], dynamic_shapes=free,
             )  # fmt: skip
             assert program is not None
@@ -87,12 +86,11 @@ def _run(path: Path, texts: Sequence[Text]) -> Tensor:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """No progress of the exporter's passes on standard output, and no advice about them."""
+    """No advice of the exporter's passes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

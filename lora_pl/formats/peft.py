@@ -17,7 +17,7 @@ from lora_pl.data.texts import Text
 from lora_pl.encoder.architectures import stock_head
 from lora_pl.encoder.biases_and_norms import biases_and_norms, norms
 from lora_pl.encoder.fused import joined_state
-from lora_pl.encoder.loading import load_config, quiet_transformers
+from lora_pl.encoder.loading import quiet_transformers
 from lora_pl.encoder.source import local_path
 from lora_pl.errors import UserError
 from lora_pl.formats.export import Export
@@ -59,7 +59,7 @@ class PeftExport(Export):
                 f"PEFT does not have the variant {settings['lora']['variant']}; use --format hf or onnx (merged), or "
                 "adapter (lora_pl's own)",
             )
-        require_representable(self.model.head, load_config(self.model.hparams["encoder"]))
+        require_representable(self.model.head, self.model.base.config)
 
     @property
     def reader(self) -> str:

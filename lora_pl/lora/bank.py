@@ -126,8 +126,7 @@ class AdapterBank:
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """An adapter's parameters."""
-        self._require(name)
-        return list(self._named(name).values())
+        return list(self.adapters(name).parameters())
 
     @contextmanager
     def route(self, adapters: Sequence[str | None], lengths: Sequence[int]) -> Iterator[None]:

@@ -133,8 +133,9 @@ class LoRAConfig:
         """The configuration of each layer: its own rank and alpha, and nothing of other layers."""
         ranks, alphas = dict.fromkeys(names, self.r), dict.fromkeys(names, self.lora_alpha)
         for own, patterns in ((ranks, self.rank_pattern), (alphas, self.alpha_pattern)):
-            for pattern, value in reversed(patterns.items()):  # the first match counts
+            for pattern, value in reversed(patterns.items()):  # the first match counts, a whole name before all
                 own.update(dict.fromkeys(matching(names, pattern), value))  # type: ignore[arg-type]
+            own.update((name, patterns[name]) for name in names if name in patterns)  # type: ignore[misc]
         plain = replace(self, rank_pattern={}, alpha_pattern={}, layers=(), exclude=())
         return {name: replace(plain, r=ranks[name], lora_alpha=alphas[name]) for name in names}
 
@@ -149,11 +150,8 @@ class LoRAConfig:
             name: own.lora_alpha if own.r == ranks[name] else own.scale * DIVISORS[self.scaling](ranks[name])
             for name, own in self.of_layers(list(ranks)).items()
         }
-        return replace(
-            self,
-            rank_pattern={name: r for name, r in ranks.items() if r != self.r},
-            alpha_pattern={name: alpha for name, alpha in alphas.items() if alpha != self.lora_alpha},
-        )
+        # the unchanged too: another layer's name may be the end of theirs
+        return replace(self, rank_pattern=dict(ranks), alpha_pattern=alphas)
 
     def with_patterns_of(self, other: "LoRAConfig") -> "LoRAConfig":
         """With the ranks and alphas by layer of another configuration."""

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_pl.lora.adapter import Adapter
 from lora_pl.lora.errors import LoRAError
 from lora_pl.lora.layer import lora_layers
 
@@ -21,8 +20,7 @@ def adapter_state_dict(model: nn.Module, also: Iterable[nn.Module | nn.Parameter
         for layer, module in lora_layers(model).items()
         for own, tensor in module.adapter.tensors().items()
     }
-    adapters = [module for module in model.modules() if isinstance(module, Adapter)]
-    kept = {id(tensor) for adapter in adapters for tensor in adapter.tensors().values()}
+    kept = {*names}
     for one in also:
         kept.update(map(id, one.state_dict(keep_vars=True).values() if isinstance(one, nn.Module) else [one]))
     state = nn.Module.state_dict(model, keep_vars=True)

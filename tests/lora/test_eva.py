@@ -14,6 +14,7 @@ from lora_pl.lora import (
     eva_matrices,
     inject_lora,
     lora_layers,
+    remove_lora,
 )
 from lora_pl.lora.adapter import GAUSSIAN_STD
 from lora_pl.lora.eva import distributed
@@ -175,6 +176,16 @@ def test_a_rank_pattern_that_is_given_stays():
     assert eva_init(model, config, eva_matrices(config, gathered(model)[0])) == config
     assert {name: layer.adapter.r for name, layer in lora_layers(model).items()} == {
         "query": 5, "key": 2, "up": 2, "down": 2}  # fmt: skip
+
+
+def test_a_name_that_is_the_end_of_anothers():
+    model = nn.ModuleDict({"fc": nn.Linear(8, 8), "block": nn.ModuleDict({"fc": nn.Linear(8, 8)})})
+    config = LoRAConfig(r=3, target_modules=("fc",), init="eva", eva_rho=2)
+    for ranks in ({"fc": 2, "block.fc": 4}, {"fc": 5, "block.fc": 3}):
+        inject_lora(model, config)
+        eva_init(model, config, {name: torch.eye(8)[:r] for name, r in ranks.items()})
+        assert {name: layer.adapter.r for name, layer in lora_layers(model).items()} == ranks
+        remove_lora(model)
 
 
 def test_equal_shares_go_to_the_first_layers():
