@@ -23,7 +23,7 @@ from lora_pl.ablation.study import stored_settings
 from lora_pl.ablation.table import ResultTable, axes_of, options_of
 from lora_pl.errors import UserError
 from lora_pl.storage.schema import parse_json, require_json
-from lora_pl.storage.write_whole import write_whole
+from lora_pl.storage.write_whole import write_text_whole, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,11 +69,10 @@ def write_report(folder: Path, against: str | None = None) -> Path:
     measured = [_summary(group, settings) for group in groups]
     compares = any(one.axis == RANK for one in series) and all(row["task"] == "sst2" for row in measured)
     summary = {"measured": measured, "published": list(PUBLISHED) if compares else []}
-    text = json.dumps(summary, indent=2)
-    write_whole(folder / "summary.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text_whole(folder / "summary.json", json.dumps(summary, indent=2))
     page = make_page(table, series, summary, settings, figures, against)
     path = folder / "report.html"
-    write_whole(path, lambda beside: beside.write_text(page, encoding="utf-8"))
+    write_text_whole(path, page)
     return path
 
 

@@ -17,7 +17,7 @@ from lora_pl.ablation.table import FAILED, ResultTable, Row, best_known, failed_
 from lora_pl.errors import UserError, first_line
 from lora_pl.reporting import say
 from lora_pl.storage.schema import parse_json, require_json
-from lora_pl.storage.write_whole import write_whole
+from lora_pl.storage.write_whole import write_text_whole
 from lora_pl.training.resume.same_run import former_defaults
 from lora_pl.training.resume.stop_signals import RunStopped
 
@@ -93,8 +93,7 @@ def run_study(
         UserError: `output`, the folder holds a trial of the same name and other options.
     """
     settings = {**(stored_settings(folder) or {}), **settings}
-    text = json.dumps(settings, indent=2, sort_keys=True)
-    write_whole(folder / SETTINGS, lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text_whole(folder / SETTINGS, json.dumps(settings, indent=2, sort_keys=True))
     table = ResultTable(folder)
     _require_same_options(table, units)
     finished = table.trials()
@@ -171,8 +170,7 @@ def _write_metrics(folder: Path, outcome: Outcome, settings: Mapping[str, Any]) 
     config = {**settings, **outcome.trial.options, "seed_everything": outcome.trial.seed}
     content = {"metrics": epochs, "config": config, "loss_curve": outcome.result.curve}
     content |= {"error": outcome.error} if outcome.error else {}
-    text = json.dumps(content, indent=2)
-    write_whole(folder / "metrics.json", lambda beside: beside.write_text(text, encoding="utf-8"))
+    write_text_whole(folder / "metrics.json", json.dumps(content, indent=2))
 
 
 def _told(outcome: Outcome) -> str:

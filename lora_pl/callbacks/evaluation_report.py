@@ -16,7 +16,7 @@ from lora_pl.model.module import TaskModule
 from lora_pl.printable import printable
 from lora_pl.reporting import make_console
 from lora_pl.storage.paths import expanded
-from lora_pl.storage.write_whole import write_whole
+from lora_pl.storage.write_whole import write_text_whole
 
 
 class EvaluationReport(Callback):
@@ -62,8 +62,7 @@ class EvaluationReport(Callback):
         if self.path is not None:
             checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
             told = {"checkpoint": checkpoint, "task": task.name, "verb": trainer.state.fn, "splits": content}
-            text = json.dumps(told, indent=2, allow_nan=False)
-            write_whole(self.path, lambda beside: beside.write_text(f"{text}\n", encoding="utf-8"))
+            write_text_whole(self.path, f"{json.dumps(told, indent=2, allow_nan=False)}\n")
 
 
 def _table(labels: tuple[str, ...], scores: ClassScores) -> Table:

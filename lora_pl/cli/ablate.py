@@ -44,7 +44,7 @@ from lora_pl.printable import first_of
 from lora_pl.reporting import say, silence
 from lora_pl.storage.flat import flatten, with_options
 from lora_pl.storage.paths import expanded
-from lora_pl.storage.write_whole import write_whole
+from lora_pl.storage.write_whole import write_text_whole
 from lora_pl.storage.yaml_file import read_options
 from lora_pl.training.resume.same_run import HARMLESS
 from lora_pl.training.resume.stop_signals import RunStopped
@@ -143,8 +143,7 @@ class AblateCLI(ClassifierCLI):
         config, shared = self.config["fit"], self._of_fit()
         settings = self._settings(trials)
         check_study(folder, settings)
-        text = yaml.safe_dump(shared, sort_keys=False)
-        write_whole(folder / CONFIG, lambda beside: beside.write_text(text, encoding="utf-8"))
+        write_text_whole(folder / CONFIG, yaml.safe_dump(shared, sort_keys=False))
         say(f"{len(trials)} trials into {folder}")
         runner = TrialRunner(shared, (folder / "trials").resolve(), config.data_seed)
         _check_models(shared, trials)

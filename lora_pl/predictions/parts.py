@@ -14,7 +14,7 @@ from lora_pl.data import texts
 from lora_pl.errors import UserError
 from lora_pl.predictions.writers import WRITERS, Row, Rows, json_lines
 from lora_pl.reporting import say
-from lora_pl.storage.write_whole import SUFFIX, write_whole
+from lora_pl.storage.write_whole import SUFFIX, write_text_whole, write_whole
 
 PLAN, PART = "plan.json", "{:08d}.jsonl"
 OWN = re.compile(r"\d{8,}\.jsonl")
@@ -46,7 +46,7 @@ class Parts:
         if stored.is_file():
             say(f"{self.folder} is of other texts or another checkpoint; starting anew")
             self.remove()
-        write_whole(stored, lambda beside: beside.write_text(self.plan, encoding="utf-8"))
+        write_text_whole(stored, self.plan)
 
     def done(self) -> list[int]:
         """The numbers of the parts that are there, ascending."""

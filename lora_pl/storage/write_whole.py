@@ -41,6 +41,11 @@ def write_whole(path: Path, write: Callable[[Path], object], keep: Path | None =
         _flush(path.parent)
 
 
+def write_text_whole(path: Path, text: str) -> None:
+    """`write_whole` of a text, in UTF-8."""
+    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
 def write_folder_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary folder, then rename it to `path`, or to what `path` links to.
 

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lora_pl.callbacks.tensorboard import tensorboard_loggers
 from lora_pl.model.versions import versions
 from lora_pl.storage.settings import FROM_DATA, FROM_MODEL
-from lora_pl.storage.write_whole import remove_unfinished, write_whole
+from lora_pl.storage.write_whole import remove_unfinished, write_text_whole
 
 CONFIG = "config.yaml"
 RUN_KEY = "lora_pl_run"
@@ -47,7 +47,7 @@ class RunConfig(Callback):
             if self.folder is not None:
                 path = self.folder / CONFIG
                 remove_unfinished(path)  # of a run that was killed
-                write_whole(path, lambda beside: beside.write_text(commented, encoding="utf-8"))
+                write_text_whole(path, commented)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record."""

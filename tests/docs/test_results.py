@@ -41,6 +41,11 @@ def test_the_recipe_and_full_fine_tuning_with_roberta_minilm():
         for row, arm in zip((recipe, query_value, full), ARMS, strict=True):
             of_arm = summarize([100 * result for result in of_arms[arm].values()])
             assert row[column] == f"{of_arm.mean:.1f} ± {of_arm.std:.1f}", name
+        if name in ("STS-B", "MRPC"):
+            (shown,) = re.findall(
+                rf"^\| {name}.*roberta-minilm, five seeds (\|.*\|)$", PAGES["README.md"], re.MULTILINE
+            )
+            assert shown == f"| {query_value[column]} | {recipe[column]} | {full[column]} |"
         minus = {each.other: each.difference for each in compare(of_arms) if each.one == "recipe"}
         assert [minus_query_value[column], minus_full[column]] == [interval(minus[arm]) for arm in ARMS[1:]], name
 
