@@ -156,6 +156,7 @@ def test_the_commands_of_the_published_studies_resume_them(tmp_path, monkeypatch
     left: list[str] = []
     for name in ("_prepare", "_check_models"):
         monkeypatch.setattr(f"lora_pl.cli.ablate.{name}", lambda *given: None)
+    monkeypatch.setattr("lora_pl.cli.ablate.AblateCLI._joint_trials", lambda *given: 1)  # it reads the encoder
     monkeypatch.setattr("lora_pl.cli.ablate.write_report", lambda *given: given)
 
     def launch(units, run):

@@ -61,6 +61,14 @@ def test_sick_with_five_seeds():
     assert f"(five seeds in fp32: {recipe.mean:.1f} and {full.mean:.1f})" in PAGES["README.md"]
 
 
+def test_sst2_with_five_epochs():
+    results = {row["seed"]: row["last"] for row in ResultTable(ROOT / "docs/studies/minilm-sst2-long").rows}
+    first, second, third = (f"{100 * results[seed]:.1f}" for seed in range(3))
+    of_all = summarize([100 * each for each in results.values()])
+    said = f"end at {first}, {second} and {third}, {of_all.mean:.1f} ± {of_all.std:.1f}."
+    assert said in " ".join(PAGES["docs/results.md"].split())
+
+
 def test_what_each_part_of_the_recipe_is_worth():
     results = results_of("mini-stsb-recipe-fp32")
     found = {each.one: each for each in compare(results, "recipe")}
