@@ -67,8 +67,9 @@ def measure(
     most = batch_size * max(counts)
     batches = [draw.choice(len(tokens), most, replace=False).tolist() for _ in range(rounds + 2)]
     steps, peaks = {}, {}
-    for base, count in itertools.product(bases, counts):
-        make, name = partial(packed_step, encoder, base, count, batch_size, device or CPU), f"{base} | {count}"
+    kinds = {f"{base} | {count}": (base, count) for base, count in itertools.product(bases, counts)}
+    for name, (base, count) in kinds.items():
+        make = partial(packed_step, encoder, base, count, batch_size, device or CPU)
         if device:
             step, peaks[name] = step_and_peak(make, tokens, batches[:3], device)
         else:
@@ -77,7 +78,7 @@ def measure(
     seconds = interleaved(steps, batches, 2, device or CPU)
     alone, rows = seconds[f"{bases[0]} | 1"], []
     for name, value in seconds.items():
-        count = int(name.split()[-1])
+        _, count = kinds[name]
         rows.append(
             f"| {folder.name} | {name} | {count * batch_size / value:.1f} | {value / alone:.2f} "
             f"| {count * alone / value:.2f} | {peaks[name]:,.0f} |"

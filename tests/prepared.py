@@ -1,6 +1,5 @@
 """What a process that runs tests has: fixtures (tiny real encoders, a trained checkpoint), and less to wait for."""
 
-import functools
 import gc
 import itertools
 import os
@@ -9,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import docstring_parser
 import pytest
 import torch
 
@@ -19,7 +17,15 @@ from lora_pl.encoder.loading import load_encoder, pretrained_head_layers
 from lora_pl.model import base
 from lora_pl.training import run_log
 from tests.conftest import SHARED
-from tests.support import process_state, read_once, run_in_process, tiny_config, tiny_tokenizer, write_glue_split
+from tests.support import (
+    parse_docstrings_once,
+    process_state,
+    read_once,
+    run_in_process,
+    tiny_config,
+    tiny_tokenizer,
+    write_glue_split,
+)
 
 READ_ONCE = (load_encoder, pretrained_head_layers, base_fingerprints)
 """What reads an encoder's files, for a base."""
@@ -28,9 +34,8 @@ READ_ONCE = (load_encoder, pretrained_head_layers, base_fingerprints)
 def pytest_configure() -> None:
     """Less to wait for: no test of this process ends in a power cut, so nothing is flushed to the disk.
 
-    Every run would draw its confusion matrix, and a resumed one wait until a second has passed since its first log. For
-    every command jsonargparse reads the sources of Lightning's classes anew, which is most of what a parser costs, and
-    for every model Transformers the encoder's files.
+    Every run would draw its confusion matrix, and a resumed one wait until a second has passed since its first log; for
+    every model Transformers reads the encoder's files anew.
     """
     torch.set_num_threads(1)
     for function in READ_ONCE:
@@ -38,7 +43,7 @@ def pytest_configure() -> None:
     confusion_figure.find_spec = lambda name: None  # no picture but in the tests of it
     run_log.time = SimpleNamespace(time=time.time, sleep=lambda seconds: None)  # nor a wait
     os.fsync = lambda descriptor: None
-    docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
+    parse_docstrings_once()
 
 
 def pytest_collection_finish() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+import docstring_parser
 import numpy
 import torch
 
@@ -117,6 +118,11 @@ def tiny_tokenizer(kind: str):
         pad_token="<pad>", unk_token="<unk>", model_max_length=38,
         model_input_names=["input_ids", *(["token_type_ids"] if typed else []), "attention_mask"],
     )  # fmt: skip
+
+
+def parse_docstrings_once() -> None:
+    """For every command jsonargparse reads the sources of Lightning's classes anew: most of what a parser costs."""
+    docstring_parser.parse_from_object = functools.cache(docstring_parser.parse_from_object)
 
 
 def read_once(read: Callable) -> Callable:

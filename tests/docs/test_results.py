@@ -8,6 +8,7 @@ from lora_pl.ablation.table import ResultTable
 from tests.docs.pages import PAGES, ROOT
 
 STUDIES = {"SICK": "minilm-sick", "STS-B": "minilm-stsb", "MRPC": "minilm-mrpc", "RTE": "minilm-rte"}
+RESULTS = " ".join(PAGES["docs/results.md"].split())
 ARMS = ("recipe", "LoRA, r = 4 on query and value", "full fine-tuning")
 
 
@@ -55,9 +56,7 @@ def test_sick_with_five_seeds():
     recipe, full = (summarize([100 * each for each in results[arm].values()]) for arm in ("recipe", "full fine-tuning"))
     (minus,) = compare(results, "full fine-tuning")
     said = f"has {recipe.mean:.1f} ± {recipe.std:.1f}, full fine-tuning at 1e-4 {full.mean:.1f} ± {full.std:.1f}"
-    assert f"{said}, the recipe minus full fine-tuning {interval(minus.difference)}." in " ".join(
-        PAGES["docs/results.md"].split()
-    )
+    assert f"{said}, the recipe minus full fine-tuning {interval(minus.difference)}." in RESULTS
     assert f"(five seeds in fp32: {recipe.mean:.1f} and {full.mean:.1f})" in PAGES["README.md"]
 
 
@@ -74,7 +73,7 @@ def test_rte_from_sick():
         f"the recipe has {of_all.mean:.1f} ± {of_all.std:.1f} on RTE: {minus['recipe']} against the recipe without it, "
     )
     said += f"{minus['full fine-tuning']} against full fine-tuning without it."
-    assert said in " ".join(PAGES["docs/results.md"].split())
+    assert said in RESULTS
 
 
 def test_sst2_with_five_epochs():
@@ -82,7 +81,7 @@ def test_sst2_with_five_epochs():
     first, second, third = (f"{100 * results[seed]:.1f}" for seed in range(3))
     of_all = summarize([100 * each for each in results.values()])
     said = f"end at {first}, {second} and {third}, {of_all.mean:.1f} ± {of_all.std:.1f}."
-    assert said in " ".join(PAGES["docs/results.md"].split())
+    assert said in RESULTS
 
 
 def test_what_each_part_of_the_recipe_is_worth():
